@@ -1,0 +1,28 @@
+"""Pure, jit-compiled functions with hand-written gradients; they know nothing of Flax."""
+
+from jaxnets.kernels.softmax.checked import checked
+from jaxnets.kernels.softmax.full import linear_softmax_cross_entropy
+from jaxnets.kernels.softmax.learned_unigram import LearnedUnigram
+from jaxnets.kernels.softmax.sampled import (
+    in_batch_softmax_cross_entropy,
+    nce_loss,
+    negative_sampling_loss,
+    sampled_softmax_cross_entropy,
+)
+from jaxnets.kernels.softmax.samplers import (
+    LogUniform,
+    Samples,
+    Uniform,
+    Unigram,
+    in_batch,
+    sample,
+)
+from jaxnets.kernels.softmax.sparse import Rows, add_rows, gather_rows, rows_from_dense, to_dense
+from jaxnets.kernels.softmax.top_k import linear_top_k
+
+__all__ = [
+    "LearnedUnigram", "LogUniform", "Rows", "Samples", "Uniform", "Unigram",
+    "add_rows", "checked", "gather_rows", "in_batch", "in_batch_softmax_cross_entropy",
+    "linear_softmax_cross_entropy", "linear_top_k", "nce_loss", "negative_sampling_loss",
+    "rows_from_dense", "sample", "sampled_softmax_cross_entropy", "to_dense",
+]  # fmt: skip

@@ -1,0 +1,1 @@
+"""Losses over an output projection: exact and tiled, or sampled."""

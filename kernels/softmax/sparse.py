@@ -1,0 +1,131 @@
+"""The gradient of a table as the rows that a step touched, not as an array of the table's size.
+
+A step that reads a few thousand rows of a table [vocab, features] pays for the whole vocabulary all
+the same, if its gradient is dense and its optimiser goes over every row. Here a step
+
+1. gathers the rows it needs, each once (:func:`gather_rows`): a small table, with ids into it;
+2. runs any loss on the small table and differentiates that, so its gradient is one row an id;
+3. updates those rows (``jaxnets.optim``) in the donated tables.
+
+Each costs the number of rows. The tables must be donated to the jitted step
+(``jax.jit(step, donate_argnums=...)``); otherwise JAX copies them, and the step is O(vocab) again.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int32
+
+from jaxnets.kernels.softmax import arguments
+
+
+class Rows(NamedTuple):
+    """Rows of a table: ``values[i]`` belongs to row ``ids[i]``; what is not named is 0.
+
+    ids: [rows] int32, distinct and sorted; ids of vocab and above (out of bounds) fill up behind
+      the last.
+    values: [rows, ...].
+    """
+
+    ids: jax.Array
+    values: jax.Array
+
+
+def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]:
+    """The rows of ``tables`` that ``ids`` name, each once, and ids into them.
+
+    Args:
+      tables: an array [vocab, ...] or a pytree of such with one vocab, as {"weight": [vocab,
+        features], "bias": [vocab]}.
+      ids: an integer array, or a pytree of such, of any shapes; in [0, vocab).
+
+    Returns:
+      ``(row_ids, rows, local_ids)``: row_ids [rows] int32, sorted and distinct, filled up with
+      ids of vocab and above to the number of ids; rows, like tables with [rows, ...]; and local_ids, like ids, with
+      ``rows[local_ids]`` equal to ``tables[ids]``. An id outside [0, vocab) gives a local id
+      outside [0, rows): the losses make it NaN.
+
+    Raises:
+      TypeError: float ids.
+      ValueError: no table, tables with different vocabs, or no id.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> table = jnp.arange(10.0)[:, None] * jnp.ones(2)
+      >>> row_ids, rows, local_ids = gather_rows(table, jnp.array([7, 3, 7]))
+      >>> row_ids.tolist(), rows[:2].tolist(), local_ids.tolist()
+      ([3, 7, 12], [[3.0, 3.0], [7.0, 7.0]], [1, 0, 1])
+    """
+    leaves = jax.tree.leaves(tables)
+    vocabs = {table.shape[:1] for table in leaves}
+    if len(vocabs) != 1 or () in vocabs:
+        raise ValueError(f"tables must share their first axis, got {[t.shape for t in leaves]}")
+    id_leaves, id_tree = jax.tree.flatten(ids)
+    for leaf in id_leaves:
+        arguments.check_integers("ids", leaf)
+    if not sum(leaf.size for leaf in id_leaves):
+        raise ValueError(
+            f"ids must hold at least one id, got shapes {[i.shape for i in id_leaves]}"
+        )
+    (vocab,) = vocabs.pop()
+    flat = arguments.safe_ids(jnp.concatenate([leaf.reshape(-1) for leaf in id_leaves]), vocab)
+    row_ids, local = _distinct(flat, vocab)
+    local = jnp.where(flat < vocab, local, flat.size)
+    rows = jax.tree.map(lambda table: table.at[row_ids].get(mode="clip"), tables)
+    ends = [sum(leaf.size for leaf in id_leaves[: i + 1]) for i in range(len(id_leaves))]
+    pieces = jnp.split(local, ends[:-1])
+    shaped = [p.reshape(leaf.shape) for p, leaf in zip(pieces, id_leaves, strict=True)]
+    return row_ids, rows, jax.tree.unflatten(id_tree, shaped)
+
+
+def rows_from_dense(gradient: jax.Array, num_rows: int) -> Rows:
+    """The rows of a dense ``gradient [vocab, ...]`` that are not 0, at most ``num_rows`` of them.
+
+    For tests and for moving over: it reads the whole gradient.
+    """
+    vocab = gradient.shape[0]
+    touched = jnp.any(gradient.reshape(vocab, -1) != 0, axis=1)
+    (ids,) = jnp.nonzero(touched, size=num_rows, fill_value=vocab)
+    ids = (ids + jnp.where(ids < vocab, 0, jnp.arange(num_rows))).astype(jnp.int32)
+    return Rows(ids, gradient.at[ids].get(mode="fill", fill_value=0))
+
+
+def add_rows(table: jax.Array, rows: Rows) -> jax.Array:
+    """``table [vocab, ...]`` with ``rows`` added; in place where the table is donated."""
+    return table.at[rows.ids].add(
+        rows.values.astype(table.dtype),
+        mode="drop",
+        unique_indices=True,
+        indices_are_sorted=True,
+    )
+
+
+def set_rows(table: jax.Array, rows: Rows) -> jax.Array:
+    """``table [vocab, ...]`` with ``rows`` put in; in place where the table is donated."""
+    return table.at[rows.ids].set(
+        rows.values.astype(table.dtype),
+        mode="drop",
+        unique_indices=True,
+        indices_are_sorted=True,
+    )
+
+
+def to_dense(rows: Rows, vocab: int) -> jax.Array:
+    """The dense gradient [vocab, ...] that ``rows`` stand for."""
+    return add_rows(jnp.zeros((vocab, *rows.values.shape[1:]), rows.values.dtype), rows)
+
+
+def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
+    """Sorted distinct ids, filled up with ``fill``, and where each id stands among them."""
+    order = jnp.argsort(ids)
+    ordered = ids[order]
+    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    rank = jnp.cumsum(first) - 1
+    # Fillers differ, so that ids are distinct and sorted to the end, as the scatters promise XLA.
+    fillers = fill + jnp.arange(ids.size, dtype=jnp.int32)
+    distinct = fillers.at[rank].set(ordered)
+    local = jnp.zeros(ids.shape, jnp.int32).at[order].set(rank, unique_indices=True)
+    return distinct, local

@@ -1,0 +1,112 @@
+"""Tiles of logits: what the one-pass and the two-pass gradient, evaluation and top-k share.
+
+A last tile that would stick out of the vocabulary is moved back inside it, so that every tile has
+one static shape and no array is padded; the classes that an earlier tile has seen are masked.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Options(NamedTuple):
+    """What shapes the loss and the tiles; static under ``jit``."""
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    soft_cap: float | None = None
+    token_tile: int = 128
+    vocab_tile: int = 1024
+
+
+class VocabTile(NamedTuple):
+    """Rows [start, start + size) of the projection, and which of them no earlier tile has seen."""
+
+    start: jax.Array
+    weight: jax.Array  # [size, features]
+    bias: jax.Array  # [size]
+    fresh: jax.Array | None  # [size] bool; None: all are
+
+
+def accumulator_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """float32, or float64 where an input is float64."""
+    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+
+
+def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64)."""
+    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        dimensions,
+        preferred_element_type=accumulator_dtype(a, b),
+    )
+
+
+def tile_count(vocab: int, options: Options) -> int:
+    """How many vocabulary tiles cover ``vocab`` classes."""
+    return -(-vocab // options.vocab_tile)
+
+
+def vocab_tile(weight: jax.Array, bias: jax.Array, index, options: Options) -> VocabTile:
+    """The ``index``-th tile of the projection ``weight [vocab, features]``, ``bias [vocab]``."""
+    vocab = weight.shape[0]
+    size = min(options.vocab_tile, vocab)
+    start = jnp.minimum(index * size, vocab - size)
+    fresh = None if vocab % size == 0 else start + jnp.arange(size) >= index * size
+    return VocabTile(
+        start,
+        lax.dynamic_slice_in_dim(weight, start, size),
+        lax.dynamic_slice_in_dim(bias, start, size),
+        fresh,
+    )
+
+
+def cap_logits(logits: jax.Array, soft_cap: float | None):
+    """The soft-capped logits and their slope, d capped / d logits (None where nothing is capped)."""
+    if soft_cap is None:
+        return logits, None
+    bent = jnp.tanh(logits / soft_cap)
+    return soft_cap * bent, 1 - bent * bent
+
+
+def tile_logits(hidden: jax.Array, tile: VocabTile, options: Options):
+    """Logits [tokens, size] of one tile, -inf where not fresh, and their slope under the cap."""
+    logits, slope = cap_logits(matmul(hidden, tile.weight, (1, 1)) + tile.bias, options.soft_cap)
+    if tile.fresh is not None:
+        logits = jnp.where(tile.fresh, logits, -jnp.inf)
+    return logits, slope
+
+
+def label_logits(hidden, weight, bias, labels, options: Options):
+    """The logits [tokens] at ``labels``, their slope, and the rows of ``weight`` they used.
+
+    A label out of range gives NaN.
+    """
+    dtype = accumulator_dtype(hidden, weight)
+    rows = weight.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+    offsets = bias.at[labels].get(mode="fill", fill_value=jnp.nan)
+    logits, slope = cap_logits((hidden.astype(dtype) * rows).sum(1) + offsets, options.soft_cap)
+    return logits, slope, rows
+
+
+def add_rows(array: jax.Array, tile: VocabTile, rows: jax.Array) -> jax.Array:
+    """``array`` with ``rows`` added at the tile's classes; in place where XLA can."""
+    size = rows.shape[0]
+    old = lax.dynamic_slice_in_dim(array, tile.start, size)
+    return lax.dynamic_update_slice_in_dim(array, old + rows, tile.start, 0)
+
+
+def token_tiles(array: jax.Array, size: int) -> jax.Array:
+    """``array [tokens, ...]`` as [tiles, size, ...], padded with zeros."""
+    tokens = array.shape[0]
+    padding = -tokens % size
+    if padding:
+        array = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+    return array.reshape(-1, size, *array.shape[1:])
