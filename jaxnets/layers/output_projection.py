@@ -89,7 +89,7 @@ class OutputProjection(nnx.Module):
         *,
         sampled: Samples | None = None,
         **options,
-    ) -> Float[Array, "..."]:
+    ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "*batch"]]:
         """The training loss: exact, or over ``sampled`` classes.
 
         ``options`` are those of :func:`jaxnets.kernels.linear_softmax_cross_entropy` or of
@@ -104,7 +104,7 @@ class OutputProjection(nnx.Module):
         hidden: Float[Array, "*batch features"],
         labels: Integer[Array, "*batch"],
         **options,
-    ) -> Float[Array, "..."]:
+    ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "*batch"]]:
         """The exact loss, however the layer is trained."""
         return self.loss(hidden, labels, **options)
 

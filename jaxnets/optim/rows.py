@@ -42,7 +42,7 @@ from jaxnets.kernels.softmax.sparse import Rows, add_rows, set_rows
 class RowState(NamedTuple):
     """The number of steps, and for each table a dict of arrays with the table's first axis."""
 
-    count: jax.Array
+    step: jax.Array
     tables: Any
 
 
@@ -149,7 +149,7 @@ def _by_rows(zero: Callable, rule: Callable) -> optax.GradientTransformation:
 
     def update(gradients, state, params=None):
         del params
-        count = state.count + 1
+        count = state.step + 1
         leaves, tree = jax.tree.flatten(gradients, is_leaf=_is_rows)
         updates, tables = [], []
         for rows, arrays in zip(leaves, state.tables, strict=True):

@@ -11,7 +11,7 @@ INT32_MAX = 2**31 - 1
 
 
 def check_projection(hidden, weight, bias) -> None:
-    """Raise unless ``hidden [..., features]`` fits ``weight [vocab, features]`` and ``bias [vocab]``."""
+    """Raise unless ``hidden [..., features]`` fits ``weight [vocab, features]`` and ``bias``."""
     for name, array in (("hidden", hidden), ("weight", weight), ("bias", bias)):
         if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
             raise TypeError(f"{name} must be floating point, got {jnp.result_type(array)}")
@@ -42,9 +42,9 @@ def check_integers(name: str, array) -> None:
 
 
 def check_labels(labels, shape: tuple[int, ...], vocab: int, ignore_index: int | None = None):
-    """Raise unless ``labels`` are integers of ``shape`` and, where their values are known, in range.
+    """Raise unless ``labels`` are integers of ``shape`` and, where that is known, in range.
 
-    Values are known when ``labels`` is a concrete array (outside ``jit``). A traced label outside
+    Values are known when ``labels`` is a concrete array (outside ``jit``). A traced label out of
     [0, vocab) gives a loss of NaN; :mod:`jaxnets.kernels.softmax.checked` turns it into an error.
     """
     check_integers("labels", labels)

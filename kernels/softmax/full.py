@@ -116,7 +116,8 @@ def linear_softmax_cross_entropy(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @jax.named_scope("linear_softmax_cross_entropy")
 def _loss(
-    options, reduction, return_log_sum_exp, ignore_index, hidden, weight, bias, labels, weights, temperature
+    options, reduction, return_log_sum_exp, ignore_index,
+    hidden, weight, bias, labels, weights, temperature,
 ):  # fmt: skip
     batch = labels.shape
     accumulator = accumulator_dtype(hidden, weight)

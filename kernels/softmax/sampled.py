@@ -125,7 +125,7 @@ def negative_sampling_loss(
     .. math:: \text{loss} = -\log \sigma(o_y) - \sum_{k \in S} \log \sigma(-o_k)
 
     for one true class y and :math:`o_k = w_k \cdot h + b_k` (Mikolov et al. 2013, "Distributed
-    Representations of Words and Phrases", equation 4). It learns good vectors, and no probabilities:
+    Representations of Words and Phrases", equation 4). It learns good vectors, not probabilities:
     its logits are not log-probabilities, even up to a constant.
 
     Example:
@@ -164,7 +164,7 @@ def in_batch_softmax_cross_entropy(
       items: [batch, features], float: the item of each query.
       labels: [batch], integer ids of the items.
       log_probability: [batch]: log of each item's share of the data; None: no correction.
-      weights: [batch], a factor for each query; 0 (or False) leaves the query out, but not its item.
+      weights: [batch], a factor for each query; 0 (or False) leaves out the query, not its item.
       reduction: "mean" (by weight), "sum" or "none".
 
     Returns:

@@ -2,7 +2,7 @@
 
 ``hidden [tokens, features]``; ``true_rows [tokens, num_true, features]`` and ``true_offset
 [tokens, num_true]``; ``sampled_rows [num_sampled, features]`` and ``sampled_offset [num_sampled]``,
-shared, or each with a leading [tokens]; ``hits [tokens, num_sampled]`` bool or None: candidates that
+shared, or each with a leading [tokens]; ``hits [tokens, num_sampled]`` bool or None: what
 a token leaves out. An offset is the bias less the log-count.
 """
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, UInt32
+from jaxtyping import Array, Float, Integer
 
 from jaxnets.kernels.softmax import arguments, log_uniform
 from jaxnets.kernels.softmax.unique import draw_unique
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What :func:`sample` needs of a distribution over classes."""
 
@@ -56,7 +57,7 @@ class Samples(NamedTuple):
 
 def sample(
     sampler: Sampler,
-    key: UInt32[Array, "..."] | jax.Array,
+    key: jax.Array,
     num_sampled: int,
     labels: Integer[Array, "..."],
     *,

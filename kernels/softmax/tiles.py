@@ -69,7 +69,7 @@ def vocab_tile(weight: jax.Array, bias: jax.Array, index, options: Options) -> V
 
 
 def cap_logits(logits: jax.Array, soft_cap: float | None):
-    """The soft-capped logits and their slope, d capped / d logits (None where nothing is capped)."""
+    """The soft-capped logits and their slope, d capped / d logits (None: nothing is capped)."""
     if soft_cap is None:
         return logits, None
     bent = jnp.tanh(logits / soft_cap)

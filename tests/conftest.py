@@ -1,0 +1,17 @@
+import jax
+import jaxtyping
+import pytest
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def users_checks():
+    """Lets bad input reach our own checks: in tests jaxtyping's would refuse it first."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

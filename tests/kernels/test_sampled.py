@@ -1,0 +1,253 @@
+"""The sampled losses against the equation, TensorFlow's figures and the full softmax."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+from scipy import stats
+
+from jaxnets.kernels import (
+    LogUniform,
+    Samples,
+    Uniform,
+    in_batch,
+    in_batch_softmax_cross_entropy,
+    linear_softmax_cross_entropy,
+    nce_loss,
+    negative_sampling_loss,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+from jaxnets.kernels.softmax import reference
+
+TENSORFLOW = dict(np.load(Path(__file__).parents[1] / "data" / "tensorflow.npz"))
+
+
+def problem(num_true=1, per_token=False, vocab=60, tokens=7, features=5, num_sampled=16):
+    keys = jax.random.split(jax.random.key(0), 5)
+    hidden = jax.random.normal(keys[0], (tokens, features), jnp.float64)
+    weight = jax.random.normal(keys[1], (vocab, features), jnp.float64)
+    bias = jax.random.normal(keys[2], (vocab,), jnp.float64)
+    labels = LogUniform(vocab).draw(keys[3], (tokens, num_true))
+    samples = sample(LogUniform(vocab), keys[4], num_sampled, labels[:, 0], per_token=per_token)
+    if num_true > 1:
+        every = sample(LogUniform(vocab), keys[4], num_sampled, labels)
+        samples = samples._replace(labels_log_expected_count=every.labels_log_expected_count)
+    return hidden, weight, bias, labels, samples
+
+
+@pytest.mark.parametrize("num_true", [1, 3])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("subtract_log_q", [False, True])
+@pytest.mark.parametrize("remove_accidental_hits", [False, True])
+def test_losses_equal_the_reference(
+    x64, num_true, per_token, subtract_log_q, remove_accidental_hits
+):
+    hidden, weight, bias, labels, samples = problem(num_true, per_token)
+    options = {"subtract_log_q": subtract_log_q, "remove_accidental_hits": remove_accidental_hits}
+    own = labels if num_true > 1 else labels[:, 0]
+    columns = samples
+    if num_true == 1:
+        columns = samples._replace(
+            labels_log_expected_count=samples.labels_log_expected_count[:, None]
+        )
+    weights = jax.random.uniform(jax.random.key(7), (7,), jnp.float64)
+    pairs = [
+        (sampled_softmax_cross_entropy, reference.sampled_softmax_cross_entropy),
+        (nce_loss, reference.noise_contrastive),
+    ]
+    for ours, theirs in pairs:
+
+        def actual(h, w, b, weights, ours=ours):
+            return ours(h, w, b, own, samples, weights=weights, **options)
+
+        def expected(h, w, b, weights, theirs=theirs):
+            losses = theirs(h, w, b, labels, columns, **options)
+            return (losses * weights).sum() / weights.sum()
+
+        inputs = (hidden, weight, bias, weights)
+        a = jax.value_and_grad(actual, (0, 1, 2, 3))(*inputs)
+        e = jax.value_and_grad(expected, (0, 1, 2, 3))(*inputs)
+        # Offsets are float32, so a few float32 roundings of log-counts near 5 are shared by both.
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-11), a, e)
+
+
+def test_negative_sampling_is_nce_without_log_counts(x64):
+    hidden, weight, bias, labels, samples = problem()
+    loss = negative_sampling_loss(hidden, weight, bias, labels[:, 0], samples, reduction="none")
+    true, sampled = reference.sampled_logits(
+        hidden, weight, bias, labels, samples, subtract_log_q=False, remove_accidental_hits=False
+    )
+    expected = -jax.nn.log_sigmoid(true[:, 0]) - jax.nn.log_sigmoid(-sampled).sum(1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_true", [1, 3])
+@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize(
+    ("name", "loss"), [("softmax", sampled_softmax_cross_entropy), ("nce", nce_loss)]
+)
+def test_figures_of_tensorflow(num_true, remove, name, loss):
+    """Its losses and gradients for fixed ids (tests/data/make_tensorflow_figures.py)."""
+    figures = TENSORFLOW
+    labels = figures[f"labels_{num_true}"].astype(np.int32)
+    counts = figures[f"labels_log_expected_count_{num_true}"]
+    if num_true == 1 and name == "softmax":
+        labels, counts = labels[:, 0], counts[:, 0]
+    samples = Samples(
+        jnp.asarray(figures["ids"], jnp.int32), jnp.asarray(figures["log_expected_count"]),
+        jnp.asarray(counts), jnp.int32(12),
+    )  # fmt: skip
+
+    def ours(weight, bias, hidden):
+        losses = loss(
+            hidden, weight, bias, jnp.asarray(labels), samples, reduction="none",
+            remove_accidental_hits=remove,
+        )  # fmt: skip
+        return losses.sum(), losses
+
+    arrays = [jnp.asarray(figures[k]) for k in ("weight", "bias", "hidden")]
+    (_, losses), gradients = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(*arrays)
+    key = f"{name}_{num_true}_{remove}"
+    # Both are float32 sums of at most 15 terms.
+    np.testing.assert_allclose(losses, figures[f"{key}_loss"], rtol=2e-6, atol=2e-6)
+    for variable, gradient in zip(("weight", "bias", "hidden"), gradients, strict=True):
+        np.testing.assert_allclose(gradient, figures[f"{key}_{variable}"], rtol=1e-5, atol=4e-6)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_gradients_numerically(x64, per_token):
+    hidden, weight, bias, labels, samples = problem(per_token=per_token, vocab=20, num_sampled=6)
+
+    def loss(hidden, weight, bias):
+        return sampled_softmax_cross_entropy(hidden, weight, bias, labels[:, 0], samples)
+
+    check_grads(loss, (hidden, weight, bias), order=1, modes=["rev"])
+
+
+def test_all_classes_sampled_is_the_full_softmax(x64):
+    hidden, weight, bias, labels, _ = problem()
+    labels = labels[:, 0]
+    samples = sample(LogUniform(60), jax.random.key(1), 60, labels)
+    sampled = jax.value_and_grad(
+        lambda *a: sampled_softmax_cross_entropy(*a, labels, samples), (0, 1, 2)
+    )(hidden, weight, bias)
+    full = jax.value_and_grad(lambda *a: linear_softmax_cross_entropy(*a, labels), (0, 1, 2))(
+        hidden, weight, bias
+    )
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-13), sampled, full
+    )
+
+
+@pytest.mark.parametrize("sampler", [LogUniform(400), Uniform(400)], ids=["log_uniform", "uniform"])
+def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler):
+    """The mean gradient over draws nears the full softmax's as num_sampled doubles and doubles.
+
+    The mean over n draws has a standard error s; |mean - full|^2 - trace(s^2) estimates |bias|^2
+    without bias. Each of the three falls is tested one-sided at 1e-3 (normal approximation, the
+    spread taken over 40 groups of draws): false alarms below 3e-3.
+    """
+    keys = jax.random.split(jax.random.key(5), 4)
+    hidden = jax.random.normal(keys[0], (32, 8))
+    weight = jax.random.normal(keys[1], (400, 8)) * 0.7
+    labels = LogUniform(400).draw(keys[2], (32,))
+    full = jax.grad(linear_softmax_cross_entropy)(hidden, weight, None, labels)
+
+    @jax.jit(static_argnums=1)
+    def gradients(keys, num_sampled):
+        def one(key):
+            samples = sample(sampler, key, num_sampled, labels)
+            return jax.grad(sampled_softmax_cross_entropy)(hidden, weight, None, labels, samples)
+
+        return jax.lax.map(one, keys, batch_size=50)
+
+    groups, draws = 40, 50
+    estimates = []
+    for num_sampled in (5, 20, 80, 320):
+        g = np.asarray(
+            gradients(jax.random.split(keys[3], groups * draws), num_sampled), np.float64
+        )
+        g = (g - np.asarray(full, np.float64)).reshape(groups, draws, -1)
+        # Inner products of means of different groups have the squared bias as their expectation.
+        means = g.mean(1)
+        total = means.sum(0)
+        estimates.append((means @ total - (means**2).sum(1)) / (groups - 1))
+    for fewer, more in zip(estimates, estimates[1:], strict=False):
+        assert stats.ttest_rel(fewer, more, alternative="greater")[1] < 1e-3
+    assert estimates[-1].mean() < 1e-2 * estimates[0].mean()
+
+
+def test_in_batch_softmax_is_a_softmax_over_the_batch(x64):
+    keys = jax.random.split(jax.random.key(6), 3)
+    hidden, items = jax.random.normal(keys[0], (2, 6, 4), jnp.float64)
+    labels = jnp.array([3, 9, 3, 4, 5, 9])
+    log_p = jnp.log(jax.random.uniform(keys[1], (6,), jnp.float64))
+
+    def theirs(hidden, items):
+        logits = hidden @ items.T - log_p
+        same = (labels[:, None] == labels) & ~jnp.eye(6, dtype=bool)
+        logits = jnp.where(same, -jnp.inf, logits)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(6)).mean()
+
+    def ours(hidden, items):
+        return in_batch_softmax_cross_entropy(hidden, items, labels, log_p)
+
+    actual = jax.value_and_grad(ours, (0, 1))(hidden, items)
+    expected = jax.value_and_grad(theirs, (0, 1))(hidden, items)
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-13), actual, expected
+    )
+    check_grads(ours, (hidden, items), order=1, modes=["rev"])
+
+
+def test_in_batch_samples_leave_repeats_out(x64):
+    hidden, weight, bias, _, _ = problem()
+    labels = jnp.array([3, 9, 3, 4, 5, 9, 3])
+    log_p = jnp.full(7, -2.0)
+    samples = in_batch(labels, log_p)
+    loss = sampled_softmax_cross_entropy(hidden, weight, bias, labels, samples)
+    kept = jnp.array([0, 1, 3, 4])
+    fewer = samples._replace(
+        ids=samples.ids[kept], log_expected_count=samples.log_expected_count[kept]
+    )
+    expected = sampled_softmax_cross_entropy(hidden, weight, bias, labels, fewer)
+    np.testing.assert_allclose(loss, expected, rtol=1e-12)
+    gradient = jax.grad(sampled_softmax_cross_entropy, 1)(hidden, weight, bias, labels, samples)
+    assert bool(jnp.isfinite(gradient).all())
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    hidden, weight, bias, labels, samples = problem(tokens=64, features=32, vocab=500)
+    half = (hidden.astype(jnp.bfloat16), (weight / 6).astype(jnp.bfloat16))
+    wide = tuple(x.astype(jnp.float32) for x in half)
+
+    def loss(hidden, weight):
+        return sampled_softmax_cross_entropy(hidden, weight, None, labels[:, 0], samples)
+
+    value, gradients = jax.value_and_grad(loss, (0, 1))(*half)
+    expected, exact = jax.value_and_grad(loss, (0, 1))(*wide)
+    assert value.dtype == jnp.float32
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    # The shared rows are scattered into a bfloat16 table: a few roundings where a class repeats.
+    for gradient, reference_gradient in zip(gradients, exact, strict=True):
+        error = jnp.abs(gradient.astype(jnp.float32) - reference_gradient).max()
+        assert error / jnp.abs(reference_gradient).max() < 8 * jnp.finfo(jnp.bfloat16).eps
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_lowers_for_accelerators(platform):
+    hidden, weight, labels = jnp.ones((8, 4)), jnp.ones((100, 4)), jnp.arange(8)
+
+    def loss(hidden, weight, key):
+        samples = sample(LogUniform(100), key, 4, labels)
+        return sampled_softmax_cross_entropy(hidden, weight, None, labels, samples)
+
+    exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1))), platforms=[platform])(
+        hidden, weight, jax.random.PRNGKey(0)
+    )
+    assert exported.platforms == (platform,)

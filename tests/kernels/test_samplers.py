@@ -1,0 +1,189 @@
+"""Samplers: each statistical test states its false-alarm rate; the seeds are fixed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxnets.kernels import LearnedUnigram, LogUniform, Uniform, Unigram, in_batch, sample
+from jaxnets.kernels.softmax.unique import draw_unique
+
+FALSE_ALARM = 1e-4  # of each chi-squared or z-test below, were the seed drawn anew
+
+COUNTS = np.array([50, 1, 7, 0, 19, 3, 0, 120, 11, 5])
+
+
+def samplers():
+    learned = LearnedUnigram.create(300).update(jnp.asarray(np.arange(300) % 7 * 31))
+    return [
+        Uniform(10),
+        LogUniform(10),
+        LogUniform(1000),
+        Unigram.from_counts(COUNTS),
+        Unigram.from_counts(COUNTS, power=0.75),
+        learned,
+    ]
+
+
+@pytest.mark.parametrize("sampler", samplers(), ids=lambda s: f"{type(s).__name__}{s.vocab}")
+def test_frequencies_follow_the_probabilities(sampler):
+    """Chi-squared over all classes; false alarms 1e-4 each."""
+    draws = 400_000
+    ids = np.asarray(sampler.draw(jax.random.key(1), (draws,)))
+    p = np.exp(np.asarray(sampler.log_probability(jnp.arange(sampler.vocab)), np.float64))
+    np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+    seen = np.bincount(ids, minlength=sampler.vocab)
+    assert seen[p == 0].sum() == 0
+    possible = p > 0
+    expected = p[possible] / p.sum() * draws
+    assert stats.chisquare(seen[possible], expected).pvalue > FALSE_ALARM
+
+
+def test_the_tail_of_ten_million_classes_is_drawn_right():
+    """64 equal slices of the last fifth of the ids, and the ids' parity; false alarms 2e-4."""
+    vocab, draws = 10_000_000, 2_000_000
+    ids = np.asarray(LogUniform(vocab).draw(jax.random.key(2), (draws,)), np.int64)
+    assert ids.min() == 0
+    assert ids.max() < vocab
+    edges = np.linspace(8_000_000, vocab, 65)
+    p = np.diff(np.log1p(edges)) / np.log1p(vocab)
+    seen = np.histogram(ids, edges)[0]
+    assert (
+        stats.chisquare([*seen, draws - seen.sum()], [*(p * draws), draws * (1 - p.sum())])[1]
+        > FALSE_ALARM
+    )
+    tail = ids[ids >= 1_000_000]
+    assert stats.binomtest(int((tail % 2).sum()), tail.size).pvalue > FALSE_ALARM
+
+
+def plain_unique(rng, p, k):
+    """Draw until k distinct classes are found, as written in the textbook."""
+    found, tries = [], 0
+    while len(found) < k:
+        tries += 1
+        draw = rng.choice(p.size, p=p)
+        if draw not in found:
+            found.append(draw)
+    return found, tries
+
+
+@pytest.mark.parametrize("k", [3, 6])
+@pytest.mark.parametrize("way", ["rejection", "race", "both"])
+def test_unique_sampling_equals_drawing_until_enough(monkeypatch, k, way):
+    """Inclusion of each class, and the tries, against plain rejection; false alarms 1e-4 each.
+
+    Two-sample z-tests on the share of draws that hold a class, and on the mean number of tries.
+    """
+    from jaxnets.kernels.softmax import unique
+
+    share, tries_per_class = {"rejection": (0, 60), "race": (100, 3), "both": (0, 1)}[way]
+    monkeypatch.setattr(unique, "_RACE_SHARE", share)
+    monkeypatch.setattr(unique, "_TRIES_PER_CLASS", tries_per_class)
+    sampler, runs = LogUniform(12), 4000
+    p = np.exp(np.asarray(sampler.log_probability(jnp.arange(12)), np.float64))
+    keys = jax.random.split(jax.random.key(3), runs)
+    ids, tries = jax.vmap(lambda key: draw_unique(sampler, key, k))(keys)
+    assert all(len(set(row)) == k for row in np.asarray(ids).tolist())
+    rng = np.random.default_rng(0)
+    plain = [plain_unique(rng, p / p.sum(), k) for _ in range(runs)]
+    threshold = stats.norm.isf(FALSE_ALARM / 2 / 12)  # Bonferroni over the classes
+    ours = np.bincount(np.asarray(ids).ravel(), minlength=12) / runs
+    theirs = np.bincount(np.ravel([found for found, _ in plain]), minlength=12) / runs
+    pooled = (ours + theirs) / 2
+    deviation = np.sqrt(pooled * (1 - pooled) * 2 / runs) + 1e-12
+    assert (np.abs(ours - theirs) / deviation).max() < threshold
+    plain_tries = np.array([tries for _, tries in plain])
+    assert stats.ttest_ind(np.asarray(tries), plain_tries, equal_var=False)[1] > FALSE_ALARM
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_expected_counts_are_what_is_drawn(unique):
+    """Mean of the expected count over draws against the share of draws; z-test, 1e-4 in all.
+
+    With replacement that is exact. Without, the stated count is conditional on the tries, and its
+    mean differs from the share by a bias of order 1/num_sampled: 2 % is allowed for it here.
+    """
+    sampler, runs, k = LogUniform(2000), 3000, 50
+    labels = jnp.array([0, 1, 5, 20, 100])
+    keys = jax.random.split(jax.random.key(4), runs)
+    samples = jax.vmap(lambda key: sample(sampler, key, k, labels, unique=unique))(keys)
+    stated = np.exp(np.asarray(samples.labels_log_expected_count)).mean(0)
+    counts = (np.asarray(samples.ids)[:, :, None] == np.asarray(labels)).sum(1)
+    error = counts.std(0) / np.sqrt(runs)
+    threshold = stats.norm.isf(FALSE_ALARM / 2 / labels.size)
+    allowed = threshold * error + (0.02 * stated if unique else 1e-6)
+    assert (np.abs(counts.mean(0) - stated) <= allowed).all()
+
+
+def test_log_expected_counts_follow_their_formula():
+    labels = jnp.array([0, 17, 999])
+    p = np.exp(np.asarray(LogUniform(1000).log_probability(labels), np.float64))
+    unique = sample(LogUniform(1000), jax.random.key(0), 64, labels)
+    expected = np.log(1 - (1 - p) ** float(unique.tries))
+    np.testing.assert_allclose(unique.labels_log_expected_count, expected, rtol=1e-4)
+    repeated = sample(LogUniform(1000), jax.random.key(0), 64, labels, unique=False)
+    np.testing.assert_allclose(repeated.labels_log_expected_count, np.log(64 * p), rtol=1e-5)
+    assert repeated.tries == 64
+
+
+def test_every_class_is_expected_once_when_all_are_drawn():
+    samples = sample(LogUniform(50), jax.random.key(0), 50, jnp.array([3]))
+    assert sorted(samples.ids.tolist()) == list(range(50))
+    assert not samples.log_expected_count.any()
+    assert not samples.labels_log_expected_count.any()
+
+
+def test_a_distribution_that_hardly_repeats_still_ends():
+    counts = np.ones(1000)
+    counts[7] = 1e9
+    samples = sample(Unigram.from_counts(counts), jax.random.key(0), 20, jnp.array([7]))
+    assert len(set(samples.ids.tolist())) == 20
+    assert samples.tries > 1e6  # what plain rejection would have taken
+
+
+def test_per_token_samples_have_their_own_ids():
+    labels = jnp.arange(6).reshape(2, 3)
+    samples = sample(LogUniform(500), jax.random.key(0), 8, labels, per_token=True)
+    assert samples.ids.shape == samples.log_expected_count.shape == (2, 3, 8)
+    assert samples.tries.shape == samples.labels_log_expected_count.shape == (2, 3)
+    assert len({tuple(row) for row in samples.ids.reshape(-1, 8).tolist()}) > 1
+
+
+def test_learned_unigram_counts_what_it_sees():
+    sampler = LearnedUnigram.create(20_000)
+    assert len(sampler.levels) == 3
+    shown = jnp.array([[5, 5, 19_999], [5, -1, 20_000]])
+    sampler = jax.jit(LearnedUnigram.update, donate_argnums=0)(sampler, shown)
+    p = np.exp(np.asarray(sampler.log_probability(jnp.array([5, 19_999, 0]))))
+    np.testing.assert_allclose(p * 20_004, [4, 2, 1], rtol=1e-5)
+    assert int(sampler.levels[-1].sum()) == 20_004
+
+
+def test_learned_unigram_stops_before_int32_overflows():
+    sampler = LearnedUnigram.create(2)
+    full = sampler.levels[0].at[0, 0].set(2**31 - 3)
+    sampler = LearnedUnigram((full,), 2)
+    once = sampler.update(jnp.array([1]))
+    assert once.levels[0][0, :2].tolist() == [2**31 - 3, 2]
+    assert once.update(jnp.array([1])).levels[0][0, :2].tolist() == [2**31 - 3, 2]
+
+
+def test_in_batch_samples_count_a_class_once():
+    labels = jnp.array([[4, 2], [4, 4]])
+    p = jnp.array([[0.3, 0.1], [0.3, 0.3]])
+    unique = in_batch(labels, jnp.log(p))
+    np.testing.assert_allclose(
+        jnp.exp(unique.log_expected_count), [1 - 0.7**4, 1 - 0.9**4, np.inf, np.inf], rtol=1e-5
+    )
+    repeated = in_batch(labels, jnp.log(p), unique=False)
+    np.testing.assert_allclose(
+        jnp.exp(repeated.log_expected_count), [1.2, 0.4, 1.2, 1.2], rtol=1e-5
+    )
+
+
+def test_a_draw_does_not_cost_the_vocabulary():
+    """XLA's own count of bytes for a draw from ten million classes: below 1 MB."""
+    key = jax.random.key(0)
+    drawn = jax.jit(lambda key: LogUniform(10_000_000).draw(key, (1024,))).lower(key).compile()
+    assert drawn.cost_analysis()["bytes accessed"] < 1e6
