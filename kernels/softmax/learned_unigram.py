@@ -34,7 +34,7 @@ class LearnedUnigram:
       [3, 2, 1]
     """
 
-    levels: tuple[Int32[Array, "nodes 128"], ...]
+    levels: tuple[Int32[Array, "_ 128"], ...]
     vocab: int = field(metadata={"static": True})
 
     @classmethod

@@ -62,6 +62,10 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
     def over_tokens(gradients, xs):
         weight_gradient, bias_gradient = gradients
         hidden, labels, factors = xs
+        # A token that is left out must not spread a NaN of its own.
+        left_out = factors == 0
+        hidden = jnp.where(left_out[:, None], 0, hidden)
+        labels = jnp.where(left_out, 0, labels)
 
         def over_vocab(carry, index):
             running_max, hidden_gradient = carry
@@ -99,10 +103,6 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
         if smoothing:
             losses -= smoothing * (wide @ mean_row + bias.mean())
             hidden_gradient -= (smoothing * factors)[:, None] * mean_row
-        # A token that is left out must not spread a NaN of its own.
-        left_out = factors == 0
-        hidden_gradient = jnp.where(left_out[:, None], 0, hidden_gradient)
-        wide = jnp.where(left_out[:, None], 0, wide)
         losses = jnp.where(left_out, 0, losses)
 
         scale = softmax_factor * jnp.exp(tile_max - log_sum_exp)
@@ -130,7 +130,8 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
     )
     if smoothing:
         share = smoothing / vocab
-        weight_gradient -= share * (factors @ hidden.astype(dtype))
+        clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)
+        weight_gradient -= share * (factors @ clean)
         bias_gradient -= share * factors.sum()
     losses = losses.reshape(-1)[:tokens]
     gradients = (

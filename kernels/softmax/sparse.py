@@ -124,7 +124,7 @@ def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     order = jnp.argsort(ids)
     ordered = ids[order]
     first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    rank = jnp.cumsum(first) - 1
+    rank = jnp.cumsum(first, dtype=jnp.int32) - 1
     # Fillers differ, so that ids are distinct and sorted to the end, as the scatters promise XLA.
     fillers = fill + jnp.arange(ids.size, dtype=jnp.int32)
     distinct = fillers.at[rank].set(ordered)

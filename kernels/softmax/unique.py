@@ -48,7 +48,7 @@ def _first_distinct(draws, num_sampled, vocab):
     ordered = draws[order]
     first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
     is_new = jnp.zeros(draws.shape, bool).at[order].set(first, unique_indices=True)
-    rank = jnp.cumsum(is_new) - 1
+    rank = jnp.cumsum(is_new, dtype=jnp.int32) - 1
     found = jnp.minimum(rank[-1] + 1, num_sampled)
     slot = jnp.where(is_new, rank, num_sampled)
     ids = jnp.full(num_sampled, vocab, jnp.int32).at[slot].set(draws, mode="drop")

@@ -1,0 +1,32 @@
+# Each target does all its set-up on a fresh machine: a virtual environment, the package, the run.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: test bench bench-full peers clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+test: $(VENV)/installed
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest
+
+# Full versus sampled softmax on real text: 10 minutes at most on 2 cores.
+bench: $(VENV)/installed
+	$(RUN) -m benchmarks softmax --output results
+
+# The whole suite: larger sizes, more samplers, longer training, ten million classes.
+bench-full: $(VENV)/installed
+	$(RUN) -m benchmarks softmax --full --output results
+
+# TensorFlow and PyTorch, to be compared with where they are installed.
+peers: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[peers]'
+
+clean:
+	rm -rf $(VENV) results

@@ -1,0 +1,181 @@
+"""Bad input gets an error that names the argument, what was given and what was expected."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from jaxnets.kernels import (
+    LearnedUnigram,
+    LogUniform,
+    Uniform,
+    Unigram,
+    checked,
+    gather_rows,
+    in_batch,
+    in_batch_softmax_cross_entropy,
+    linear_softmax_cross_entropy,
+    linear_top_k,
+    nce_loss,
+    negative_sampling_loss,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+
+pytestmark = pytest.mark.usefixtures("users_checks")
+
+GOOD = {
+    "hidden": jnp.ones((4, 3)),
+    "weight": jnp.ones((10, 3)),
+    "bias": jnp.ones(10),
+    "labels": jnp.arange(4),
+}
+
+
+def exact(**options):
+    return linear_softmax_cross_entropy(**{**GOOD, **options})
+
+
+def sampled(loss, **options):
+    samples = sample(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
+    return loss(**{**GOOD, "samples": samples, **options})
+
+
+SHARED = [
+    (
+        {"hidden": jnp.ones((4, 5))},
+        ValueError,
+        r"hidden.*features = weight.shape\[1\] = 3.*\(4, 5\)",
+    ),
+    ({"weight": jnp.ones((3, 10))}, ValueError, "weight looks transposed"),
+    ({"weight": jnp.ones(3)}, ValueError, r"weight must be \[vocab, features\], got shape \(3,\)"),
+    ({"bias": jnp.ones(3)}, ValueError, r"bias must be \[vocab\] = \(10,\)"),
+    ({"hidden": jnp.ones((0, 3)), "labels": jnp.zeros(0, int)}, ValueError, r"at least one token"),
+    ({"hidden": jnp.ones((4, 3), int)}, TypeError, "hidden must be floating point, got int32"),
+    ({"labels": jnp.ones(4)}, TypeError, "labels must be integer class ids, got dtype float32"),
+    ({"labels": jnp.arange(3)}, ValueError, r"labels must have shape \(4,\)"),
+    ({"labels": jnp.array([0, 1, 2, 10])}, ValueError, r"labels must lie in .* \[0, 10\), got 10"),
+    ({"labels": np.array([0, -1, 2, 3])}, ValueError, "got -1"),
+    ({"weights": jnp.ones(3)}, ValueError, r"weights must have one value a token, shape \(4,\)"),
+    ({"reduction": "average"}, ValueError, "reduction must be one of .*'average'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), SHARED)
+def test_exact_and_sampled_losses_alike(options, error, message):
+    with pytest.raises(error, match=message):
+        exact(**options)
+    for loss in (sampled_softmax_cross_entropy, nce_loss, negative_sampling_loss):
+        with pytest.raises(error, match=message):
+            sampled(loss, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing": 1.5}, r"label_smoothing must lie in \[0, 1\], got 1.5"),
+        ({"z_loss": -1.0}, "z_loss must be at least 0, got -1.0"),
+        ({"soft_cap": 0.0}, "soft_cap must be above 0, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"token_tile": 0}, "token_tile must be at least 1, got 0"),
+        ({"vocab_tile": -3}, "vocab_tile must be at least 1, got -3"),
+    ],
+)
+def test_options_of_the_exact_loss(options, message):
+    with pytest.raises(ValueError, match=message):
+        exact(**options)
+
+
+def test_shapes_are_checked_while_tracing():
+    with pytest.raises(ValueError, match="features"):
+        jax.eval_shape(exact, hidden=jax.ShapeDtypeStruct((4, 5), jnp.float32))
+
+
+@pytest.mark.parametrize("label", [-1, 10, 2**31 - 1])
+def test_a_traced_label_out_of_range_gives_nan(label):
+    labels = jnp.array([0, label, 2, 3])
+    losses = jax.jit(lambda labels: exact(labels=labels, reduction="none"))(labels)
+    assert np.isnan(losses).tolist() == [False, True, False, False]
+    assert np.isnan(
+        jax.jit(jax.grad(lambda h, y: exact(hidden=h, labels=y)))(GOOD["hidden"], labels)[1]
+    ).all()
+
+
+def test_nan_hidden_propagates():
+    losses = exact(hidden=GOOD["hidden"].at[2, 0].set(jnp.nan), reduction="none")
+    assert np.isnan(losses).tolist() == [False, False, True, False]
+
+
+def test_samplers_refuse():
+    labels, key = jnp.arange(4), jax.random.key(0)
+    with pytest.raises(ValueError, match="num_sampled must be at most 10.*got 11"):
+        sample(LogUniform(10), key, 11, labels)
+    with pytest.raises(ValueError, match="num_sampled must be at least 1, got 0"):
+        sample(LogUniform(10), key, 0, labels)
+    with pytest.raises(ValueError, match="num_sampled must be at most 2"):
+        sample(Unigram.from_counts([0, 3, 0, 1]), key, 3, labels)
+    with pytest.raises(TypeError, match="labels must be integer"):
+        sample(LogUniform(10), key, 3, jnp.ones(4))
+    for sampler in (Uniform, LogUniform, LearnedUnigram.create):
+        with pytest.raises(ValueError, match="vocab must lie in"):
+            sampler(2**31)
+        with pytest.raises(ValueError, match="vocab must lie in"):
+            sampler(0)
+    for counts in ([], [[1]], [-1, 2], [0, 0], [np.nan]):
+        with pytest.raises(ValueError, match="counts must be"):
+            Unigram.from_counts(counts)
+    with pytest.raises(ValueError, match="log_probability must have the shape"):
+        in_batch(labels, jnp.ones(3))
+
+
+def test_samples_must_fit():
+    samples = sample(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
+    with pytest.raises(TypeError, match="samples.ids must be integer"):
+        sampled(nce_loss, samples=samples._replace(ids=samples.ids.astype(float)))
+    with pytest.raises(ValueError, match=r"samples.ids must be \[num_sampled\] or"):
+        sampled(nce_loss, samples=samples._replace(ids=jnp.zeros((3, 5), int)))
+    with pytest.raises(ValueError, match="samples.labels_log_expected_count must have shape"):
+        sampled(nce_loss, samples=samples._replace(labels_log_expected_count=jnp.ones(3)))
+
+
+def test_other_kernels_refuse():
+    with pytest.raises(ValueError, match=r"k must lie in \[1, vocab\] = \[1, 10\], got 11"):
+        linear_top_k(GOOD["hidden"], GOOD["weight"], None, 11)
+    with pytest.raises(ValueError, match="tables must share their first axis"):
+        gather_rows((jnp.ones((3, 2)), jnp.ones(4)), jnp.arange(2))
+    with pytest.raises(TypeError, match="ids must be integer"):
+        gather_rows(jnp.ones((3, 2)), jnp.ones(2))
+    with pytest.raises(ValueError, match="at least one id"):
+        gather_rows(jnp.ones((3, 2)), jnp.zeros(0, int))
+    square = jnp.ones((4, 3))
+    with pytest.raises(ValueError, match="hidden and items must be"):
+        in_batch_softmax_cross_entropy(square, jnp.ones((5, 3)), jnp.arange(4))
+    with pytest.raises(TypeError, match="labels must be integer"):
+        in_batch_softmax_cross_entropy(square, square, jnp.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": jnp.array([0, 1, 2, 10])}, r"labels must lie in \[0, 10\), got 10"),
+        ({"hidden": GOOD["hidden"].at[1, 1].set(jnp.nan)}, "hidden must be finite"),
+    ],
+)
+def test_checked_variants_raise_under_jit(change, message):
+    arrays = tuple({**GOOD, **change}.values())
+    error, _ = jax.jit(checked(linear_softmax_cross_entropy))(*arrays)
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
+        error.throw()
+    samples = sample(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
+    error, _ = jax.jit(checked(sampled_softmax_cross_entropy))(*arrays, samples)
+    with pytest.raises(checkify.JaxRuntimeError, match=message):
+        error.throw()
+
+
+def test_checked_passes_good_input_and_ignored_labels():
+    labels = GOOD["labels"].at[0].set(-1)
+    loss = checked(lambda *a, **k: linear_softmax_cross_entropy(*a, **k))
+    error, value = loss(*{**GOOD, "labels": labels}.values(), ignore_index=-1)
+    error.throw()
+    np.testing.assert_allclose(value, np.log(10), rtol=1e-6)

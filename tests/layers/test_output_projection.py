@@ -1,0 +1,119 @@
+"""The layer calls the kernels with its own parameters; tied weights; linen through nnx.bridge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxnets.kernels import LogUniform, linear_top_k, sample
+from jaxnets.layers import OutputProjection
+
+FEATURES, VOCAB = 6, 37
+
+
+def inputs():
+    hidden = jax.random.normal(jax.random.key(0), (2, 5, FEATURES))
+    labels = jax.random.randint(jax.random.key(1), (2, 5), 0, VOCAB)
+    return hidden, labels
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_losses_and_logits_agree(use_bias):
+    head = OutputProjection(FEATURES, VOCAB, use_bias=use_bias, rngs=nnx.Rngs(0))
+    if use_bias:
+        head.bias[...] = jax.random.normal(jax.random.key(2), (VOCAB,))
+    hidden, labels = inputs()
+    expected = optax.softmax_cross_entropy_with_integer_labels(head.logits(hidden), labels)
+    np.testing.assert_allclose(head.evaluate(hidden, labels), expected.mean(), rtol=1e-5)
+    losses = head.loss(hidden, labels, reduction="none")
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    samples = sample(LogUniform(VOCAB), jax.random.key(3), VOCAB, labels)
+    np.testing.assert_allclose(
+        head.loss(hidden, labels, sampled=samples), expected.mean(), rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("vocab_tile", [5, 37, 4096])
+@pytest.mark.parametrize("k", [1, 4, 37])
+def test_top_k_equals_sorting_all_logits(vocab_tile, k):
+    head = OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0))
+    hidden, _ = inputs()
+    values, ids = linear_top_k(hidden, head.weight[...], head.bias[...], k, vocab_tile=vocab_tile)
+    expected_values, expected_ids = jax.lax.top_k(head.logits(hidden), k)
+    np.testing.assert_allclose(values, expected_values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(ids, expected_ids)
+    np.testing.assert_array_equal(head.top_k(hidden, k)[1], expected_ids)
+
+
+def test_top_k_of_equal_logits_keeps_the_order_of_classes():
+    _, ids = linear_top_k(jnp.ones((1, 2)), jnp.zeros((9, 2)), None, 5, vocab_tile=2)
+    assert ids.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def test_tied_weights_get_both_gradients():
+    class Model(nnx.Module):
+        def __init__(self):
+            self.embed = nnx.Embed(VOCAB, FEATURES, rngs=nnx.Rngs(0))
+            self.head = OutputProjection(FEATURES, VOCAB, tied=self.embed, use_bias=False)
+
+        def loss(self, labels):
+            return self.head.loss(self.embed(labels), labels)
+
+    model, (_, labels) = Model(), inputs()
+    assert len(jax.tree.leaves(nnx.state(model, nnx.Param))) == 1
+    gradient = nnx.grad(lambda model: model.loss(labels))(model).embed.embedding[...]
+
+    def plain(table):
+        logits = table[labels] @ table.T
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    np.testing.assert_allclose(
+        gradient, jax.grad(plain)(model.embed.embedding[...]), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_bad_arguments():
+    embed = nnx.Embed(VOCAB, FEATURES, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="tied must embed"):
+        OutputProjection(FEATURES, VOCAB + 1, tied=embed)
+    with pytest.raises(ValueError, match="rngs must be given"):
+        OutputProjection(FEATURES, VOCAB)
+    head = OutputProjection(FEATURES, VOCAB, tied=embed)
+    with pytest.raises(ValueError, match="features = 6"):
+        head.logits(jnp.ones((2, 5)))
+
+
+def test_learns():
+    head = OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0))
+    hidden, labels = inputs()
+    optimizer = nnx.Optimizer(head, optax.adam(0.1), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(head, optimizer, key):
+        samples = sample(LogUniform(VOCAB), key, 10, labels)
+        gradient = nnx.grad(lambda head: head.loss(hidden, labels, sampled=samples))(head)
+        optimizer.update(head, gradient)
+
+    before = head.evaluate(hidden, labels)
+    for i in range(60):
+        step(head, optimizer, jax.random.key(i))
+    assert head.evaluate(hidden, labels) < before / 4
+
+
+def test_linen_through_the_bridge():
+    hidden, labels = inputs()
+
+    class Loss(nnx.Module):
+        def __init__(self, rngs):
+            self.head = OutputProjection(FEATURES, VOCAB, rngs=rngs)
+
+        def __call__(self, hidden, labels):
+            return self.head.loss(hidden, labels)
+
+    linen = nnx.bridge.to_linen(Loss)
+    variables = linen.init(jax.random.key(0), hidden, labels)
+    loss, gradient = jax.value_and_grad(linen.apply)(variables, hidden, labels)
+    assert np.isfinite(loss)
+    assert all(bool(jnp.abs(g).max() > 0) for g in jax.tree.leaves(gradient))
