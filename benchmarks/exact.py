@@ -1,0 +1,138 @@
+"""Full softmax: value and gradient of the exact loss, tiled against naive and against its limit."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.harness import Case, compiled_case, measure
+from jaxnets.kernels import linear_softmax_cross_entropy
+
+
+def problem(tokens: int, features: int, vocab: int, dtype=jnp.float32):
+    """Hidden states, weights and labels of an output layer."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(keys[0], (tokens, features), dtype)
+    weight = (jax.random.normal(keys[1], (vocab, features)) * features**-0.5).astype(dtype)
+    return hidden, weight, jnp.zeros(vocab, dtype), jax.random.randint(keys[2], (tokens,), 0, vocab)
+
+
+def naive_loss(hidden, weight, bias, labels):
+    """What one writes today: all logits, then optax."""
+    logits = hidden @ weight.T + bias
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _matmuls(hidden, weight, logits_gradient):
+    """The three matmuls that value and gradient cannot do without."""
+    return hidden @ weight.T, logits_gradient @ weight, logits_gradient.T @ hidden
+
+
+def _torch_case(arrays, flops) -> Case:
+    import torch
+
+    hidden, weight, bias = (torch.from_numpy(np.array(a)).requires_grad_() for a in arrays[:3])
+    labels = torch.from_numpy(np.array(arrays[3])).long()
+
+    def run():
+        for tensor in (hidden, weight, bias):
+            tensor.grad = None
+        loss = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, labels)
+        loss.backward()
+        return float(loss.detach())
+
+    return Case("torch cross_entropy", run, flops)
+
+
+def _torch_adaptive_case(arrays, vocab, features) -> Case:
+    import torch
+
+    cutoffs = [vocab // 16, vocab // 4]
+    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(features, vocab, cutoffs)
+    hidden = torch.from_numpy(np.array(arrays[0])).requires_grad_()
+    # Labels as Zipf has them: the adaptive softmax is fast because most of them are in the head.
+    ranks = np.exp(np.random.default_rng(0).uniform(size=len(hidden)) * np.log(vocab))
+    labels = torch.from_numpy(ranks.astype(np.int64) - 1)
+
+    def run():
+        layer.zero_grad()
+        loss = layer(hidden, labels).loss
+        loss.backward()
+        return float(loss.detach())
+
+    return Case("torch adaptive softmax (another model)", run)
+
+
+def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], dict]:
+    """The rows, and the bars as ratios."""
+    tokens, features, vocab = 4096, 512, 32768
+    arrays = problem(tokens, features, vocab)
+    flops = 3 * 2.0 * tokens * features * vocab
+    where = (0, 1, 2)
+    cases = [
+        compiled_case("naive optax", jax.value_and_grad(naive_loss, where), *arrays, flops=flops),
+        compiled_case(
+            "tiled", jax.value_and_grad(linear_softmax_cross_entropy, where), *arrays, flops=flops
+        ),
+        compiled_case(
+            "tiled, a loss a token (two passes)",
+            jax.value_and_grad(
+                lambda *a: linear_softmax_cross_entropy(*a, reduction="none").mean(), where
+            ),
+            *arrays,
+            flops=flops * 4 / 3,
+        ),
+        compiled_case("tiled, value only", linear_softmax_cross_entropy, *arrays, flops=flops / 3),
+        compiled_case(
+            "three matmuls",
+            _matmuls,
+            *arrays[:2],
+            jax.random.normal(jax.random.key(1), (tokens, vocab)),
+            flops=flops,
+        ),
+    ]
+    exact, tiled = (jax.block_until_ready(case.run()) for case in cases[:2])
+    error = max(
+        float(jnp.abs(a - b).max() / jnp.abs(b).max())
+        for a, b in zip(jax.tree.leaves(tiled), jax.tree.leaves(exact), strict=True)
+    )
+    del exact, tiled
+    if peers["torch"]:
+        cases += [
+            _torch_case(arrays, flops),
+            _torch_adaptive_case(arrays, vocab, features),
+        ]
+    rows = measure(f"exact loss, {tokens}x{features}, {vocab} classes", cases, 5, limits)
+    seconds = {row["name"]: row["stats"]["median"] for row in rows}
+    temporary = {row["name"]: row["extra_info"].get("temp_bytes") for row in rows}
+    bars = {
+        "naive / tiled, time (bar: at least 1.8)": seconds["naive optax"] / seconds["tiled"],
+        "tiled / three matmuls, time (bar: at most 1.3)": seconds["tiled"]
+        / seconds["three matmuls"],
+        "naive / tiled, temporary memory (bar: at least 30)": temporary["naive optax"]
+        / temporary["tiled"],
+        "tiled against naive, largest relative difference": error,
+    }
+    del cases, arrays
+
+    arrays = problem(tokens, features, 131072)
+    case = compiled_case(
+        "tiled", jax.value_and_grad(linear_softmax_cross_entropy, where), *arrays, flops=4 * flops
+    )
+    rows += measure(f"exact loss, {tokens}x{features}, 131072 classes", [case], 1, limits)
+    bars["tiled at 131,072 classes: MB beside its gradients (bar: at most 100)"] = (
+        case.info["temp_bytes"] / 1e6
+    )
+    if full:
+        for dtype in (jnp.bfloat16, jnp.float32):
+            arrays = problem(1024, features, vocab, dtype)
+            cases = [
+                compiled_case("naive optax", jax.value_and_grad(naive_loss, where), *arrays),
+                compiled_case(
+                    "tiled", jax.value_and_grad(linear_softmax_cross_entropy, where), *arrays
+                ),
+            ]
+            rows += measure(f"exact loss, {jnp.dtype(dtype).name}, 1024x512, 32768", cases, 3)
+    return rows, bars

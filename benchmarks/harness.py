@@ -1,0 +1,115 @@
+"""Timing: interleaved rounds, compile time apart from run time, and this machine's limits."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from pytest_benchmark.stats import Stats
+from rich.progress import track
+
+
+@dataclass
+class Case:
+    """One thing to time: ``run()`` returns what must be ready before the clock stops."""
+
+    name: str
+    run: Callable[[], Any]
+    flops: float | None = None  # of the matmuls, by their formula
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def compiled_case(
+    name: str,
+    function: Callable,
+    *arrays: Any,
+    carried: int = 0,
+    flops: float | None = None,
+    **info: Any,
+) -> Case:
+    """Compiles ``function`` ahead of time.
+
+    Its first ``carried`` arguments are donated, and its first ``carried`` results take their place
+    in the next run, as a training step's state does.
+    """
+    start = time.perf_counter()
+    jitted = jax.jit(function, donate_argnums=tuple(range(carried)))
+    compiled = jitted.lower(*arrays).compile()
+    info["compile_s"] = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    info["temp_bytes"] = memory.temp_size_in_bytes
+    info["output_bytes"] = memory.output_size_in_bytes
+    state, rest = list(arrays[:carried]), arrays[carried:]
+
+    def run():
+        results = compiled(*state, *rest)
+        if carried:
+            state[:] = results[:carried]
+        return results
+
+    return Case(name, run, flops, info)
+
+
+def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = None) -> list[dict]:
+    """Runs the cases in turn, ``rounds`` times after one warm-up; a row a case.
+
+    The rows have the fields of pytest-benchmark's JSON, so that its own tools read them.
+    """
+    stats = [Stats() for _ in cases]
+    for case in cases:
+        jax.block_until_ready(case.run())
+    for _ in track(range(rounds), description=f"timing {group}", transient=True):
+        for case, stat in zip(cases, stats, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(case.run())
+            stat.update(time.perf_counter() - start)
+    rows = []
+    for case, stat in zip(cases, stats, strict=True):
+        info = dict(case.info)
+        if case.flops and limits:
+            info["flops"] = case.flops
+            info["share_of_matmul_peak"] = case.flops / stat.median / limits["matmul_flops"]
+        fields = ("min", "max", "mean", "stddev", "median", "iqr", "rounds")
+        row_stats = {name: getattr(stat, name) for name in fields}
+        rows.append(
+            {
+                "group": group,
+                "name": case.name,
+                "fullname": f"{group}::{case.name}",
+                "stats": row_stats,
+                "extra_info": info,
+            }  # fmt: skip
+        )
+    return rows
+
+
+def machine() -> dict:
+    """What the figures were measured on, with its measured matmul peak and copy bandwidth."""
+    cpu = platform.processor()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as lines:
+            cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), cpu)
+    square = jnp.ones((2048, 2048), jnp.float32)
+    large = jnp.ones(64 * 2**20, jnp.float32)
+    rows = measure(
+        "machine",
+        [
+            compiled_case("matmul", lambda a: a @ a, square),
+            compiled_case("copy", lambda a: a + 1, large),
+        ],
+        rounds=7,
+    )
+    seconds = [row["stats"]["min"] for row in rows]
+    device = jax.devices()[0]
+    return {
+        "device": f"{device.platform} {device.device_kind}", "cpu": cpu, "cores": os.cpu_count(),
+        "python": platform.python_version(), "jax": jax.__version__, "system": platform.system(),
+        "matmul_flops": 2 * 2048**3 / seconds[0],
+        "copy_bytes_per_s": 2 * large.nbytes / seconds[1],
+    }  # fmt: skip
