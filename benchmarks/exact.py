@@ -79,7 +79,7 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
         compiled_case(
             "tiled, a loss a token (two passes)",
             jax.value_and_grad(
-                lambda *a: linear_softmax_cross_entropy(*a, reduction="none").mean(), where
+                lambda *a: jnp.mean(linear_softmax_cross_entropy(*a, reduction="none")), where
             ),
             *arrays,
             flops=flops * 4 / 3,

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from pytest_benchmark.stats import Stats
 from rich.progress import track
 
+_SLICE_S = 0.1  # of a round, for one case
+
 
 @dataclass
 class Case:
@@ -43,6 +45,7 @@ def compiled_case(
     compiled = jitted.lower(*arrays).compile()
     info["compile_s"] = time.perf_counter() - start
     memory = compiled.memory_analysis()
+    assert memory is not None, "this backend reports no memory"
     info["temp_bytes"] = memory.temp_size_in_bytes
     info["output_bytes"] = memory.output_size_in_bytes
     state, rest = list(arrays[:carried]), arrays[carried:]
@@ -57,26 +60,28 @@ def compiled_case(
 
 
 def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = None) -> list[dict]:
-    """Runs the cases in turn, ``rounds`` times after one warm-up; a row a case.
+    """Runs the cases in turn, ``rounds`` times after a warm-up; a row a case.
 
+    In a round a short case runs several times, for about a tenth of a second, and its mean counts:
+    a training step repeats, and is not to be charged for the caches that another case emptied.
     The rows have the fields of pytest-benchmark's JSON, so that its own tools read them.
     """
     stats = [Stats() for _ in cases]
+    iterations = []
     for case in cases:
         jax.block_until_ready(case.run())
+        iterations.append(max(1, min(20, round(_SLICE_S / _seconds(case, 1)))))
     for _ in track(range(rounds), description=f"timing {group}", transient=True):
-        for case, stat in zip(cases, stats, strict=True):
-            start = time.perf_counter()
-            jax.block_until_ready(case.run())
-            stat.update(time.perf_counter() - start)
+        for case, stat, count in zip(cases, stats, iterations, strict=True):
+            stat.update(_seconds(case, count))
     rows = []
-    for case, stat in zip(cases, stats, strict=True):
+    for case, stat, count in zip(cases, stats, iterations, strict=True):
         info = dict(case.info)
         if case.flops and limits:
             info["flops"] = case.flops
             info["share_of_matmul_peak"] = case.flops / stat.median / limits["matmul_flops"]
         fields = ("min", "max", "mean", "stddev", "median", "iqr", "rounds")
-        row_stats = {name: getattr(stat, name) for name in fields}
+        row_stats = {name: getattr(stat, name) for name in fields} | {"iterations": count}
         rows.append(
             {
                 "group": group,
@@ -87,6 +92,13 @@ def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = No
             }  # fmt: skip
         )
     return rows
+
+
+def _seconds(case: Case, iterations: int) -> float:
+    start = time.perf_counter()
+    for _ in range(iterations):
+        jax.block_until_ready(case.run())
+    return (time.perf_counter() - start) / iterations
 
 
 def machine() -> dict:

@@ -104,7 +104,7 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
     if peers["tensorflow"]:
         cases.append(_tensorflow_case(1_000_000, 128, 1024, 1024))
         tensorflow = cases[-1].name
-    rows = measure("step, 1024x128, 1,024 samples", cases, 40, limits)
+    rows = measure("step, 1024x128, 1,024 samples", cases, 10, limits)
     seconds = {row["name"]: row["stats"]["median"] for row in rows}
     million = seconds["sampled, 1,000,000 classes"]
     bars = {

@@ -109,7 +109,7 @@ def test_nan_hidden_propagates():
 
 def test_samplers_refuse():
     labels, key = jnp.arange(4), jax.random.key(0)
-    with pytest.raises(ValueError, match="num_sampled must be at most 10.*got 11"):
+    with pytest.raises(ValueError, match=r"num_sampled must be at most 10.*got 11"):
         sample(LogUniform(10), key, 11, labels)
     with pytest.raises(ValueError, match="num_sampled must be at least 1, got 0"):
         sample(LogUniform(10), key, 0, labels)
@@ -131,11 +131,11 @@ def test_samplers_refuse():
 
 def test_samples_must_fit():
     samples = sample(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
-    with pytest.raises(TypeError, match="samples.ids must be integer"):
+    with pytest.raises(TypeError, match=r"samples\.ids must be integer"):
         sampled(nce_loss, samples=samples._replace(ids=samples.ids.astype(float)))
     with pytest.raises(ValueError, match=r"samples.ids must be \[num_sampled\] or"):
         sampled(nce_loss, samples=samples._replace(ids=jnp.zeros((3, 5), int)))
-    with pytest.raises(ValueError, match="samples.labels_log_expected_count must have shape"):
+    with pytest.raises(ValueError, match=r"samples\.labels_log_expected_count must have shape"):
         sampled(nce_loss, samples=samples._replace(labels_log_expected_count=jnp.ones(3)))
 
 

@@ -1,5 +1,6 @@
 """The sampled losses against the equation, TensorFlow's figures and the full softmax."""
 
+import itertools
 from pathlib import Path
 
 import jax
@@ -177,7 +178,7 @@ def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler):
         means = g.mean(1)
         total = means.sum(0)
         estimates.append((means @ total - (means**2).sum(1)) / (groups - 1))
-    for fewer, more in zip(estimates, estimates[1:], strict=False):
+    for fewer, more in itertools.pairwise(estimates):
         assert stats.ttest_rel(fewer, more, alternative="greater")[1] < 1e-3
     assert estimates[-1].mean() < 1e-2 * estimates[0].mean()
 
@@ -222,7 +223,7 @@ def test_in_batch_samples_leave_repeats_out(x64):
 
 
 def test_bfloat16_is_accumulated_in_float32():
-    hidden, weight, bias, labels, samples = problem(tokens=64, features=32, vocab=500)
+    hidden, weight, _, labels, samples = problem(tokens=64, features=32, vocab=500)
     half = (hidden.astype(jnp.bfloat16), (weight / 6).astype(jnp.bfloat16))
     wide = tuple(x.astype(jnp.float32) for x in half)
 

@@ -144,7 +144,7 @@ OPTIMISERS = [
 
 @pytest.mark.parametrize("optimizer", OPTIMISERS)
 def test_a_donated_step_copies_no_table(optimizer):
-    """A step on 100,000 rows of 64 (26 MB) has below 1 MB of temporaries, and no copy of a table."""
+    """A step on 100,000 rows of 64 (26 MB) has few temporaries, and no copy of a table."""
     vocab = 100_000
     table = jnp.ones((vocab, 64))
     state = optimizer.init(table)
