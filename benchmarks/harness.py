@@ -82,15 +82,8 @@ def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = No
             info["share_of_matmul_peak"] = case.flops / stat.median / limits["matmul_flops"]
         fields = ("min", "max", "mean", "stddev", "median", "iqr", "rounds")
         row_stats = {name: getattr(stat, name) for name in fields} | {"iterations": count}
-        rows.append(
-            {
-                "group": group,
-                "name": case.name,
-                "fullname": f"{group}::{case.name}",
-                "stats": row_stats,
-                "extra_info": info,
-            }  # fmt: skip
-        )
+        names = {"group": group, "name": case.name, "fullname": f"{group}::{case.name}"}
+        rows.append({**names, "stats": row_stats, "extra_info": info})
     return rows
 
 

