@@ -9,10 +9,11 @@ copied). The counts are integers: the probabilities are exact.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int32, Integer
+from jaxtyping import Array, Integer
 
 from jaxnets.kernels.softmax import arguments
 
@@ -34,7 +35,8 @@ class LearnedUnigram:
       [3, 2, 1]
     """
 
-    levels: tuple[Int32[Array, "_ 128"], ...]
+    # Any: JAX rebuilds a pytree around whatever stands for its arrays.
+    levels: Any  # tuple of Int32[Array, "nodes 128"]
     vocab: int = field(metadata={"static": True})
 
     @classmethod

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, Integer
 
 from jaxnets.kernels.softmax import arguments, log_uniform
 from jaxnets.kernels.softmax.unique import draw_unique
@@ -201,9 +201,10 @@ class LogUniform:
 class Unigram:
     """p = counts / total, drawn in O(1) by the alias method (Walker 1977; Vose 1991)."""
 
-    threshold: Float[Array, " vocab"]
-    alias: Integer[Array, " vocab"]
-    log_p: Float[Array, " vocab"]
+    # Any: JAX rebuilds a pytree around whatever stands for its arrays, [vocab] each.
+    threshold: Any
+    alias: Any
+    log_p: Any
     support: int = _static()
 
     @classmethod

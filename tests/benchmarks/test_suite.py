@@ -1,5 +1,6 @@
 """The suite's own parts: corpus, harness, quality run, report and comparison, on small inputs."""
 
+import itertools
 import json
 import sqlite3
 import subprocess
@@ -72,7 +73,7 @@ def test_rounds_are_interleaved_and_state_is_carried():
     cases = [Case(name, lambda name=name: order.append(name)) for name in "ab"]
     rows = measure("group", cases, rounds=3)
     assert [row["stats"]["rounds"] for row in rows] == [3, 3]
-    changes = sum(a != b for a, b in zip(order, order[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(order))
     assert changes >= 7  # a b (warm-up), then a b a b a b
     case = compiled_case("count", lambda x: (x + 1, x), jnp.zeros(()), carried=1)
     assert [float(case.run()[1]) for _ in range(3)] == [0, 1, 2]
