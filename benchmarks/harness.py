@@ -48,6 +48,8 @@ def compiled_case(
     assert memory is not None, "this backend reports no memory"
     info["temp_bytes"] = memory.temp_size_in_bytes
     info["output_bytes"] = memory.output_size_in_bytes
+    if " while(" not in compiled.as_text():  # XLA counts the body of a loop once
+        info["bytes"] = compiled.cost_analysis()["bytes accessed"]
     state, rest = list(arrays[:carried]), arrays[carried:]
 
     def run():
@@ -80,6 +82,8 @@ def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = No
         if case.flops and limits:
             info["flops"] = case.flops
             info["share_of_matmul_peak"] = case.flops / stat.median / limits["matmul_flops"]
+        if "bytes" in info and limits:
+            info["share_of_copy"] = info["bytes"] / stat.median / limits["copy_bytes_per_s"]
         fields = ("min", "max", "mean", "stddev", "median", "iqr", "rounds")
         row_stats = {name: getattr(stat, name) for name in fields} | {"iterations": count}
         names = {"group": group, "name": case.name, "fullname": f"{group}::{case.name}"}

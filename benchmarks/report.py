@@ -33,7 +33,7 @@ def bar_rows(result: dict) -> list[list[str]]:
 
 
 def timing_rows(result: dict) -> list[list[str]]:
-    """Group, name, median, spread, compile, temporaries, share of the matmul peak."""
+    """Group, name, median, spread, compile, temporaries, shares of matmul peak and copy."""
     rows = []
     for row in result["benchmarks"]:
         info, stats = row["extra_info"], row["stats"]
@@ -46,6 +46,7 @@ def timing_rows(result: dict) -> list[list[str]]:
                 f"{info['compile_s']:.2f}" if "compile_s" in info else "",
                 f"{info['temp_bytes'] / 1e6:.1f}" if "temp_bytes" in info else "",
                 f"{info['share_of_matmul_peak']:.0%}" if "share_of_matmul_peak" in info else "",
+                f"{info['share_of_copy']:.0%}" if "share_of_copy" in info else "",
             ]
         )
     return rows
@@ -74,7 +75,16 @@ TABLES = [
     ("What the suite is held to", ["ratio", "value"], bar_rows),
     (
         "Times",
-        ["group", "case", "median ms", "min - max ms", "compile s", "temporaries MB", "of peak"],
+        [
+            "group",
+            "case",
+            "median ms",
+            "min - max ms",
+            "compile s",
+            "temporaries MB",
+            "of matmul peak",
+            "of copy bandwidth",
+        ],
         timing_rows,
     ),
     (
