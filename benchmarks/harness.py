@@ -48,8 +48,9 @@ def compiled_case(
     assert memory is not None, "this backend reports no memory"
     info["temp_bytes"] = memory.temp_size_in_bytes
     info["output_bytes"] = memory.output_size_in_bytes
-    if " while(" not in compiled.as_text():  # XLA counts the body of a loop once
-        info["bytes"] = compiled.cost_analysis()["bytes accessed"]
+    costs = compiled.cost_analysis()
+    if costs and " while(" not in compiled.as_text():  # XLA counts the body of a loop once
+        info.setdefault("bytes", costs["bytes accessed"])
     state, rest = list(arrays[:carried]), arrays[carried:]
 
     def run():

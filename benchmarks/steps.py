@@ -45,6 +45,8 @@ def sampled_case(vocab, features, tokens, num_sampled, dtype=jnp.float32, name=N
         name or f"sampled, {vocab:,} classes", step, tables, optimizer.init(tables),
         jax.random.key(2), hidden, labels, carried=3, vocab=vocab, num_sampled=num_sampled,
         tokens=tokens, features=features, dtype=jnp.dtype(dtype).name,
+        # Of table and accumulator: a row is gathered from both, and read, added to and written.
+        bytes=5.0 * (tokens + num_sampled) * features * jnp.dtype(dtype).itemsize,
         flops=3 * 2.0 * tokens * num_sampled * features,
     )  # fmt: skip
 
