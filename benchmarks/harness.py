@@ -49,7 +49,7 @@ def compiled_case(
     info["temp_bytes"] = memory.temp_size_in_bytes
     info["output_bytes"] = memory.output_size_in_bytes
     costs = compiled.cost_analysis()
-    if costs and " while(" not in compiled.as_text():  # XLA counts the body of a loop once
+    if costs and " while(" not in (compiled.as_text() or ""):  # XLA counts the body of a loop once
         info.setdefault("bytes", costs["bytes accessed"])
     state, rest = list(arrays[:carried]), arrays[carried:]
 
