@@ -130,8 +130,7 @@ def _plots(result: dict) -> list[str]:
     for axes, (group, rows) in zip(grid[:, 0], several.items(), strict=True):
         times = [row["stats"]["median"] * 1e3 for row in rows]
         bars = axes.barh([row["name"] for row in rows], times)
-        axes.bar_label(bars, fmt="%.3g ms", fontsize=8, padding=3)
-        axes.set_xscale("log")
+        axes.bar_label(bars, fmt="{:,.4g} ms", fontsize=8, padding=3)
         axes.margins(x=0.25)
         axes.set_title(group, fontsize=9)
         axes.invert_yaxis()
