@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,6 +82,12 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
         compiled_case("naive optax", jax.value_and_grad(naive_loss, where), *arrays, flops=flops),
         compiled_case(
             "tiled", jax.value_and_grad(linear_softmax_cross_entropy, where), *arrays, flops=flops
+        ),
+        compiled_case(
+            "tiled, token_tile=512",
+            jax.value_and_grad(partial(linear_softmax_cross_entropy, token_tile=512), where),
+            *arrays,
+            flops=flops,
         ),
         compiled_case(
             "tiled, a loss a token (two passes)",
