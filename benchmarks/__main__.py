@@ -35,7 +35,7 @@ def softmax(
     peers = {name: importlib.util.find_spec(name) is not None for name in ("tensorflow", "torch")}
     for name, here in peers.items():
         if not here:
-            console.print(f"{name} is absent, so not compared with (pip install '.[peers]')")
+            console.print(f"{name} is absent, so not compared with (make peers installs it)")
     if profile is not None:
         case = steps.sampled_case(1_000_000, 128, 1024, 1024)
         jax.block_until_ready(case.run())
