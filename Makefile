@@ -20,7 +20,7 @@ test: $(VENV)/installed
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks softmax --output results
 
-# The whole suite: larger sizes, more samplers, longer training, ten million classes.
+# The whole suite: more sweeps, longer training, ten million classes.
 bench-full: $(VENV)/installed
 	$(RUN) -m benchmarks softmax --full --output results
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Integer
 
 from jaxnets.kernels.softmax import arguments, log_uniform
+from jaxnets.kernels.softmax.ordering import sort_ids
 from jaxnets.kernels.softmax.unique import draw_unique
 
 
@@ -135,11 +136,15 @@ def _sample(num_sampled, unique, per_token, sampler, key, labels):
         log_p = sampler.log_probability(ids)
         if not unique:
             return log_p + jnp.log(tries.astype(jnp.float32))
-        # log(1 - (1-p)^n), without losing the small p: (1-p)^n = exp(n log1p(-p)).
-        return jnp.log(-jnp.expm1(tries * jnp.log1p(-jnp.exp(log_p))))
+        return _log_inclusion(log_p, tries)
 
     labels_log_expected_count = log_expected_count(labels, tries)
     return Samples(ids, log_expected_count(ids, all_tries), labels_log_expected_count, tries)
+
+
+def _log_inclusion(log_p, tries):
+    """log(1 - (1-p)^tries), without losing a small p: (1-p)^n = exp(n log1p(-p))."""
+    return jnp.log(-jnp.expm1(tries * jnp.log1p(-jnp.exp(log_p))))
 
 
 def _static(**options):
@@ -300,7 +305,7 @@ def in_batch(labels, log_probability, *, unique: bool = True) -> Samples:
     if not unique:
         counts = log_p + jnp.log(ids.size)
         return Samples(ids, counts, counts.reshape(labels.shape), tries)
-    counts = jnp.log(-jnp.expm1(tries * jnp.log1p(-jnp.exp(log_p))))
-    order = jnp.argsort(ids, stable=True)
-    repeats = jnp.zeros(ids.shape, bool).at[order[1:]].set(ids[order[1:]] == ids[order[:-1]])
-    return Samples(ids, jnp.where(repeats, jnp.inf, counts), counts.reshape(labels.shape), tries)
+    counts = _log_inclusion(log_p, tries)
+    order, _, is_first = sort_ids(ids)
+    counted = jnp.zeros(ids.shape, bool).at[order].set(is_first, unique_indices=True)
+    return Samples(ids, jnp.where(counted, counts, jnp.inf), counts.reshape(labels.shape), tries)

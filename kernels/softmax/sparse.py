@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int32
 
 from jaxnets.kernels.softmax import arguments
+from jaxnets.kernels.softmax.ordering import sort_ids
 
 
 class Rows(NamedTuple):
@@ -47,9 +48,8 @@ def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]
     Returns:
       ``(row_ids, rows, local_ids)``: row_ids [rows] int32, sorted and distinct, filled up with
       ids of vocab and above to the number of ids; rows, like tables with [rows, ...]; and
-      local_ids, like ids, with
-      ``rows[local_ids]`` equal to ``tables[ids]``. An id outside [0, vocab) gives a local id
-      outside [0, rows): the losses make it NaN.
+      local_ids, like ids, with ``rows[local_ids]`` equal to ``tables[ids]``. An id outside
+      [0, vocab) gives a local id outside [0, rows): the losses make it NaN.
 
     Raises:
       TypeError: float ids.
@@ -123,10 +123,8 @@ def to_dense(rows: Rows, vocab: int) -> jax.Array:
 
 def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     """Sorted distinct ids, filled up with ``fill``, and where each id stands among them."""
-    order = jnp.argsort(ids)
-    ordered = ids[order]
-    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    rank = jnp.cumsum(first, dtype=jnp.int32) - 1
+    order, ordered, is_first = sort_ids(ids)
+    rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
     # Fillers differ, so that ids are distinct and sorted to the end, as the scatters promise XLA.
     fillers = fill + jnp.arange(ids.size, dtype=jnp.int32)
     distinct = fillers.at[rank].set(ordered)

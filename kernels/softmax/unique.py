@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.softmax.ordering import sort_ids
+
 _TRIES_PER_CLASS = 3
 # From this share of the vocabulary on, the race alone is cheaper than draws that mostly repeat.
 _RACE_SHARE = 16
@@ -44,10 +46,8 @@ def draw_unique(sampler, key: jax.Array, num_sampled: int) -> tuple[jax.Array, j
 
 def _first_distinct(draws, num_sampled, vocab):
     """The first distinct ids of ``draws`` in order (``vocab`` fills up), how many, in how many."""
-    order = jnp.argsort(draws, stable=True)
-    ordered = draws[order]
-    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
-    is_new = jnp.zeros(draws.shape, bool).at[order].set(first, unique_indices=True)
+    order, _, is_first = sort_ids(draws)
+    is_new = jnp.zeros(draws.shape, bool).at[order].set(is_first, unique_indices=True)
     rank = jnp.cumsum(is_new, dtype=jnp.int32) - 1
     found = jnp.minimum(rank[-1] + 1, num_sampled)
     slot = jnp.where(is_new, rank, num_sampled)
