@@ -1,5 +1,8 @@
 """Pure, jit-compiled functions with hand-written gradients; they know nothing of Flax."""
 
+from jaxnets.kernels.lstm.layers import recurrent_layers
+from jaxnets.kernels.lstm.parameters import GRUParameters, LayerNorm, LSTMParameters
+from jaxnets.kernels.lstm.recurrent import gru, lstm
 from jaxnets.kernels.softmax.checked import checked
 from jaxnets.kernels.softmax.full import linear_softmax_cross_entropy
 from jaxnets.kernels.softmax.learned_unigram import LearnedUnigram
@@ -21,8 +24,9 @@ from jaxnets.kernels.softmax.sparse import Rows, add_rows, gather_rows, rows_fro
 from jaxnets.kernels.softmax.top_k import linear_top_k
 
 __all__ = [
-    "LearnedUnigram", "LogUniform", "Rows", "Samples", "Uniform", "Unigram",
-    "add_rows", "checked", "gather_rows", "in_batch", "in_batch_softmax_cross_entropy",
-    "linear_softmax_cross_entropy", "linear_top_k", "nce_loss", "negative_sampling_loss",
-    "rows_from_dense", "sample", "sampled_softmax_cross_entropy", "to_dense",
+    "GRUParameters", "LSTMParameters", "LayerNorm", "LearnedUnigram", "LogUniform", "Rows",
+    "Samples", "Uniform", "Unigram", "add_rows", "checked", "gather_rows", "gru", "in_batch",
+    "in_batch_softmax_cross_entropy", "linear_softmax_cross_entropy", "linear_top_k", "lstm",
+    "nce_loss", "negative_sampling_loss", "recurrent_layers", "rows_from_dense", "sample",
+    "sampled_softmax_cross_entropy", "to_dense",
 ]  # fmt: skip

@@ -1,5 +1,6 @@
 """flax.nnx modules: they hold parameters and call one kernel."""
 
 from jaxnets.layers.output_projection import OutputProjection
+from jaxnets.layers.recurrent import GRU, LSTM
 
-__all__ = ["OutputProjection"]
+__all__ = ["GRU", "LSTM", "OutputProjection"]

@@ -1,0 +1,1 @@
+"""Recurrent layers: LSTM and GRU, in chunks of time, with gradients of their own."""

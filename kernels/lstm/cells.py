@@ -1,0 +1,109 @@
+"""What a cell computes at one step besides its matmuls, forward and backward.
+
+A step of every cell here has one form. With ``x_gates = x W + b`` and ``h_gates = h U + d``,
+[batch, gates * hidden] each, and the memory ``c``, [batch, hidden]::
+
+    saved, c, h = forward(extra, x_gates, h_gates, c)
+    d_saved, dc, d_extra = backward(extra, saved, c_before, dc, dh)
+
+``saved`` is a tuple of arrays of the gates' shape: one where only the sum of ``x_gates`` and
+``h_gates`` counts, else one for each. ``d_saved`` has its shape and holds the gradients of the
+gates, so that a buffer of the saved gates can be overwritten by them, step by step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.kernels.lstm import reference
+
+
+class Cell(NamedTuple):
+    """One kind of cell; static under ``jit``."""
+
+    blocks: int  # a kernel has blocks * hidden columns
+    joint: bool  # only x_gates + h_gates counts
+    forward: Callable
+    backward: Callable
+
+
+def _lstm_forward(_extra, x_gates, h_gates, c):
+    # The activated gates are made once, for the three places that read them.
+    gates = jax.lax.optimization_barrier(_activate(x_gates + h_gates))
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    c = f * c + i * g
+    return (gates,), c, o * jnp.tanh(c)
+
+
+def _activate(gates):
+    i, f, g, o = jnp.split(gates, 4, axis=-1)
+    return jnp.concatenate(
+        [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)], axis=-1
+    )
+
+
+def _lstm_backward(_extra, saved, c_before, dc, dh):
+    i, f, g, o = jnp.split(saved[0], 4, axis=-1)
+    tanh_c = jnp.tanh(f * c_before + i * g)
+    dc = dc + dh * o * (1 - tanh_c * tanh_c)
+    d_gates = jnp.concatenate(
+        [
+            dc * g * i * (1 - i),
+            dc * c_before * f * (1 - f),
+            dc * i * (1 - g * g),
+            dh * tanh_c * o * (1 - o),
+        ],
+        axis=-1,
+    )
+    return (d_gates,), dc * f, None
+
+
+def _gru_forward(_extra, x_gates, h_gates, h):
+    h = reference.gru_update(x_gates, h_gates, h)
+    return (x_gates, h_gates), h, h
+
+
+def _gru_backward(_extra, saved, h_before, dc, dh):
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = (jnp.split(gates, 3, axis=-1) for gates in saved)
+    r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
+    n = jnp.tanh(x_n + r * h_n)
+    dh = dh + dc
+    dn = dh * (1 - z) * (1 - n * n)
+    dr = dn * h_n * r * (1 - r)
+    dz = dh * (h_before - n) * z * (1 - z)
+    d_x = jnp.concatenate([dr, dz, dn], axis=-1)
+    d_h = jnp.concatenate([dr, dz, dn * r], axis=-1)
+    return (d_x, d_h), dh * z, None
+
+
+def _differentiated(blocks: int, joint: bool, update: Callable) -> Cell:
+    """A cell whose gates are differentiated by JAX, a step at a time.
+
+    ``update(extra, x_gates, h_gates, c) -> (c, h)``.
+    """
+
+    def forward(extra, x_gates, h_gates, c):
+        c, h = update(extra, x_gates, h_gates, c)
+        # Saved are the gates before the step, which is computed once more on the way back.
+        return (x_gates + h_gates,) if joint else (x_gates, h_gates), c, h
+
+    def backward(extra, saved, c_before, dc, dh):
+        def again(extra, saved, c):
+            x_gates, h_gates = (saved[0], jnp.zeros_like(saved[0])) if joint else saved
+            return update(extra, x_gates, h_gates, c)
+
+        _, transposed = jax.vjp(again, extra, saved, c_before)
+        d_extra, d_saved, dc = transposed((dc, dh))
+        return d_saved, dc, d_extra
+
+    return Cell(blocks, joint, forward, backward)
+
+
+LSTM = Cell(4, True, _lstm_forward, _lstm_backward)
+GRU = Cell(3, False, _gru_forward, _gru_backward)
+PEEPHOLE_LSTM = _differentiated(4, True, reference.peephole_update)
+LAYER_NORM_LSTM = _differentiated(4, False, reference.layer_norm_update)

@@ -1,0 +1,225 @@
+"""The steps of one chunk, forward and backward; arrays are time first, [chunk, rows, ...]."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnets.kernels.lstm.cells import Cell
+
+
+UNROLLED = 8  # a chunk of at most so many steps is written out
+
+
+class View(NamedTuple):
+    """One chunk: what its steps read; ``None`` where there is none."""
+
+    inputs: jax.Array  # [chunk, rows, features]; zeros where not valid
+    valid: jax.Array | None  # [chunk, rows]: the step is within the row's length
+    keep: jax.Array | None  # [chunk, rows]: the carry is not reset before the step
+    recurrent_mask: jax.Array | None  # [rows, output]
+    count: int | jax.Array  # steps to run, from the first; at least 1
+
+
+class Kept(NamedTuple):
+    """What the gradient needs of each step."""
+
+    gates: tuple[jax.Array, ...]  # [chunk, rows, gates]: what the cell saved
+    memory: jax.Array  # [chunk, rows, hidden]: c before the step
+    hidden: jax.Array | None  # [chunk, rows, hidden]: h before its projection
+
+
+def matmul(a, b, dtype):
+    """``a [..., m, k] @ b [k, n]``, accumulated in ``dtype``."""
+    contract = (((a.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(a.astype(b.dtype), b, contract, preferred_element_type=dtype)
+
+
+def flat_matmul(a, b, dtype):
+    """The same over the flattened steps and rows: one large matmul."""
+    flat = matmul(a.reshape(-1, a.shape[-1]), b, dtype)
+    return flat.reshape(*a.shape[:-1], b.shape[1])
+
+
+def outer(a, b, like):
+    """The sum over steps and rows of ``a b^T``: the gradient of a kernel, as one matmul."""
+    a, b = (v.reshape(-1, v.shape[-1]).astype(like.dtype) for v in (a, b))
+    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=_wide(like))
+
+
+def _wide(array):
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def kept_shapes(cell: Cell, weights, chunk: int, c, h) -> Kept:
+    """The shapes of what ``forward`` keeps of a chunk of the whole batch."""
+    rows, hidden = c.shape
+    gates = jax.ShapeDtypeStruct((chunk, rows, weights.input_kernel.shape[1]), c.dtype)
+    memory = jax.ShapeDtypeStruct((chunk, rows, hidden), c.dtype)
+    del h
+    return Kept(
+        (gates,) if cell.joint else (gates, gates),
+        memory,
+        None if weights.projection is None else memory,
+    )
+
+
+def transpose(weights):
+    """The kernels transposed once, ahead of the loops; XLA must not fold it into each step."""
+    kernels = (weights.input_kernel, weights.recurrent_kernel, weights.projection)
+    return jax.tree.map(lambda w: lax.optimization_barrier(w.T), kernels)
+
+
+def _put(array, value, t):
+    return lax.dynamic_update_index_in_dim(array, value, t, 0)
+
+
+def _at(array, t):
+    if isinstance(t, int):
+        return array[t]
+    return lax.dynamic_index_in_dim(array, t, 0, keepdims=False)
+
+
+def _within(t, chunk: int):
+    if isinstance(t, int):
+        return min(max(t, 0), chunk - 1)
+    return jnp.clip(t, 0, chunk - 1)
+
+
+def _restart(view: View, t, *carries):
+    if view.keep is None:
+        return carries
+    keep = _at(view.keep, t)[:, None]
+    return tuple(jnp.where(keep, a, 0) for a in carries)
+
+
+def forward(cell: Cell, reverse: bool, weights, view: View, c, h, *, keep: bool):
+    """``c, h, outputs [chunk, rows, output], Kept`` (None unless ``keep``)."""
+    chunk = view.inputs.shape[0]
+    dtype = c.dtype
+    buffers = (flat_matmul(view.inputs, weights.input_kernel, dtype),)
+    outputs = jnp.zeros((chunk, *h.shape), dtype)
+    kept = None
+    if keep:
+        memory = jnp.zeros((chunk, *c.shape), dtype)
+        if not cell.joint:
+            buffers = (*buffers, jnp.zeros_like(buffers[0]))
+        kept = Kept(buffers, memory, None if weights.projection is None else memory)
+
+    def order(n):
+        return view.count - 1 - n if reverse else n
+
+    def step(n, state):
+        c, h, x_gates, projected, outputs, kept = state
+        t = order(n)
+        start_c, start_h = _restart(view, t, c, h)
+        masked = start_h if view.recurrent_mask is None else start_h * view.recurrent_mask
+        h_gates = matmul(masked, weights.recurrent_kernel, dtype)
+        if weights.recurrent_bias is not None:
+            h_gates = h_gates + weights.recurrent_bias
+        if weights.bias is not None:
+            x_gates = x_gates + weights.bias
+        saved, new_c, hidden = cell.forward(weights.extra, x_gates, h_gates, start_c)
+        new_h = hidden if weights.projection is None else matmul(hidden, weights.projection, dtype)
+        if view.valid is None:
+            outputs = _put(outputs, new_h, t)
+        else:
+            valid = _at(view.valid, t)[:, None]
+            outputs = _put(outputs, jnp.where(valid, new_h, 0), t)
+            new_c, new_h = jnp.where(valid, new_c, c), jnp.where(valid, new_h, h)
+        if keep:
+            kept = Kept(
+                tuple(_put(buffer, gates, t) for buffer, gates in zip(kept.gates, saved)),
+                _put(kept.memory, start_c, t),
+                None if kept.hidden is None else _put(kept.hidden, hidden, t),
+            )
+            projected = kept.gates[0]
+        x_gates = _at(projected, _within(order(n + 1), chunk))
+        return new_c, new_h, x_gates, None if keep else projected, outputs, kept
+
+    first = _at(buffers[0], order(0))
+    state = (c, h, first, None if keep else buffers[0], outputs, kept)
+    if chunk <= UNROLLED and isinstance(view.count, int):
+        for n in range(view.count):
+            state = step(n, state)
+    else:
+        state = lax.fori_loop(0, view.count, step, state)
+    c, h, _, _, outputs, kept = state
+    return c, h, outputs, kept
+
+
+def before(reverse: bool, view: View, outputs, start_h):
+    """h before each step, [chunk, rows, output], from the chunk's outputs and its first h."""
+    if reverse:
+        if view.valid is not None:  # the row's last step is the first one taken
+            outputs = jnp.where(view.valid[:, :, None], outputs, start_h)
+        steps = jnp.arange(outputs.shape[0])[:, None, None]
+        outputs = jnp.where(steps < view.count, outputs, start_h)
+        h = jnp.concatenate([outputs[1:], start_h[None]])
+    else:
+        h = jnp.concatenate([start_h[None], outputs[:-1]])
+    if view.keep is not None:
+        h = jnp.where(view.keep[:, :, None], h, 0)
+    return h if view.recurrent_mask is None else h * view.recurrent_mask
+
+
+def backward(
+    cell: Cell, reverse: bool, weights, transposed, view: View, kept: Kept, before_h,
+    d_outputs, dc, dh,
+):  # fmt: skip
+    """``dc, dh, d_weights, d_inputs [chunk, rows, features]``."""
+    chunk = view.inputs.shape[0]
+    dtype = dc.dtype
+    input_kernel, recurrent_kernel, projection = transposed
+    if view.valid is not None:
+        d_outputs = jnp.where(view.valid[:, :, None], d_outputs, 0)
+    d_projected = None if projection is None else jnp.zeros_like(d_outputs)
+    d_extra = jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), weights.extra)
+
+    def order(n):
+        return n if reverse else view.count - 1 - n
+
+    def step(n, state):
+        dc, dh, saved, gates, d_projected, d_extra = state
+        t = order(n)
+        taken_c, taken_h = dc, dh
+        if view.valid is not None:
+            valid = _at(view.valid, t)[:, None]
+            taken_c, taken_h = jnp.where(valid, dc, 0), jnp.where(valid, dh, 0)
+        d_hidden = taken_h + _at(d_outputs, t)
+        if projection is not None:
+            d_projected = _put(d_projected, d_hidden, t)
+            d_hidden = matmul(d_hidden, projection, dtype)
+        d_gates, before_c, step_extra = cell.backward(
+            weights.extra, saved, _at(kept.memory, t), taken_c, d_hidden
+        )
+        d_before = matmul(d_gates[-1], recurrent_kernel, dtype)
+        if view.recurrent_mask is not None:
+            d_before = d_before * view.recurrent_mask
+        before_c, d_before = _restart(view, t, before_c, d_before)
+        if view.valid is not None:
+            before_c, d_before = jnp.where(valid, before_c, dc), jnp.where(valid, d_before, dh)
+        gates = tuple(_put(buffer, d, t) for buffer, d in zip(gates, d_gates))
+        if d_extra is not None:
+            d_extra = jax.tree.map(jnp.add, d_extra, step_extra)
+        following = _within(order(n + 1), chunk)
+        saved = tuple(_at(buffer, following) for buffer in gates)
+        return before_c, d_before, saved, gates, d_projected, d_extra
+
+    saved = tuple(_at(buffer, order(0)) for buffer in kept.gates)
+    state = (dc, dh, saved, kept.gates, d_projected, d_extra)
+    dc, dh, _, gates, d_projected, d_extra = lax.fori_loop(0, view.count, step, state)
+    d_weights = type(weights)(
+        input_kernel=outer(view.inputs, gates[0], weights.input_kernel),
+        recurrent_kernel=outer(before_h, gates[-1], weights.recurrent_kernel),
+        bias=None if weights.bias is None else gates[0].sum((0, 1)),
+        recurrent_bias=None if weights.recurrent_bias is None else gates[-1].sum((0, 1)),
+        projection=None
+        if projection is None
+        else outer(kept.hidden, d_projected, weights.projection),
+        extra=d_extra,
+    )
+    return dc, dh, d_weights, flat_matmul(gates[0], input_kernel, dtype)
