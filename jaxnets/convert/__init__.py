@@ -1,4 +1,4 @@
-"""Weights from and to other libraries' layouts, exactly: no value is computed but sums of biases."""
+"""Weights from and to other libraries' layouts, exactly: nothing is computed but sums of biases."""
 
 from jaxnets.convert.flax_cells import (
     gru_from_flax,

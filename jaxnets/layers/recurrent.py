@@ -84,7 +84,7 @@ class _Recurrent(nnx.Module):
             inputs, carries, self.parameters(), lengths=lengths, segment_ids=segment_ids,
             dropout=self.dropout if drops else 0.0,
             recurrent_dropout=self.recurrent_dropout if drops else 0.0,
-            key=self.rngs() if drops else None, **options,
+            key=self.rngs() if drops and self.rngs is not None else None, **options,
         )  # fmt: skip
 
 

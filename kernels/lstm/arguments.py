@@ -56,7 +56,9 @@ def check_lstm(parameters: LSTMParameters) -> tuple[int, int]:
         output = parameters.projection.shape[-1]
         shape = (hidden, output)
         _check_shape("projection", parameters.projection, "[hidden, output]", shape)
-    _check_shape("recurrent_kernel", parameters.recurrent_kernel, "[output, 4 * hidden]", (output, gates))
+    _check_shape(
+        "recurrent_kernel", parameters.recurrent_kernel, "[output, 4 * hidden]", (output, gates)
+    )
     _check_shape("bias", parameters.bias, "[4 * hidden]", (gates,))
     if parameters.peepholes is not None:
         _check_shape("peepholes", parameters.peepholes, "[3, hidden]", (3, hidden))
@@ -64,10 +66,9 @@ def check_lstm(parameters: LSTMParameters) -> tuple[int, int]:
         if parameters.peepholes is not None:
             raise ValueError("peepholes and layer_norm must not both be given: no paper defines it")
         shapes = ((gates,), (gates,), (hidden,), (hidden,))
-        for field, array, shape in zip(
-            parameters.layer_norm._fields, parameters.layer_norm, shapes, strict=True
-        ):
-            _check_shape(f"layer_norm.{field}", array, "[gates or hidden]", shape)
+        for name, wanted in zip(parameters.layer_norm._fields, shapes, strict=True):
+            array = getattr(parameters.layer_norm, name)
+            _check_shape(f"layer_norm.{name}", array, "[gates or hidden]", wanted)
     return hidden, output
 
 
@@ -99,7 +100,7 @@ def check_lengths(lengths, batch: int, time: int) -> None:
 
 
 def check_segment_ids(segment_ids, batch: int, time: int) -> None:
-    """Raise unless ``segment_ids`` are integers [batch, time] with 0, padding, only at a row's end."""
+    """Raise unless ``segment_ids`` are integers [batch, time], 0 (padding) only at a row's end."""
     _check_integers("segment_ids", segment_ids, "[batch, time]", (batch, time))
     if isinstance(segment_ids, jax.core.Tracer):
         return

@@ -32,18 +32,13 @@ class Cell(NamedTuple):
 
 
 def _lstm_forward(_extra, x_gates, h_gates, c):
+    i, f, g, o = jnp.split(x_gates + h_gates, 4, axis=-1)
+    gates = [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
     # The activated gates are made once, for the three places that read them.
-    gates = jax.lax.optimization_barrier(_activate(x_gates + h_gates))
+    gates = jax.lax.optimization_barrier(jnp.concatenate(gates, axis=-1))
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = f * c + i * g
     return (gates,), c, o * jnp.tanh(c)
-
-
-def _activate(gates):
-    i, f, g, o = jnp.split(gates, 4, axis=-1)
-    return jnp.concatenate(
-        [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)], axis=-1
-    )
 
 
 def _lstm_backward(_extra, saved, c_before, dc, dh):
@@ -81,14 +76,13 @@ def _gru_backward(_extra, saved, h_before, dc, dh):
 
 
 def _differentiated(blocks: int, joint: bool, update: Callable) -> Cell:
-    """A cell whose gates are differentiated by JAX, a step at a time.
+    """A cell that JAX differentiates, a step at a time, from the gates before their activation.
 
     ``update(extra, x_gates, h_gates, c) -> (c, h)``.
     """
 
     def forward(extra, x_gates, h_gates, c):
         c, h = update(extra, x_gates, h_gates, c)
-        # Saved are the gates before the step, which is computed once more on the way back.
         return (x_gates + h_gates,) if joint else (x_gates, h_gates), c, h
 
     def backward(extra, saved, c_before, dc, dh):

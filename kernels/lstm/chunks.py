@@ -13,10 +13,21 @@ WHOLE_BYTES = 16 * 2**20
 WRITTEN_OUT = (4, 5, 3, 6, 7, 8, 2)
 
 
-def with_gradient(batch: int, time: int, gates: int, *, lengths: bool) -> int:
-    """Steps of a chunk whose gates are kept."""
+def recomputes(batch: int, time: int, gates: int, width: int, *, lengths: bool) -> bool:
+    """Whether the gradient computes the gates again, from the carries of chunks.
+
+    A gate that is not kept is computed again, at 2 * ``width`` operations (``width`` features and
+    outputs go into it); one that is kept is written to fresh memory and read back, which costs as
+    much as some 500 operations once the gates do not fit in cache. With lengths most of the room
+    for gates would be cleared and never used.
+    """
+    return lengths or (width <= 256 and 4 * batch * time * gates >= WHOLE_BYTES)
+
+
+def steps(batch: int, time: int, gates: int, *, lengths: bool) -> int:
+    """Steps of a chunk where a gradient is wanted."""
     if lengths:  # a chunk ends late for most rows, so shorter ones waste less
-        return even(time, max(4, ROWS // 4 // batch))
+        return even(time, max(8, ROWS // 2 // batch))
     if 4 * batch * time * gates < WHOLE_BYTES:
         return time
     return even(time, ROWS // batch)
@@ -24,11 +35,11 @@ def with_gradient(batch: int, time: int, gates: int, *, lengths: bool) -> int:
 
 def without_gradient(time: int, fallback: int) -> int:
     """Steps of a chunk of which nothing is kept: few and written out where they divide the time."""
-    return next((steps for steps in WRITTEN_OUT if time % steps == 0), fallback)
+    return next((count for count in WRITTEN_OUT if time % count == 0), fallback)
 
 
-def recomputed(batch: int, time: int) -> int:
-    """Steps of a chunk whose gates are computed twice: about the square root of the time.
+def square_root(batch: int, time: int) -> int:
+    """Steps of a chunk for the least memory: about the square root of the time.
 
     The carries kept are one a chunk and the gates one chunk's, so memory grows with the square root
     (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 4).
@@ -36,8 +47,10 @@ def recomputed(batch: int, time: int) -> int:
     return even(time, max(math.isqrt(time), ROWS // 4 // batch))
 
 
-def even(time: int, steps: int) -> int:
-    """About ``steps``, so that the chunks are equal and little is padded."""
-    steps = min(max(steps, 1), time)
-    count = -(-time // steps)
-    return -(-time // count)
+def even(time: int, wanted: int) -> int:
+    """About ``wanted``: a divisor of ``time`` if one is near, else chunks as equal as can be."""
+    wanted = min(max(wanted, 1), time)
+    near = [n for n in range(-(-wanted * 2 // 3), wanted * 3 // 2 + 1) if time % n == 0]
+    if near:
+        return min(near, key=lambda n: abs(n - wanted))
+    return -(-time // -(-time // wanted))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -77,22 +77,24 @@ def recurrent_layers(
     final = []
     for number, directions in enumerate(layers):
         if number and dropout:
-            key, drop = jax.random.split(key)
-            kept = jax.random.bernoulli(drop, 1 - dropout, inputs.shape)
+            kept = jax.random.bernoulli(_fold(key, number, 2), 1 - dropout, inputs.shape)
             inputs = jnp.where(kept, inputs / (1 - dropout), 0).astype(inputs.dtype)
         outputs, ends = [], []
         for reverse, parameters in enumerate(directions):
-            layer = lstm if isinstance(parameters, LSTMParameters) else gru
-            mask_key = None
-            if recurrent_dropout:
-                key, mask_key = jax.random.split(key)
+            layer: Callable = lstm if isinstance(parameters, LSTMParameters) else gru
             output, end = layer(
                 inputs, None if carries is None else carries[number][reverse], parameters,
                 lengths=lengths, segment_ids=segment_ids, reverse=bool(reverse),
-                recurrent_dropout=recurrent_dropout, key=mask_key, **options,
+                recurrent_dropout=recurrent_dropout,
+                key=_fold(key, number, reverse) if recurrent_dropout else None, **options,
             )  # fmt: skip
             outputs.append(output)
             ends.append(end)
         inputs = outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
         final.append(ends)
     return inputs, final
+
+
+def _fold(key, number: int, which: int):
+    """A key of its own for each layer's two directions and for the dropout before it."""
+    return jax.random.fold_in(key, 3 * number + which)

@@ -25,7 +25,7 @@ def lstm(
     reverse: bool = False,
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
-    recompute: bool = False,
+    recompute: bool | None = None,
     truncate: int | None = None,
     chunk: int | None = None,
     implementation: str | None = None,
@@ -58,8 +58,8 @@ def lstm(
       reverse: from each row's own last step to its first; outputs stay where their inputs are.
       recurrent_dropout: the share of h that is dropped before its matmul, the same at each step of
         a row (Gal and Ghahramani 2016); kept values are scaled by 1 / (1 - share). Needs ``key``.
-      recompute: keep one carry a chunk for the gradient and compute the gates again: memory grows
-        with the square root of the time.
+      recompute: keep one carry a chunk for the gradient and compute the gates again, in memory that
+        grows with the square root of the time; False: keep all gates; None: chosen by shape.
       truncate: the gradient does not cross from one window of so many steps to another; the carry
         does (truncated backpropagation through time, Williams and Peng 1990).
       chunk: steps that are projected together; None: chosen by shape. It changes speed and memory.
@@ -109,7 +109,7 @@ def gru(
     reverse: bool = False,
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
-    recompute: bool = False,
+    recompute: bool | None = None,
     truncate: int | None = None,
     chunk: int | None = None,
     implementation: str | None = None,
@@ -149,7 +149,7 @@ class _Call(NamedTuple):
 
     reverse: bool
     recurrent_dropout: float
-    recompute: bool
+    recompute: bool | None
     truncate: int | None
     chunk: int | None
     implementation: str
@@ -169,9 +169,7 @@ def _call(
         arguments.check_lengths(lengths, *inputs.shape[:2])
     if segment_ids is not None:
         arguments.check_segment_ids(segment_ids, *inputs.shape[:2])
-    return _Call(
-        reverse, recurrent_dropout, recompute, truncate, chunk, implementation or "scan"
-    )
+    return _Call(reverse, recurrent_dropout, recompute, truncate, chunk, implementation or "scan")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -191,15 +189,14 @@ def _lstm(call: _Call, inputs, carry, parameters: LSTMParameters, lengths, segme
             return (c, h), h
 
         return _reference(call, step, inputs, (c, h), marks)
-    cell, extra, bias = cells.LSTM, None, parameters.bias
-    if parameters.peepholes is not None:
-        cell, extra = cells.PEEPHOLE_LSTM, parameters.peepholes
-    if parameters.layer_norm is not None:
-        cell, extra, bias = cells.LAYER_NORM_LSTM, (parameters.layer_norm, bias), None
     weights = Weights(
-        parameters.input_kernel, parameters.recurrent_kernel, bias, None, parameters.projection,
-        extra,
+        parameters.input_kernel, parameters.recurrent_kernel, parameters.bias, None,
+        parameters.projection, parameters.peepholes,
     )  # fmt: skip
+    cell = cells.LSTM if parameters.peepholes is None else cells.PEEPHOLE_LSTM
+    if parameters.layer_norm is not None:
+        cell = cells.LAYER_NORM_LSTM
+        weights = weights._replace(bias=None, extra=(parameters.layer_norm, parameters.bias))
     outputs, c, h = _scan(call, cell, weights, inputs, c, h, marks)
     return outputs, (c, h)
 
@@ -258,28 +255,20 @@ def _reference(call: _Call, step, inputs, state, marks: Marks):
 
 
 def _scan(call: _Call, cell, weights: Weights, inputs, c, h, marks: Marks):
-    batch, time = inputs.shape[:2]
-    gates = weights.input_kernel.shape[1]
+    (batch, time, features), gates = inputs.shape, weights.input_kernel.shape[1]
     has_lengths = marks.lengths is not None
-    if call.truncate is not None:
-        chunk = min(call.truncate, time)
-    elif call.chunk is not None:
-        chunk = min(call.chunk, time)
-    elif call.recompute:
-        chunk = chunks.recomputed(batch, time)
-    else:
-        chunk = chunks.with_gradient(batch, time, gates, lengths=has_lengths)
-    forward_chunk = chunk
+    recompute, chunk = call.recompute, call.truncate or call.chunk
+    if recompute is None:
+        width = features + h.shape[1]
+        recompute = chunks.recomputes(batch, time, gates, width, lengths=has_lengths)
+    elif recompute and not has_lengths:
+        chunk = chunk or chunks.square_root(batch, time)
+    chunk = min(chunk or chunks.steps(batch, time, gates, lengths=has_lengths), time)
+    short_chunk = chunk
     if call.chunk is None and not has_lengths:
-        forward_chunk = chunks.without_gradient(time, chunk)
+        short_chunk = chunks.without_gradient(time, chunk)
     options = Options(
-        cell, call.reverse, chunk, forward_chunk, row_counts(batch) if has_lengths else (batch,),
-        call.recompute, call.truncate,
+        cell, call.reverse, chunk, short_chunk, row_counts(batch) if has_lengths else (batch,),
+        "carries" if recompute else "gates", call.truncate,
     )  # fmt: skip
-    if not has_lengths:
-        return recur(options, weights, inputs, c, h, marks)
-    order = jnp.argsort(marks.lengths, descending=True)
-    back = jnp.argsort(order)
-    inputs, c, h, marks = jax.tree.map(lambda array: array[order], (inputs, c, h, marks))
-    results = recur(options, weights, inputs, c, h, marks)
-    return jax.tree.map(lambda array: array[back], results)
+    return recur(options, weights, inputs, c, h, marks)

@@ -99,7 +99,9 @@ def unroll(step, inputs, state, *, lengths=None, resets=None, reverse=False, tru
             state = jax.tree.map(
                 lambda s: jnp.where(crosses[:, None], lax.stop_gradient(s), s), state
             )
-        start = jax.tree.map(lambda s: s if reset is None else jnp.where(reset[:, None], 0, s), state)
+        start = jax.tree.map(
+            lambda s: s if reset is None else jnp.where(reset[:, None], 0, s), state
+        )
         if lengths is None:
             return step(inputs, start)
         valid = (t < lengths)[:, None]

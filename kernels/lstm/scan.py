@@ -26,9 +26,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.kernels.lstm import steps
+from jaxnets.kernels.lstm.blocks import put, read, write
 from jaxnets.kernels.lstm.cells import Cell
 from jaxnets.kernels.lstm.reference import unroll
-from jaxnets.kernels.lstm.stages import sweep
+from jaxnets.kernels.lstm.stages import falling, put_rows, sweep, take_rows
 
 
 class Options(NamedTuple):
@@ -36,10 +37,10 @@ class Options(NamedTuple):
 
     cell: Cell
     reverse: bool
-    chunk: int  # steps of a chunk, where a gradient is wanted
-    forward_chunk: int  # and where none is
+    chunk: int  # steps of a chunk on the way back
+    short_chunk: int  # and on the way there, where no gates are kept
     rows: tuple[int, ...]  # of the stages, falling; the first is the batch
-    recompute: bool  # keep only each chunk's first carry, and compute its gates again
+    keep: str  # for the gradient: the "gates" of each step, or the "carries" of each chunk
     truncate: int | None  # no gradient crosses from one window of so many steps to another
 
 
@@ -55,7 +56,7 @@ class Weights(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """What has no gradient; ``None`` where there is none. Rows are sorted by falling length."""
+    """What has no gradient; ``None`` where there is none."""
 
     lengths: jax.Array | None  # [batch] int32
     resets: jax.Array | None  # [batch, time] bool: the step starts from zeros
@@ -65,48 +66,38 @@ class Marks(NamedTuple):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def recur(options: Options, weights: Weights, inputs, c, h, marks: Marks):
     """Outputs [batch, time, output], and the last ``c [batch, hidden]``, ``h [batch, output]``."""
-    options = options._replace(chunk=options.forward_chunk)
-    return _run(options, weights, inputs, c, h, marks, keep=False)[0]
+    options = options._replace(keep="nothing")
+    return _run(options, options.short_chunk, weights, inputs, c, h, marks)[0]
 
 
-def _run(options: Options, weights, inputs, c, h, marks, *, keep: bool):
-    batch, time, features = inputs.shape
-    chunk, count = options.chunk, -(-time // options.chunk)
-    accumulator, output = c.dtype, h.shape[1]
-    inputs, marks = _whole_chunks(inputs, marks, chunk * count)
-    outputs = jnp.zeros((batch, chunk * count, output), inputs.dtype)
-    first = (jnp.zeros((count, *c.shape), accumulator), jnp.zeros((count, *h.shape), accumulator))
-    kept = None
-    if keep and not options.recompute:
-        kept = jax.tree.map(
-            lambda a: jnp.zeros((count, *a.shape), a.dtype),
-            steps.kept_shapes(options.cell, weights, chunk, c, h),
-        )
+def _run(options: Options, chunk: int, weights, inputs, c, h, marks):
+    """Results, and what is kept for the gradient."""
+    time = inputs.shape[1]
+    order = falling(marks.lengths)
+    outputs = jnp.zeros((*inputs.shape[:2], h.shape[1]), inputs.dtype)
+    kept = steps.nothing_kept(options.cell, options.keep, weights, chunk, -(-time // chunk), c)
 
     def over_chunks(rows, index, carry, buffers):
-        c, h = carry
-        outputs, first, kept = buffers
-        if keep:
-            first = jax.tree.map(lambda a, v: _put_chunk(a, v, index), first, (c, h))
-        view = _view(options, inputs, marks, rows, index, time)
+        outputs, kept = buffers
+        view = _view(options, chunk, inputs, marks, order, rows, index, time)
         c, h, chunk_outputs, chunk_kept = steps.forward(
-            options.cell, options.reverse, weights, view, c, h, keep=kept is not None
+            options.cell, options.reverse, options.keep, weights, view, *carry
         )
-        outputs = _put_time(outputs, chunk_outputs, index)
-        if kept is not None:
-            kept = jax.tree.map(lambda a, v: _put_chunk(a, v, index), kept, chunk_kept)
-        return (c, h), (outputs, first, kept)
+        outputs = write(outputs, chunk_outputs, order, index)
+        kept = jax.tree.map(lambda a, v: put(a, v, index), kept, chunk_kept)
+        return (c, h), (outputs, kept)
 
-    (c, h), (outputs, first, kept) = sweep(
-        options.rows, chunk, time, marks.lengths, over_chunks,
-        (c, h), (outputs, first if keep else None, kept), descending=options.reverse,
+    carry, (outputs, kept) = sweep(
+        options.rows, chunk, time, marks.lengths, over_chunks, take_rows((c, h), order),
+        (outputs, kept), descending=options.reverse,
     )  # fmt: skip
-    return (outputs[:, :time], c, h), (outputs, first, kept)
+    c, h = put_rows(carry, order)
+    return (outputs, c, h), kept
 
 
 def _forward(options: Options, weights, inputs, c, h, marks):
-    results, saved = _run(options, weights, inputs, c, h, marks, keep=True)
-    return results, (weights, inputs, c, h, marks, saved)
+    results, kept = _run(options, options.chunk, weights, inputs, c, h, marks)
+    return results, (weights, inputs, c, h, marks, (results[0], kept))
 
 
 def _backward(options: Options, residuals, cotangents):
@@ -120,46 +111,45 @@ recur.defvjp(_forward, _backward)
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(options: Options, arguments, marks, saved, cotangents):
     """The gradients of ``arguments = (weights, inputs, c, h)``, from what the way there kept."""
-    weights, inputs, c, _ = arguments
-    outputs, first, kept = saved
+    weights, inputs, c, h = arguments
+    outputs, kept = saved
     d_outputs, dc, dh = cotangents
     time, chunk = inputs.shape[1], options.chunk
-    padded, marks = _whole_chunks(inputs, marks, outputs.shape[1])
-    d_outputs = _pad_time(d_outputs, outputs.shape[1])
+    order = falling(marks.lengths)
     transposed = steps.transpose(weights)
+    start_h = take_rows(h, order)
 
     def over_chunks(rows, index, carry, sums):
-        dc, dh = carry
         d_weights, d_inputs = sums
-        view = _view(options, padded, marks, rows, index, time)
-        start_c, start_h = (a[index, :rows] for a in first)
-        if kept is None:
-            *_, chunk_kept = steps.forward(
-                options.cell, options.reverse, weights, view, start_c, start_h, keep=True
-            )
-        else:
-            chunk_kept = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, 0, False), kept)
+        view = _view(options, chunk, inputs, marks, order, rows, index, time)
+        before = _before(options, view, outputs, marks, order, start_h[:rows], index, time)
+        chunk_kept = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, index, 0, False), kept)
+        if options.keep == "gates":
             chunk_kept = jax.tree.map(lambda a: a[:, :rows], chunk_kept)
-        before = steps.before(
-            options.reverse, view, _time(outputs, rows, index, chunk).astype(dh.dtype), start_h
-        )
+        else:
+            chunk_kept = steps.again(
+                options.cell, options.reverse, weights, view, before, chunk_kept[:rows]
+            )
+        d_chunk_outputs = read(d_outputs, order, rows, index * chunk, chunk).astype(c.dtype)
         dc, dh, d_chunk, d_x = steps.backward(
             options.cell, options.reverse, weights, transposed, view, chunk_kept, before,
-            _time(d_outputs, rows, index, chunk).astype(dh.dtype), dc, dh,
+            d_chunk_outputs, *carry,
         )  # fmt: skip
         d_weights = jax.tree.map(jnp.add, d_weights, d_chunk)
+        d_inputs = write(d_inputs, d_x, order, index)
         if options.truncate is not None:  # the windows are the chunks
-            cut = _crosses(options, marks, rows, index, time)
+            cut = _crosses(options, marks, order, rows, index, time)
             dc, dh = jnp.where(cut, 0, dc), jnp.where(cut, 0, dh)
-        return (dc, dh), (d_weights, _put_time(d_inputs, d_x, index))
+        return (dc, dh), (d_weights, d_inputs)
 
     zeros = jax.tree.map(lambda w: jnp.zeros(w.shape, c.dtype), weights)
-    (dc, dh), (d_weights, d_inputs) = sweep(
-        options.rows, chunk, time, marks.lengths, over_chunks,
-        (dc, dh), (zeros, jnp.zeros_like(padded)), descending=not options.reverse,
+    carry, (d_weights, d_inputs) = sweep(
+        options.rows, chunk, time, marks.lengths, over_chunks, take_rows((dc, dh), order),
+        (zeros, jnp.zeros_like(inputs)), descending=not options.reverse,
     )  # fmt: skip
+    dc, dh = put_rows(carry, order)
     d_weights = jax.tree.map(lambda d, w: d.astype(w.dtype), d_weights, weights)
-    return d_weights, d_inputs[:, :time], dc, dh
+    return d_weights, d_inputs, dc, dh
 
 
 def _gradient_forward(options: Options, arguments, marks, saved, cotangents):
@@ -206,63 +196,54 @@ def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
     return outputs.astype(inputs.dtype), c, h
 
 
-def _crosses(options: Options, marks: Marks, rows: int, index, time: int):
-    """[rows, 1]: whether a row's carry comes into the chunk from another one it has run."""
-    lengths = jnp.full(rows, time) if marks.lengths is None else marks.lengths[:rows]
-    start = index * options.chunk
-    entered = start + options.chunk < lengths if options.reverse else (start > 0) & (start < lengths)
-    return entered[:, None]
-
-
-def _whole_chunks(inputs, marks: Marks, time: int):
-    resets = marks.resets
-    if resets is not None:
-        resets = _pad_time(resets, time)
-    return _pad_time(inputs, time), marks._replace(resets=resets)
-
-
-def _pad_time(array, time: int):
-    missing = time - array.shape[1]
-    if missing == 0:
-        return array
-    return jnp.pad(array, [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2))
-
-
-def _view(options: Options, inputs, marks: Marks, rows: int, index, time: int) -> steps.View:
+def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, index, time: int):
     """The ``index``-th chunk of the first ``rows`` rows, time first."""
-    chunk = options.chunk
-    x = _time(inputs, rows, index, chunk)
+    x = read(inputs, order, rows, index * chunk, chunk)
     valid, keep, mask = None, None, None
     end = time
     if marks.lengths is not None:
-        end = marks.lengths[0]
-        valid = (index * chunk + jnp.arange(chunk))[:, None] < marks.lengths[None, :rows]
+        lengths = take_rows(marks.lengths, order)
+        end = lengths[0]
+        valid = (index * chunk + jnp.arange(chunk))[:, None] < lengths[None, :rows]
         x = jnp.where(valid[:, :, None], x, 0)  # padding may hold anything
     if marks.resets is not None:
-        keep = ~_time(marks.resets, rows, index, chunk)
+        keep = ~read(marks.resets, order, rows, index * chunk, chunk)
     if marks.recurrent_mask is not None:
-        mask = marks.recurrent_mask[:rows]
+        mask = take_rows(marks.recurrent_mask, order)[:rows]
     whole = marks.lengths is None and time % chunk == 0
     count = chunk if whole else jnp.minimum(chunk, end - index * chunk)
     return steps.View(x, valid, keep, mask, count)
 
 
-def _time(array, rows: int, index, chunk: int):
-    """[batch, time, ...] to its chunk [chunk, rows, ...]."""
-    part = lax.dynamic_slice_in_dim(array[:rows], index * chunk, chunk, axis=1)
-    return jnp.moveaxis(part, 1, 0)
+def _lengths(marks: Marks, order, rows: int, time: int):
+    if marks.lengths is None:
+        return jnp.full(rows, time)
+    return take_rows(marks.lengths, order)[:rows]
 
 
-def _put_time(array, part, index):
-    """Writes a chunk [chunk, rows, ...] into [batch, time, ...]."""
-    return _put(array, jnp.moveaxis(part, 0, 1), index * part.shape[0], axis=1)
+def _before(options: Options, view, outputs, marks: Marks, order, h, index, time: int):
+    """h before each step of a chunk, [chunk, rows, output], as its matmul saw it."""
+    rows, chunk, start = h.shape[0], options.chunk, index * options.chunk
+    here = read(outputs, order, rows, start, chunk).astype(h.dtype)
+    beside = start + chunk if options.reverse else start - 1
+    beside = jnp.clip(beside, 0, outputs.shape[1] - 1)
+    beside = read(outputs, order, rows, beside, 1).astype(h.dtype)
+    if options.reverse:
+        t = start + jnp.arange(1, chunk + 1)
+        inside = t[:, None] < _lengths(marks, order, rows, time)
+        before = jnp.concatenate([here[1:], beside])
+        before = jnp.where(inside[:, :, None], before, h)
+    else:
+        before = jnp.concatenate([jnp.where(start == 0, h, beside), here[:-1]])
+    if view.keep is not None:
+        before = jnp.where(view.keep[:, :, None], before, 0)
+    return before if view.recurrent_mask is None else before * view.recurrent_mask
 
 
-def _put_chunk(array, part, index):
-    """Writes ``part``, of fewer rows perhaps, into ``array[index]``."""
-    return _put(array, part[None], index, axis=0)
-
-
-def _put(array, part, start, axis: int):
-    starts = [start if d == axis else jnp.zeros_like(start) for d in range(array.ndim)]
-    return lax.dynamic_update_slice(array, part.astype(array.dtype), starts)
+def _crosses(options: Options, marks: Marks, order, rows: int, index, time: int):
+    """[rows, 1]: whether a row's carry comes into the chunk from another one it has run."""
+    lengths, start = _lengths(marks, order, rows, time), index * options.chunk
+    entered = (
+        start + options.chunk < lengths if options.reverse else (start > 0) & (start < lengths)
+    )
+    return entered[:, None]

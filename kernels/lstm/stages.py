@@ -43,11 +43,28 @@ def sweep(rows, chunk, time, lengths, body, rowwise, whole, *, descending):
     return rowwise, whole
 
 
+def falling(lengths):
+    """The rows from the longest to the shortest; None without lengths."""
+    return None if lengths is None else jnp.argsort(lengths, descending=True)
+
+
+def take_rows(tree, order):
+    """The rows of each array in the order ``order``, or as they are where it is None."""
+    if order is None:
+        return tree
+    return jax.tree.map(lambda array: array[order], tree)
+
+
+def put_rows(tree, order):
+    """The inverse of ``take_rows``."""
+    return take_rows(tree, None if order is None else jnp.argsort(order))
+
+
 def _stages(rows, chunk, time, lengths):
     """(rows, first chunk, chunk after the last) of each stage, in the order of time."""
     if lengths is None:
         return [(rows[0], 0, -(-time // chunk))]
-    ends = [lengths[following] for following in rows[1:]] + [lengths[0]]
-    ends = [-(-end // chunk) for end in ends]
+    falls = jnp.sort(lengths, descending=True)
+    ends = [-(-falls[following] // chunk) for following in (*rows[1:], 0)]
     starts = [jnp.zeros_like(ends[0]), *ends[:-1]]
     return list(zip(rows, starts, ends, strict=True))

@@ -10,7 +10,6 @@ from jax import lax
 
 from jaxnets.kernels.lstm.cells import Cell
 
-
 UNROLLED = 8  # a chunk of at most so many steps is written out
 
 
@@ -21,7 +20,7 @@ class View(NamedTuple):
     valid: jax.Array | None  # [chunk, rows]: the step is within the row's length
     keep: jax.Array | None  # [chunk, rows]: the carry is not reset before the step
     recurrent_mask: jax.Array | None  # [rows, output]
-    count: int | jax.Array  # steps to run, from the first; at least 1
+    steps: int | jax.Array  # to run, from the first; at least 1
 
 
 class Kept(NamedTuple):
@@ -54,12 +53,14 @@ def _wide(array):
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
-def kept_shapes(cell: Cell, weights, chunk: int, c, h) -> Kept:
-    """The shapes of what ``forward`` keeps of a chunk of the whole batch."""
-    rows, hidden = c.shape
-    gates = jax.ShapeDtypeStruct((chunk, rows, weights.input_kernel.shape[1]), c.dtype)
-    memory = jax.ShapeDtypeStruct((chunk, rows, hidden), c.dtype)
-    del h
+def nothing_kept(cell: Cell, keep: str, weights, chunk: int, count: int, c):
+    """Room for what ``keep`` wants of each of ``count`` chunks: a ``Kept``, or its first c."""
+    if keep == "nothing":
+        return None
+    if keep == "carries":
+        return jnp.zeros((count, *c.shape), c.dtype)
+    memory = jnp.zeros((count, chunk, *c.shape), c.dtype)
+    gates = jnp.zeros((*memory.shape[:3], weights.input_kernel.shape[1]), c.dtype)
     return Kept(
         (gates,) if cell.joint else (gates, gates),
         memory,
@@ -96,74 +97,90 @@ def _restart(view: View, t, *carries):
     return tuple(jnp.where(keep, a, 0) for a in carries)
 
 
-def forward(cell: Cell, reverse: bool, weights, view: View, c, h, *, keep: bool):
-    """``c, h, outputs [chunk, rows, output], Kept`` (None unless ``keep``)."""
+def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, known=None):
+    """``c, h, outputs [chunk, rows, output]`` and what ``keep`` wants of the chunk.
+
+    ``known``, [chunk, rows, gates]: h U of each step, where it is known beforehand.
+    """
     chunk = view.inputs.shape[0]
     dtype = c.dtype
-    buffers = (flat_matmul(view.inputs, weights.input_kernel, dtype),)
+    projected = flat_matmul(view.inputs, weights.input_kernel, dtype)
     outputs = jnp.zeros((chunk, *h.shape), dtype)
-    kept = None
-    if keep:
+    kept, first_c = None, c
+    if keep == "gates":
         memory = jnp.zeros((chunk, *c.shape), dtype)
-        if not cell.joint:
-            buffers = (*buffers, jnp.zeros_like(buffers[0]))
-        kept = Kept(buffers, memory, None if weights.projection is None else memory)
+        gates = (projected,) if cell.joint else (projected, jnp.zeros_like(projected))
+        kept = Kept(gates, memory, None if weights.projection is None else memory)
+        projected = None
+
+    def inputs_of(projected, kept):
+        return projected if kept is None else kept.gates[0]
 
     def order(n):
-        return view.count - 1 - n if reverse else n
+        return view.steps - 1 - n if reverse else n
 
     def step(n, state):
         c, h, x_gates, projected, outputs, kept = state
         t = order(n)
         start_c, start_h = _restart(view, t, c, h)
-        masked = start_h if view.recurrent_mask is None else start_h * view.recurrent_mask
-        h_gates = matmul(masked, weights.recurrent_kernel, dtype)
-        if weights.recurrent_bias is not None:
-            h_gates = h_gates + weights.recurrent_bias
-        if weights.bias is not None:
-            x_gates = x_gates + weights.bias
-        saved, new_c, hidden = cell.forward(weights.extra, x_gates, h_gates, start_c)
-        new_h = hidden if weights.projection is None else matmul(hidden, weights.projection, dtype)
+        if known is None:
+            masked = start_h if view.recurrent_mask is None else start_h * view.recurrent_mask
+            h_gates = matmul(masked, weights.recurrent_kernel, dtype)
+        else:
+            h_gates = _at(known, t)
+        saved, new_c, hidden = cell.forward(
+            weights.extra, *add_biases(weights, x_gates, h_gates), start_c
+        )
+        new_h = hidden
+        if weights.projection is not None:  # not wanted where the next h is known
+            new_h = h if known is not None else matmul(hidden, weights.projection, dtype)
         if view.valid is None:
             outputs = _put(outputs, new_h, t)
         else:
             valid = _at(view.valid, t)[:, None]
             outputs = _put(outputs, jnp.where(valid, new_h, 0), t)
             new_c, new_h = jnp.where(valid, new_c, c), jnp.where(valid, new_h, h)
-        if keep:
+        if kept is not None:
             kept = Kept(
-                tuple(_put(buffer, gates, t) for buffer, gates in zip(kept.gates, saved)),
+                tuple(
+                    _put(buffer, gates, t) for buffer, gates in zip(kept.gates, saved, strict=True)
+                ),
                 _put(kept.memory, start_c, t),
                 None if kept.hidden is None else _put(kept.hidden, hidden, t),
             )
-            projected = kept.gates[0]
-        x_gates = _at(projected, _within(order(n + 1), chunk))
-        return new_c, new_h, x_gates, None if keep else projected, outputs, kept
+        following = _within(order(n + 1), chunk)
+        x_gates = _at(inputs_of(projected, kept), following)
+        return new_c, new_h, x_gates, projected, outputs, kept
 
-    first = _at(buffers[0], order(0))
-    state = (c, h, first, None if keep else buffers[0], outputs, kept)
-    if chunk <= UNROLLED and isinstance(view.count, int):
-        for n in range(view.count):
+    first = _at(inputs_of(projected, kept), order(0))
+    state = (c, h, first, projected, outputs, kept)
+    if chunk <= UNROLLED and isinstance(view.steps, int):
+        for n in range(view.steps):
             state = step(n, state)
     else:
-        state = lax.fori_loop(0, view.count, step, state)
+        state = lax.fori_loop(0, view.steps, step, state)
     c, h, _, _, outputs, kept = state
-    return c, h, outputs, kept
+    return c, h, outputs, first_c if keep == "carries" else kept
 
 
-def before(reverse: bool, view: View, outputs, start_h):
-    """h before each step, [chunk, rows, output], from the chunk's outputs and its first h."""
-    if reverse:
-        if view.valid is not None:  # the row's last step is the first one taken
-            outputs = jnp.where(view.valid[:, :, None], outputs, start_h)
-        steps = jnp.arange(outputs.shape[0])[:, None, None]
-        outputs = jnp.where(steps < view.count, outputs, start_h)
-        h = jnp.concatenate([outputs[1:], start_h[None]])
-    else:
-        h = jnp.concatenate([start_h[None], outputs[:-1]])
-    if view.keep is not None:
-        h = jnp.where(view.keep[:, :, None], h, 0)
-    return h if view.recurrent_mask is None else h * view.recurrent_mask
+def add_biases(weights, x_gates, h_gates):
+    """The gates with the biases that the weights have."""
+    if weights.bias is not None:
+        x_gates = x_gates + weights.bias
+    if weights.recurrent_bias is not None:
+        h_gates = h_gates + weights.recurrent_bias
+    return x_gates, h_gates
+
+
+def again(cell: Cell, reverse: bool, weights, view: View, before, c) -> Kept:
+    """A chunk's ``Kept`` from its first ``c`` and from h before each step, [chunk, rows, output].
+
+    With h known, what h adds to the gates is one large matmul, and the loop has none.
+    """
+    h_gates = flat_matmul(before, weights.recurrent_kernel, before.dtype)
+    h = jnp.zeros_like(before[0])
+    *_, kept = forward(cell, reverse, "gates", weights, view, c, h, h_gates)
+    return kept
 
 
 def backward(
@@ -180,7 +197,7 @@ def backward(
     d_extra = jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), weights.extra)
 
     def order(n):
-        return n if reverse else view.count - 1 - n
+        return n if reverse else view.steps - 1 - n
 
     def step(n, state):
         dc, dh, saved, gates, d_projected, d_extra = state
@@ -202,7 +219,7 @@ def backward(
         before_c, d_before = _restart(view, t, before_c, d_before)
         if view.valid is not None:
             before_c, d_before = jnp.where(valid, before_c, dc), jnp.where(valid, d_before, dh)
-        gates = tuple(_put(buffer, d, t) for buffer, d in zip(gates, d_gates))
+        gates = tuple(_put(buffer, d, t) for buffer, d in zip(gates, d_gates, strict=True))
         if d_extra is not None:
             d_extra = jax.tree.map(jnp.add, d_extra, step_extra)
         following = _within(order(n + 1), chunk)
@@ -211,7 +228,7 @@ def backward(
 
     saved = tuple(_at(buffer, order(0)) for buffer in kept.gates)
     state = (dc, dh, saved, kept.gates, d_projected, d_extra)
-    dc, dh, _, gates, d_projected, d_extra = lax.fori_loop(0, view.count, step, state)
+    dc, dh, _, gates, d_projected, d_extra = lax.fori_loop(0, view.steps, step, state)
     d_weights = type(weights)(
         input_kernel=outer(view.inputs, gates[0], weights.input_kernel),
         recurrent_kernel=outer(before_h, gates[-1], weights.recurrent_kernel),

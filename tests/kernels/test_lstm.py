@@ -1,0 +1,447 @@
+"""LSTM and GRU against their equations and against PyTorch's and Keras's own numbers."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from jaxnets import convert
+from jaxnets.kernels import (
+    GRUParameters,
+    LayerNorm,
+    LSTMParameters,
+    gru,
+    lstm,
+    recurrent_layers,
+)
+from jaxnets.kernels.lstm import stages
+
+BATCH, TIME, FEATURES, HIDDEN, OUTPUT = 17, 13, 3, 5, 4
+FIGURES = np.load(Path(__file__).parents[1] / "data" / "recurrent.npz")
+
+
+def parameters(kind="lstm", features=FEATURES, hidden=HIDDEN, dtype=jnp.float64):
+    keys = iter(jax.random.split(jax.random.key(0), 12))
+
+    def normal(*shape):
+        return 0.4 * jax.random.normal(next(keys), shape, dtype)
+
+    if kind == "gru":
+        return GRUParameters(
+            normal(features, 3 * hidden), normal(hidden, 3 * hidden),
+            normal(3 * hidden), normal(3 * hidden),
+        )  # fmt: skip
+    output, gates = OUTPUT if "projection" in kind else hidden, 4 * hidden
+    return LSTMParameters(
+        normal(features, gates),
+        normal(output, gates),
+        normal(gates),
+        normal(hidden, output) if "projection" in kind else None,
+        normal(3, hidden) if "peepholes" in kind else None,
+        LayerNorm(1 + normal(gates), 1 + normal(gates), 1 + normal(hidden), normal(hidden))
+        if "layer norm" in kind
+        else None,
+    )
+
+
+def problem(kind, marks=None, batch=BATCH, time=TIME, dtype=jnp.float64):
+    keys = jax.random.split(jax.random.key(1), 5)
+    weights = parameters(kind, dtype=dtype)
+    inputs = jax.random.normal(keys[0], (batch, time, FEATURES), dtype)
+    c = jax.random.normal(keys[1], (batch, HIDDEN), dtype)
+    h = jax.random.normal(keys[2], (batch, weights.recurrent_kernel.shape[0]), dtype)
+    lengths = jax.random.randint(keys[3], (batch,), 0, time + 1).at[0].set(0)
+    options = {}
+    if marks == "lengths":
+        options["lengths"] = lengths
+    if marks == "segments":
+        changes = jnp.cumsum(jax.random.bernoulli(keys[4], 0.3, (batch, time)), axis=1)
+        inside = jnp.arange(time) < lengths[:, None]
+        options["segment_ids"] = jnp.where(inside, 1 + changes, 0)
+    carry = h if kind == "gru" else (c, h)
+    return functools.partial(gru if kind == "gru" else lstm, **options), inputs, carry, weights
+
+
+def value_and_gradients(layer, inputs, carry, weights, **options):
+    """Outputs, last carry, and the gradients of a scalar that weighs each of them by chance."""
+
+    def loss(inputs, carry, weights):
+        results = layer(inputs, carry, weights, **options)
+        leaves = jax.tree.leaves(results)
+        weighted = [
+            (jnp.sin(leaf) * jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype)).sum()
+            for i, leaf in enumerate(leaves)
+        ]
+        return sum(weighted), results
+
+    (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
+        inputs, carry, weights
+    )
+    return results, gradients
+
+
+def assert_close(actual, expected, steps=TIME, dtype=jnp.float64):
+    """Each of ``steps`` steps rounds sums of a few dozen terms; gradients add up over them all."""
+    tolerance = 100 * steps * jnp.finfo(dtype).eps
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        scale = jnp.maximum(1, jnp.abs(e).max())
+        np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=tolerance)
+
+
+VARIANTS = [
+    ("lstm", None, {}),
+    ("lstm", None, {"reverse": True, "chunk": 5}),
+    ("lstm", "lengths", {}),
+    ("lstm", "lengths", {"reverse": True, "chunk": 4}),
+    ("lstm", "segments", {"chunk": 3}),
+    ("lstm", "segments", {"reverse": True, "recompute": False, "chunk": 5}),
+    ("lstm", None, {"recompute": True, "chunk": 4}),
+    ("lstm", "lengths", {"recurrent_dropout": 0.3}),
+    ("lstm", None, {"truncate": 4}),
+    ("lstm", "lengths", {"truncate": 4, "reverse": True}),
+    ("projection", None, {"recompute": True, "chunk": 6}),
+    ("projection", "lengths", {"recompute": False}),
+    ("peepholes", None, {"chunk": 5}),
+    ("peepholes projection", "lengths", {"reverse": True}),
+    ("layer norm", None, {}),
+    ("layer norm projection", "segments", {"recurrent_dropout": 0.3}),
+    ("gru", None, {"recurrent_dropout": 0.3}),
+    ("gru", "lengths", {"reverse": True}),
+    ("gru", "segments", {"recompute": False}),
+    ("gru", None, {"recompute": True, "truncate": 5}),
+]
+
+
+@pytest.mark.parametrize(("kind", "marks", "options"), VARIANTS)
+def test_values_and_gradients_are_the_reference_s(x64, kind, marks, options):
+    options = dict(options)
+    if "recurrent_dropout" in options:
+        options["key"] = jax.random.key(3)
+    plain = {k: v for k, v in options.items() if k not in ("chunk", "recompute")}
+    arrays = problem(kind, marks)
+    expected = value_and_gradients(*arrays, **plain, implementation="reference")
+    assert_close(value_and_gradients(*arrays, **options), expected)
+
+
+def test_the_reference_s_gradients_are_finite_differences(x64):
+    for kind in ("peepholes projection", "layer norm", "gru"):
+        layer, *arrays = problem(kind, "lengths", batch=2, time=3)
+
+        def plain(*arrays, layer=layer):  # check_grads moves the arrays by NumPy
+            arrays = jax.tree.map(jnp.asarray, arrays)
+            return layer(*arrays, implementation="reference")
+
+        check_grads(plain, arrays, order=1, atol=1e-6, rtol=1e-6)
+
+
+def torch_layers(case, convert_layer, group="weights"):
+    prefix = f"{case}/{group}/"
+    state = {k.removeprefix(prefix): FIGURES[k] for k in FIGURES.files if k.startswith(prefix)}
+    return [
+        [convert_layer(state, layer, reverse=reverse) for reverse in (False, True)]
+        for layer in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize("implementation", ["scan", "reference"])
+@pytest.mark.parametrize("case", ["torch_lstm", "torch_projection", "torch_gru"])
+def test_pytorch_s_packed_bidirectional_layers(x64, case, implementation):
+    from_torch = convert.gru_from_torch if case == "torch_gru" else convert.lstm_from_torch
+    inputs, lengths = jnp.asarray(FIGURES["inputs"]), jnp.asarray(FIGURES["lengths"])
+
+    def loss(inputs, layers):
+        outputs, carries = recurrent_layers(
+            inputs, None, layers, lengths=lengths, implementation=implementation
+        )
+        ends = [end for layer in carries for end in layer]
+        hidden = jnp.stack([end if case == "torch_gru" else end[1] for end in ends])
+        memory = None if case == "torch_gru" else jnp.stack([end[0] for end in ends])
+        return jnp.sin(outputs).sum() + jnp.square(hidden).sum(), (outputs, hidden, memory)
+
+    layers = torch_layers(case, from_torch)
+    (_, found), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(inputs, layers)
+    names = ["outputs", "hidden", "memory"][: 2 if case == "torch_gru" else 3]
+    for array, name in zip(found, names, strict=False):
+        np.testing.assert_allclose(array, FIGURES[f"{case}/{name}"], atol=1e-13)
+    np.testing.assert_allclose(gradients[0], FIGURES[f"{case}/d_inputs"], atol=1e-13)
+    expected = torch_layers(case, from_torch, "gradients")
+    for direction, theirs in zip(sum(gradients[1], []), sum(expected, []), strict=True):
+        if case != "torch_gru":  # each of PyTorch's two biases gets the gradient of their sum
+            theirs = theirs._replace(bias=theirs.bias / 2)
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-12), direction, theirs)
+
+
+@pytest.mark.parametrize("case", ["keras_lstm", "keras_gru"])
+def test_keras_s_masked_layer(case):
+    weights = [FIGURES[f"{case}/weights/{i}"] for i in range(3)]
+    inputs = jnp.asarray(FIGURES["inputs"], jnp.float32)
+    lengths = jnp.asarray(FIGURES["lengths"])
+    if case == "keras_lstm":
+        outputs, (c, h) = lstm(inputs, None, convert.lstm_from_keras(weights), lengths=lengths)
+        np.testing.assert_allclose(c, FIGURES[f"{case}/memory"], atol=1e-6)
+    else:
+        outputs, h = gru(inputs, None, convert.gru_from_keras(weights), lengths=lengths)
+    np.testing.assert_allclose(outputs, FIGURES[f"{case}/outputs"], atol=1e-6)
+    np.testing.assert_allclose(h, FIGURES[f"{case}/hidden"], atol=1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["scan", "reference"])
+def test_padding_has_no_effect_and_leaves_no_trace(x64, implementation):
+    layer, inputs, (c, h), weights = problem("lstm", "lengths")
+    lengths = layer.keywords["lengths"]
+    padding = jnp.arange(TIME)[None, :, None] >= lengths[:, None, None]
+    dirty = jnp.where(padding, jnp.nan, inputs)
+    options = {"implementation": implementation}
+    clean = value_and_gradients(layer, jnp.where(padding, 0, inputs), (c, h), weights, **options)
+    found = value_and_gradients(layer, dirty, (c, h), weights, **options)
+    assert_close(found, clean)
+    (outputs, last), (d_inputs, *_) = found
+    assert bool((outputs == 0).all(where=padding))
+    assert bool((d_inputs == 0).all(where=padding))
+    # A length of 0 gives the initial carry back; any other, the carry at the row's own last step.
+    assert bool((last[0][0] == c[0]).all() & (last[1][0] == h[0]).all())
+    for row in range(1, 4):
+        alone, (c_row, h_row) = lstm(
+            inputs[row : row + 1, : lengths[row]],
+            (c[row : row + 1], h[row : row + 1]),
+            weights,
+            implementation=implementation,
+        )
+        assert_close((outputs[row, : lengths[row]], last[0][row], last[1][row]),
+                     (alone[0], c_row[0], h_row[0]))  # fmt: skip
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_packed_rows_equal_separate_sequences(x64, reverse):
+    weights = parameters()
+    sizes = [4, 1, 5]
+    inputs = jax.random.normal(jax.random.key(2), (1, 12, FEATURES))
+    segment_ids = jnp.array([[1] * 4 + [2] + [3] * 5 + [0] * 2])
+    outputs, _ = lstm(inputs, None, weights, segment_ids=segment_ids, reverse=reverse, chunk=3)
+    start = 0
+    for size in sizes:
+        alone, _ = lstm(inputs[:, start : start + size], None, weights, reverse=reverse)
+        assert_close(outputs[:, start : start + size], alone)
+        start += size
+    assert bool((outputs[:, start:] == 0).all())
+
+
+@pytest.mark.parametrize("marks", [None, "lengths", "segments"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_second_derivatives(x64, kind, marks):
+    """Of the fast path too: its gradient is differentiated by way of the plain loop."""
+    arrays = problem(kind, marks, batch=3, time=5)
+
+    def norm_of_gradient(implementation):
+        def norm(weights):
+            layer, inputs, carry, _ = arrays
+            _, gradients = value_and_gradients(
+                layer, inputs, carry, weights, implementation=implementation
+            )
+            return sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))
+
+        return jax.grad(norm)(arrays[-1])
+
+    assert_close(norm_of_gradient("scan"), norm_of_gradient("reference"), steps=5)
+
+
+def test_forward_mode_is_the_reference_s(x64):
+    layer, inputs, carry, weights = problem("lstm", "lengths", batch=3, time=5)
+    tangents = jax.tree.map(jnp.ones_like, weights)
+
+    def outputs(implementation):
+        return lambda weights: layer(inputs, carry, weights, implementation=implementation)[0]
+
+    _, forward = jax.jvp(outputs("reference"), (weights,), (tangents,))
+    step = 1e-6
+    moved = [jax.tree.map(lambda w, s=s: w + s, weights) for s in (step, -step)]
+    difference = (outputs("scan")(moved[0]) - outputs("scan")(moved[1])) / (2 * step)
+    np.testing.assert_allclose(forward, difference, atol=1e-8)
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(outputs("scan"), (weights,), (tangents,))
+
+
+@pytest.mark.parametrize("marks", [None, "lengths"])
+def test_vmap_equals_a_loop(x64, marks):
+    layer, inputs, carry, weights = problem("lstm", marks, batch=4, time=5)
+    several = jnp.stack([inputs, 2 * inputs])
+
+    def gradient(inputs):
+        return value_and_gradients(layer, inputs, carry, weights)
+
+    batched = jax.vmap(gradient)(several)
+    for i in range(2):
+        assert_close(jax.tree.map(lambda a, i=i: a[i], batched), gradient(several[i]))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_half_precision_is_accumulated_in_float32(kind, dtype):
+    layer, inputs, carry, weights = problem(kind, dtype=dtype)
+    results, gradients = value_and_gradients(layer, inputs, carry, weights)
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), (inputs, carry, weights))
+    expected = value_and_gradients(layer, *wide)
+    assert results[0].dtype == dtype
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(results[1]))
+    # h is rounded at each step and the gates' gradients once: a few units in the last place each,
+    # which the contraction of the gates keeps from adding up over more than about four steps.
+    for a, e in zip(
+        jax.tree.leaves((results, gradients)), jax.tree.leaves(expected), strict=True
+    ):
+        error = jnp.abs(a.astype(jnp.float32) - e).max() / jnp.abs(e).max()
+        assert error < 4 * jnp.finfo(dtype).eps
+
+
+def test_dropout_is_unbiased_and_the_same_at_each_step():
+    """h (1) -> mask h: over 4,000 rows the mean of the masks is 1 within five standard errors.
+
+    The masks are independent, so the false-alarm rate is below 1e-6. The same mask at each step:
+    with kernels that copy h to h, a unit that is dropped is zero from the first step on.
+    """
+    rows, share = 4000, 0.25
+    big = 100.0
+    # i = o = 1 and f = 0, so c = tanh(g) = tanh(h * mask), near the mask's 0 or tanh(1 / 0.75).
+    bias = jnp.array([big, -big, 0.0, big])
+    weights = LSTMParameters(jnp.zeros((1, 4)), jnp.array([[0.0, 0, 1, 0]]), bias)
+    _, (c, _) = lstm(
+        jnp.zeros((rows, 1, 1)), (jnp.zeros((rows, 1)), jnp.ones((rows, 1))), weights,
+        recurrent_dropout=share, key=jax.random.key(0),
+    )  # fmt: skip
+    masks = jnp.arctanh(c)
+    assert bool(jnp.isclose(masks, 0).sum() + jnp.isclose(masks, 1 / (1 - share)).sum() == rows)
+    assert abs(float(masks.mean()) - 1) < 5 * (share / (1 - share) / rows) ** 0.5
+    outputs, _ = lstm(
+        jnp.zeros((rows, 6, 1)), (jnp.zeros((rows, 1)), jnp.ones((rows, 1))), weights,
+        recurrent_dropout=share, key=jax.random.key(0),
+    )  # fmt: skip
+    alive = outputs[:, :, 0] > 0
+    assert bool((alive == alive[:, :1]).all())
+
+
+def test_dropout_between_layers(x64):
+    layers = [[parameters()], [parameters(features=HIDDEN)]]
+    inputs = problem("lstm")[1]
+    plain, _ = recurrent_layers(inputs, None, layers)
+    dropped, _ = recurrent_layers(inputs, None, layers, dropout=0.5, key=jax.random.key(0))
+    again, _ = recurrent_layers(inputs, None, layers, dropout=0.5, key=jax.random.key(0))
+    lower, _ = recurrent_layers(
+        inputs, None, layers[:1], dropout=0.5, key=jax.random.key(0)
+    )  # none after the last layer
+    assert bool((dropped == again).all())
+    assert not bool(jnp.allclose(dropped, plain))
+    assert_close(lower, recurrent_layers(inputs, None, layers[:1])[0])
+
+
+def test_carries_continue_a_sequence(x64):
+    layer, inputs, carry, weights = problem("projection")
+    whole, last = layer(inputs, carry, weights)
+    first, middle = layer(inputs[:, :6], carry, weights)
+    second, end = layer(inputs[:, 6:], middle, weights)
+    assert_close((jnp.concatenate([first, second], 1), end), (whole, last))
+
+
+def test_truncation_cuts_the_gradient_and_nothing_else(x64):
+    layer, inputs, carry, weights = problem("lstm")
+    outputs, last = layer(inputs, carry, weights, truncate=4)
+    assert_close((outputs, last), layer(inputs, carry, weights))
+
+    def last_output(inputs):
+        return layer(inputs, carry, weights, truncate=4)[0][:, -1].sum()
+
+    reached = jnp.abs(jax.grad(last_output)(inputs)).max((0, 2)) > 0
+    assert reached.tolist() == [False] * 12 + [True]  # the last window holds the last step alone
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    batch=st.integers(1, 12), time=st.integers(1, 9), chunk=st.integers(1, 10), data=st.data()
+)
+def test_any_shape_chunk_and_lengths(batch, time, chunk, data):
+    lengths = data.draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch))
+    with jax.enable_x64(True):
+        layer, *arrays = problem("lstm", batch=batch, time=time)
+        layer = functools.partial(layer, lengths=jnp.array(lengths))
+        expected = value_and_gradients(layer, *arrays, implementation="reference")
+        assert_close(value_and_gradients(layer, *arrays, chunk=chunk), expected, steps=time)
+
+
+def gradient_memory(layer, batch, time, features, hidden, **options):
+    """Temporaries of outputs and gradients, in bytes; cotangents come in as an argument."""
+    weights = LSTMParameters(
+        *(jax.ShapeDtypeStruct(s, jnp.float32)
+          for s in ((features, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)))
+    )  # fmt: skip
+
+    def step(inputs, weights, d_outputs):
+        outputs, pull = jax.vjp(lambda x, w: layer(x, None, w, **options)[0], inputs, weights)
+        return outputs, pull(d_outputs)
+
+    inputs = jax.ShapeDtypeStruct((batch, time, features), jnp.float32)
+    d_outputs = jax.ShapeDtypeStruct((batch, time, hidden), jnp.float32)
+    compiled = jax.jit(step).lower(inputs, weights, d_outputs).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("time", [18_000, 17_989])  # the other is a prime: no chunk divides it
+def test_long_sequences_need_a_twentieth_of_the_memory(time):
+    kept = gradient_memory(lstm, 8, time, 12, 128, recompute=False)
+    assert gradient_memory(lstm, 8, time, 12, 128, recompute=True) * 20 < kept
+    assert gradient_memory(lstm, 8, time, 12, 128) * 20 < kept  # and that is what is chosen
+
+
+def test_no_carry_is_stacked_without_a_gradient():
+    """Inference holds its outputs and one chunk, not the gates or carries of every step."""
+    shape = (8, 4000, 12)
+    weights = LSTMParameters(jnp.ones((12, 512)), jnp.ones((128, 512)), jnp.ones(512))
+    compiled = jax.jit(lambda x: lstm(x, None, weights)).lower(jnp.ones(shape)).compile()
+    outputs = 4 * 8 * 4000 * 128
+    assert compiled.memory_analysis().temp_size_in_bytes < outputs / 10
+
+
+def test_stages_skip_what_is_padding_for_most_rows():
+    """Lengths of which the longest is 4 times the mean: at most half of the row-steps are run."""
+    batch, time, chunk = 64, 256, 8
+    lengths = np.minimum(time, np.random.default_rng(0).exponential(time / 4, batch)).astype(int)
+    lengths[0] = time
+    counts = stages.row_counts(batch)
+    run = 0
+
+    def body(rows, index, rowwise, whole):
+        return rowwise, (whole[0] + rows * chunk, jnp.maximum(whole[1], index))
+
+    _, (run, last) = stages.sweep(
+        counts, chunk, time, jnp.array(lengths), body, (), (jnp.int32(0), jnp.int32(0)),
+        descending=False,
+    )  # fmt: skip
+    assert lengths.sum() <= run < batch * time / 2
+    assert last == time // chunk - 1
+
+
+def test_one_program_serves_all_lengths():
+    count = 0
+
+    @jax.jit
+    def step(inputs, lengths):
+        nonlocal count
+        count += 1
+        return lstm(inputs, None, weights, lengths=lengths)
+
+    weights = parameters(dtype=jnp.float32)
+    for lengths in ([1, 2], [7, 7], [0, 0]):
+        step(jnp.ones((2, 7, FEATURES)), jnp.array(lengths))
+    assert count == 1
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("marks", [None, "lengths", "segments"])
+def test_lowers_for_accelerators(platform, marks):
+    layer, *arrays = problem("lstm", marks, dtype=jnp.float32)
+    gradients = jax.jit(functools.partial(value_and_gradients, layer))
+    exported = jax.export.export(gradients, platforms=[platform])(*arrays)
+    assert exported.platforms == (platform,)
