@@ -95,9 +95,27 @@ def _run(options: Options, chunk: int, weights, inputs, c, h, marks):
     return (outputs, c, h), kept
 
 
-def _forward(options: Options, weights, inputs, c, h, marks):
-    results, kept = _run(options, options.chunk, weights, inputs, c, h, marks)
-    return results, (weights, inputs, c, h, marks, (results[0], kept))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run_and_keep(options: Options, weights, inputs, c, h, marks):
+    """``recur`` and what it keeps, with a rule of its own for when ``recur`` is derived twice."""
+    return _run(options, options.chunk, weights, inputs, c, h, marks)
+
+
+def _run_and_keep_forward(options: Options, *arguments):
+    results, kept = _run(options, options.chunk, *arguments)
+    return (results, kept), (*arguments, (results[0], kept))
+
+
+def _run_and_keep_backward(options: Options, residuals, cotangents):
+    return _backward(options, residuals, cotangents[0])  # of what is kept no gradient is taken
+
+
+_run_and_keep.defvjp(_run_and_keep_forward, _run_and_keep_backward)
+
+
+def _forward(options: Options, *arguments):
+    results, kept = _run_and_keep(options, *arguments)
+    return results, (*arguments, (results[0], kept))
 
 
 def _backward(options: Options, residuals, cotangents):

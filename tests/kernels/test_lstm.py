@@ -74,11 +74,12 @@ def value_and_gradients(layer, inputs, carry, weights, **options):
     def loss(inputs, carry, weights):
         results = layer(inputs, carry, weights, **options)
         leaves = jax.tree.leaves(results)
-        weighted = [
-            (jnp.sin(leaf) * jax.random.normal(jax.random.key(i), leaf.shape, leaf.dtype)).sum()
-            for i, leaf in enumerate(leaves)
-        ]
-        return sum(weighted), results
+        total = 0.0
+        for i, leaf in enumerate(leaves):
+            wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+            factors = jax.random.normal(jax.random.key(i), leaf.shape, jnp.float32)
+            total += (jnp.sin(wide) * factors).sum()
+        return total, results
 
     (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(
         inputs, carry, weights
@@ -291,9 +292,7 @@ def test_half_precision_is_accumulated_in_float32(kind, dtype):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(results[1]))
     # h is rounded at each step and the gates' gradients once: a few units in the last place each,
     # which the contraction of the gates keeps from adding up over more than about four steps.
-    for a, e in zip(
-        jax.tree.leaves((results, gradients)), jax.tree.leaves(expected), strict=True
-    ):
+    for a, e in zip(jax.tree.leaves((results, gradients)), jax.tree.leaves(expected), strict=True):
         error = jnp.abs(a.astype(jnp.float32) - e).max() / jnp.abs(e).max()
         assert error < 4 * jnp.finfo(dtype).eps
 
@@ -358,10 +357,8 @@ def test_truncation_cuts_the_gradient_and_nothing_else(x64):
     assert reached.tolist() == [False] * 12 + [True]  # the last window holds the last step alone
 
 
-@settings(max_examples=15, deadline=None)
-@given(
-    batch=st.integers(1, 12), time=st.integers(1, 9), chunk=st.integers(1, 10), data=st.data()
-)
+@settings(max_examples=8, deadline=None)
+@given(batch=st.integers(1, 12), time=st.integers(1, 9), chunk=st.integers(1, 10), data=st.data())
 def test_any_shape_chunk_and_lengths(batch, time, chunk, data):
     lengths = data.draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch))
     with jax.enable_x64(True):
