@@ -45,7 +45,9 @@ def keras_arrays(kind, inputs):
     mask = np.arange(TIME) < LENGTHS[:, None]
     outputs, *state = layer(inputs.astype(np.float32), mask=mask)
     names = ["outputs", "hidden", "memory"]
-    arrays = {name: np.asarray(array) for name, array in zip(names, [outputs, *state])}
+    arrays = {
+        name: np.asarray(array) for name, array in zip(names, [outputs, *state], strict=False)
+    }
     return arrays | {f"weights/{i}": array for i, array in enumerate(layer.get_weights())}
 
 

@@ -150,6 +150,10 @@ def torch_layers(case, convert_layer, group="weights"):
     ]
 
 
+def flat(layers):
+    return [direction for layer in layers for direction in layer]
+
+
 @pytest.mark.parametrize("implementation", ["scan", "reference"])
 @pytest.mark.parametrize("case", ["torch_lstm", "torch_projection", "torch_gru"])
 def test_pytorch_s_packed_bidirectional_layers(x64, case, implementation):
@@ -172,7 +176,7 @@ def test_pytorch_s_packed_bidirectional_layers(x64, case, implementation):
         np.testing.assert_allclose(array, FIGURES[f"{case}/{name}"], atol=1e-13)
     np.testing.assert_allclose(gradients[0], FIGURES[f"{case}/d_inputs"], atol=1e-13)
     expected = torch_layers(case, from_torch, "gradients")
-    for direction, theirs in zip(sum(gradients[1], []), sum(expected, []), strict=True):
+    for direction, theirs in zip(flat(gradients[1]), flat(expected), strict=True):
         if case != "torch_gru":  # each of PyTorch's two biases gets the gradient of their sum
             theirs = theirs._replace(bias=theirs.bias / 2)
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-12), direction, theirs)
