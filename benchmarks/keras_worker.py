@@ -1,0 +1,46 @@
+"""One Keras LSTM, forward and backward, run each time a line comes in; see ``recurrent.py``."""
+
+from __future__ import annotations
+
+import sys
+
+import keras
+import numpy as np
+
+
+def compiled_step(batch: int, time: int, features: int, hidden: int):
+    """A function that runs one step and returns when it is done."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(batch, time, features)).astype(np.float32)
+    cotangent = rng.normal(size=(batch, time, hidden)).astype(np.float32)
+    layer = keras.layers.LSTM(hidden, return_sequences=True)
+    layer.build(inputs.shape)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        def loss(weights, inputs):
+            outputs, _ = layer.stateless_call(weights, [], inputs)
+            return (outputs * cotangent).sum()
+
+        step = jax.jit(jax.grad(loss, (0, 1)))
+        weights = [variable.value for variable in layer.trainable_variables]
+        return lambda: jax.block_until_ready(step(weights, inputs))
+    import tensorflow as tf
+
+    constant = tf.constant(inputs)
+
+    @tf.function
+    def step(inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            loss = tf.reduce_sum(layer(inputs) * cotangent)
+        return tape.gradient(loss, [inputs, *layer.trainable_variables])
+
+    return lambda: [gradient.numpy() for gradient in step(constant)]
+
+
+if __name__ == "__main__":
+    run = compiled_step(*map(int, sys.argv[1:]))
+    for _ in sys.stdin:
+        run()
+        print("0", flush=True)

@@ -1,0 +1,255 @@
+"""LSTM forward and backward, beside what people use today: flax, Keras and PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scipy.stats import gmean
+
+from benchmarks.harness import Case, compiled_case, measure
+from jaxnets import convert
+from jaxnets.kernels import LSTMParameters, lstm
+
+# batch, time, features, hidden
+SHAPES = [(32, 128, 256, 256), (64, 256, 128, 128), (16, 100, 512, 512), (8, 1000, 12, 64)]
+SKIPPED = (64, 256, 128, 128)
+LONG = (8, 18_000, 12, 128)
+KERAS = ("Keras on JAX", "Keras on TensorFlow")
+
+
+def problem(batch: int, time: int, features: int, hidden: int):
+    """Inputs, parameters and the cotangent of the outputs."""
+    rng = np.random.default_rng(0)
+
+    def uniform(*shape):
+        return jnp.asarray(rng.uniform(-1, 1, shape) * hidden**-0.5, jnp.float32)
+
+    parameters = LSTMParameters(
+        uniform(features, 4 * hidden), uniform(hidden, 4 * hidden), uniform(4 * hidden)
+    )
+    inputs = jnp.asarray(rng.normal(size=(batch, time, features)), jnp.float32)
+    d_outputs = jnp.asarray(rng.normal(size=(batch, time, hidden)), jnp.float32)
+    return inputs, parameters, d_outputs
+
+
+def flops(batch: int, time: int, features: int, hidden: int) -> float:
+    """Of the matmuls, forward and backward."""
+    return 3 * 2.0 * batch * time * (features + hidden) * 4 * hidden
+
+
+def step(layer, inputs, parameters, d_outputs):
+    """Outputs and the gradients of inputs and parameters."""
+    outputs, pull = jax.vjp(layer, inputs, parameters)
+    return outputs, *pull(d_outputs)
+
+
+def ours(inputs, parameters, **options):
+    """The outputs of the kernel."""
+    return lstm(inputs, None, parameters, **options)[0]
+
+
+def flax_layer(features: int, hidden: int):
+    """``nnx.RNN(OptimizedLSTMCell)`` as a function of inputs and our parameters."""
+    module = nnx.RNN(nnx.OptimizedLSTMCell(features, hidden, rngs=nnx.Rngs(0)))
+    graph, state, rest = nnx.split(module, nnx.Param, ...)
+
+    def layer(inputs, parameters):
+        pure = {"cell": convert.lstm_to_flax_optimized(parameters)}
+        own = jax.tree.map(lambda leaf: leaf, state)
+        nnx.replace_by_pure_dict(own, pure)
+        zeros = jnp.zeros((inputs.shape[0], hidden))
+        return nnx.merge(graph, own, rest)(inputs, initial_carry=(zeros, zeros))
+
+    return layer
+
+
+def torch_case(inputs, parameters, d_outputs, lengths=None, work=None) -> Case:
+    """``nn.LSTM``, padded, or over packed sequences where ``lengths`` are given."""
+    import torch
+
+    features, gates = parameters.input_kernel.shape
+    layer = torch.nn.LSTM(features, gates // 4, batch_first=True)
+    state = convert.lstm_to_torch(parameters)
+    layer.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
+    x, cotangent = (torch.from_numpy(np.array(a)) for a in (inputs, d_outputs))
+
+    def run():
+        layer.zero_grad()
+        own = x.clone().requires_grad_()
+        if lengths is None:
+            outputs, _ = layer(own)
+        else:
+            packed = torch.nn.utils.rnn.pack_padded_sequence(
+                own, torch.from_numpy(lengths), batch_first=True, enforce_sorted=False
+            )
+            outputs, _ = torch.nn.utils.rnn.pad_packed_sequence(
+                layer(packed)[0], batch_first=True, total_length=x.shape[1]
+            )
+        (outputs * cotangent).sum().backward()
+        gradients = {name: p.grad.numpy() for name, p in layer.named_parameters()}
+        d_parameters = convert.lstm_from_torch(gradients)
+        # The gradient of each of the two biases is that of their sum.
+        d_parameters = d_parameters._replace(bias=d_parameters.bias / 2)
+        return outputs.detach().numpy(), own.grad.numpy(), d_parameters
+
+    name = "PyTorch nn.LSTM" if lengths is None else "PyTorch packed sequences"
+    return Case(name, run, work)
+
+
+class KerasCase(Case):
+    """A Keras LSTM in a process of its own, since Keras has one backend a process."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], work: float):
+        backend = "jax" if name.endswith("JAX") else "tensorflow"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.keras_worker", *map(str, shape)],
+            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        )  # fmt: skip
+        super().__init__(name, self._ask, work)
+        self.mean = json.loads(self._ask())
+
+    def _ask(self) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.name} ended with {self.process.wait()}")
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.communicate("")
+
+
+def difference(actual, expected) -> float:
+    """The largest difference of any array, relative to the array's largest value."""
+    return max(
+        float(np.abs(np.asarray(a) - np.asarray(e)).max() / np.abs(np.asarray(e)).max())
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    )
+
+
+def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], dict]:
+    """The rows, and the bars as ratios."""
+    rows: list[dict] = []
+    ratios: dict[str, list[float]] = {}
+    errors = []
+    for shape in SHAPES:
+        arrays, work = problem(*shape), flops(*shape)
+        cases = [
+            compiled_case("ours", partial(step, ours), *arrays, flops=work),
+            compiled_case("flax", partial(step, flax_layer(*shape[2:])), *arrays, flops=work),
+        ]
+        if peers["torch"]:
+            cases.append(torch_case(*arrays, work=work))
+        expected, *others = (jax.block_until_ready(case.run()) for case in cases)
+        errors += [difference(other, expected) for other in others]
+        if peers["keras"] and (full or shape == SHAPES[0]):
+            cases += [
+                KerasCase(name, shape, work)
+                for name, peer in zip(KERAS, ("keras", "tensorflow"), strict=True)
+                if peers[peer]
+            ]
+        new = measure(f"LSTM with gradient, {shape}", cases, 9, limits)
+        rows += new
+        for case, row in zip(cases, new, strict=True):
+            if isinstance(case, KerasCase):
+                case.close()
+            ratios.setdefault(row["name"], []).append(
+                row["stats"]["median"] / new[0]["stats"]["median"]
+            )
+        rows += measure(
+            f"LSTM forward, {shape}",
+            [
+                compiled_case("ours", ours, *arrays[:2], flops=work / 3),
+                compiled_case("flax", flax_layer(*shape[2:]), *arrays[:2], flops=work / 3),
+            ],
+            5, limits,
+        )  # fmt: skip
+    absent = "PyTorch is absent"
+    torch = ratios.get("PyTorch nn.LSTM")
+    bars = {
+        "LSTM with gradient: ours / PyTorch, geometric mean of four shapes (bar: at most 1.0)": (
+            1 / float(gmean(torch)) if torch else absent
+        ),
+        "the same, each shape": ", ".join(f"{1 / r:.2f}" for r in torch) if torch else absent,
+        "LSTM with gradient: flax / ours, geometric mean (bar: at least 1.5)": float(
+            gmean(ratios["flax"])
+        ),
+        "the same, each shape (bar: at least 1)": ", ".join(f"{r:.2f}" for r in ratios["flax"]),
+        "ours against flax and PyTorch, largest relative difference": max(errors),
+    }
+    for part in (_skipping, _long):
+        new, new_bars = part(limits, peers)
+        rows += new
+        bars |= new_bars
+    return rows, bars
+
+
+def quarter_lengths(batch: int, time: int) -> np.ndarray:
+    """Lengths of an exponential distribution, the longest ``time`` and the mean a quarter of it."""
+    quantiles = (np.arange(batch) + 0.5) / batch
+    shape = -np.log1p(-quantiles)
+    low, high = 0.01, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        lengths = np.clip(np.rint(middle * time * shape), 1, time).astype(np.int64)
+        lengths[-1] = time
+        low, high = (middle, high) if lengths.mean() <= time / 4 else (low, middle)
+    return np.random.default_rng(0).permutation(lengths)
+
+
+def _skipping(limits: dict, peers: dict[str, bool]) -> tuple[list[dict], dict]:
+    batch, time = SKIPPED[:2]
+    inputs, parameters, d_outputs = problem(*SKIPPED)
+    lengths = quarter_lengths(batch, time)
+    within = jnp.arange(time)[None, :, None] < lengths[:, None, None]
+    arrays = (inputs, parameters, d_outputs * within)
+    padded = partial(ours, lengths=jnp.asarray(lengths, jnp.int32))
+    cases = [
+        compiled_case("without lengths", partial(step, ours), *arrays),
+        compiled_case("with lengths", partial(step, padded), *arrays),
+    ]
+    if peers["torch"]:
+        cases.append(torch_case(*arrays, lengths=lengths))
+    rows = measure(f"padding skipped: mean length {lengths.mean():.0f} of {time}", cases, 9, limits)
+    medians = [row["stats"]["median"] for row in rows]
+    bars: dict = {
+        "mean length a quarter: with / without lengths, time (bar: at most 0.5)": medians[1]
+        / medians[0],
+        "the same: PyTorch packed sequences / ours with lengths, time": medians[2] / medians[1]
+        if peers["torch"]
+        else "PyTorch is absent",
+    }
+    return rows, bars
+
+
+def _long(limits: dict, _peers: dict[str, bool]) -> tuple[list[dict], dict]:
+    arrays = problem(*LONG)
+    cases = [
+        compiled_case("all gates kept", partial(step, partial(ours, recompute=False)), *arrays),
+        compiled_case("recomputed", partial(step, partial(ours, recompute=True)), *arrays),
+        compiled_case("chosen by shape", partial(step, ours), *arrays),
+        compiled_case("flax", partial(step, flax_layer(*LONG[2:])), *arrays),
+    ]
+    rows = measure(f"long sequences, {LONG}", cases, 3, limits)
+    kept, recomputed = rows[0], rows[1]
+    return rows, {
+        "18,000 steps: all gates kept / recomputed, temporary memory (bar: at least 20)": (
+            kept["extra_info"]["temp_bytes"] / recomputed["extra_info"]["temp_bytes"]
+        ),
+        "18,000 steps: recomputed / all gates kept, time (bar: at most 1.4)": (
+            recomputed["stats"]["median"] / kept["stats"]["median"]
+        ),
+    }
