@@ -49,19 +49,25 @@ def encode(texts: list[str], held_out: int = 20) -> tuple[np.ndarray, np.ndarray
     Every ``held_out``-th verse is for validation. Ids are by falling frequency in the training
     text; 0 is an unknown word and 1 the end of a verse.
     """
+    parts = encode_sentences(texts, held_out)
+    training, validation = (np.concatenate(part) for part in parts)
+    return training, validation, np.bincount(training, minlength=1 + max(map(np.max, parts[0])))
+
+
+def encode_sentences(
+    texts: list[str], held_out: int = 20
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The same ids, an array for each verse."""
     words = [tokenize(text) for text in texts]
-    parts = [
-        [sentence for i, sentence in enumerate(words) if (i % held_out == 0) == validation]
-        for validation in (False, True)
-    ]
-    names, counts = np.unique([w for sentence in parts[0] for w in sentence], return_counts=True)
+    training = [sentence for i, sentence in enumerate(words) if i % held_out]
+    names, counts = np.unique([w for sentence in training for w in sentence], return_counts=True)
     order = np.argsort(-counts, kind="stable")
     ids = {str(names[k]): rank + 2 for rank, k in enumerate(order)}
-    streams = [
-        np.array([i for s in part for i in (*(ids.get(w, UNKNOWN) for w in s), END)], np.int32)
-        for part in parts
-    ]
-    return streams[0], streams[1], np.bincount(streams[0], minlength=len(ids) + 2)
+
+    def encoded(sentences):
+        return [np.array([*(ids.get(w, UNKNOWN) for w in s), END], np.int32) for s in sentences]
+
+    return encoded(training), encoded(words[::held_out])
 
 
 def batches(stream: np.ndarray, batch: int, time: int) -> np.ndarray:

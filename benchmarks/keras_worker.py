@@ -18,8 +18,10 @@ def compiled_step(batch: int, time: int, features: int, hidden: int):
     if keras.backend.backend() == "jax":
         import jax
 
+        other = [variable.value for variable in layer.non_trainable_variables]
+
         def loss(weights, inputs):
-            outputs, _ = layer.stateless_call(weights, [], inputs)
+            outputs, _ = layer.stateless_call(weights, other, inputs)
             return (outputs * cotangent).sum()
 
         step = jax.jit(jax.grad(loss, (0, 1)))
