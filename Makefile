@@ -16,15 +16,17 @@ test: $(VENV)/installed
 	$(RUN) -m mypy
 	$(RUN) -m pytest
 
-# Full versus sampled softmax on real text: 10 minutes at most on 2 cores.
+# Both comparisons on real text: 15 minutes at most on 2 cores.
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks softmax --output results
+	$(RUN) -m benchmarks sequences --output results
 
 # The whole suite: more sweeps, longer training, ten million classes.
 bench-full: $(VENV)/installed
 	$(RUN) -m benchmarks softmax --full --output results
+	$(RUN) -m benchmarks sequences --full --output results
 
-# TensorFlow and PyTorch, to be compared with where they are installed.
+# Keras, TensorFlow and PyTorch, to be compared with where they are installed.
 peers: $(VENV)/installed
 	$(RUN) -m pip install --quiet --editable '.[peers]'
 

@@ -1,4 +1,4 @@
-"""python -m benchmarks softmax | compare."""
+"""python -m benchmarks softmax | sequences | compare."""
 
 from __future__ import annotations
 
@@ -6,51 +6,90 @@ import contextlib
 import importlib.util
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import typer
 from rich.console import Console
 
-from benchmarks import exact, quality, report, steps
+from benchmarks import epochs, exact, quality, recurrent, report, steps, vowels
 from benchmarks.compare import compare as compare_results
-from benchmarks.harness import machine
+from benchmarks.harness import Case, compiled_case, machine
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
+Output = Annotated[Path, typer.Option(help="Folder for the report, as JSON and as a page.")]
+Full = Annotated[bool, typer.Option("--full", help="The whole suite: larger, longer.")]
+Profile = Annotated[
+    Path | None, typer.Option(help="Folder for a trace that xprof and Perfetto open.")
+]
+
+
 @app.command()
-def softmax(
-    output: Annotated[Path, typer.Option(help="Folder for softmax.json and softmax.html.")] = Path(
-        "results"
-    ),
-    full: Annotated[bool, typer.Option("--full", help="The whole suite: larger, longer.")] = False,
-    profile: Annotated[
-        Path | None, typer.Option(help="Folder for a trace that xprof and Perfetto open.")
-    ] = None,
-) -> None:
+def softmax(output: Output = Path("results"), full: Full = False, profile: Profile = None) -> None:
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
     console = Console()
-    peers = {name: importlib.util.find_spec(name) is not None for name in ("tensorflow", "torch")}
-    for name, here in peers.items():
-        if not here:
-            console.print(f"{name} is absent, so not compared with (make peers installs it)")
+    peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
         case = steps.sampled_case(1_000_000, 128, 1024, 1024)
-        jax.block_until_ready(case.run())
-        with jax.profiler.trace(str(profile)):
-            for _ in range(10):
-                jax.block_until_ready(case.run())
+        trace(case, profile)
         console.print(f"trace of ten steps at 1,000,000 classes: {profile}")
     limits = machine()
     benchmarks, bars = exact.run(limits, full, peers)
     step_rows, step_bars = steps.run(limits, full, peers)
-    result = {
+    finish(
+        console, output, name="softmax", full=full, machine_info=limits, peers=peers,
+        benchmarks=benchmarks + step_rows, bars=bars | step_bars, quality=quality.run(full),
+    )  # fmt: skip
+
+
+@app.command()
+def sequences(
+    output: Output = Path("results"), full: Full = False, profile: Profile = None
+) -> None:
+    """LSTM beside its peers; padded versus bucketed versus packed sequences, on real text."""
+    console = Console()
+    peers = find_peers(console, "keras", "tensorflow", "torch")
+    if profile is not None:
+        arrays = recurrent.problem(*recurrent.SHAPES[0])
+        step = partial(recurrent.step, recurrent.ours)
+        trace(compiled_case("lstm", step, *arrays), profile)
+        console.print(f"trace of ten steps of an LSTM, {recurrent.SHAPES[0]}: {profile}")
+    limits = machine()
+    benchmarks, bars = recurrent.run(limits, full, peers)
+    epoch_result, epoch_bars = epochs.run(full)
+    accuracies = {layout: vowels.accuracy(layout) for layout in vowels.LAYOUTS}
+    finish(
+        console, output, name="sequences", full=full, machine_info=limits, peers=peers,
+        benchmarks=benchmarks, bars=bars | epoch_bars, epochs=epoch_result, vowels=accuracies,
+    )  # fmt: skip
+
+
+def find_peers(console: Console, *names: str) -> dict[str, bool]:
+    """Which of the libraries to compare with are installed."""
+    peers = {name: importlib.util.find_spec(name) is not None for name in names}
+    for name, here in peers.items():
+        if not here:
+            console.print(f"{name} is absent, so not compared with (make peers installs it)")
+    return peers
+
+
+def trace(case: Case, folder: Path) -> None:
+    """Writes a trace of ten runs."""
+    jax.block_until_ready(case.run())
+    with jax.profiler.trace(str(folder)):
+        for _ in range(10):
+            jax.block_until_ready(case.run())
+
+
+def finish(console: Console, output: Path, *, full: bool, **result: Any) -> None:
+    """Prints and writes the report."""
+    result |= {
         "datetime": datetime.now(UTC).isoformat(timespec="seconds"), "version": "jaxnets 1",
-        "suite": "full" if full else "quick", "machine_info": limits, "peers": peers,
-        "benchmarks": benchmarks + step_rows, "bars": bars | step_bars,
-        "quality": quality.run(full),
+        "suite": "full" if full else "quick",
     }  # fmt: skip
     report.print_tables(result, console)
     for path in report.write(result, output):

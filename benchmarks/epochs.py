@@ -120,7 +120,7 @@ def packed_loss(parameters, batch):
     )
 
 
-def ways(training: list[np.ndarray]) -> Iterator[tuple[Way, Callable]]:
+def ways(training: list[np.ndarray], full: bool) -> Iterator[tuple[Way, Callable]]:
     """Each way with its loss."""
     lengths = np.array([len(ids) for ids in training])
     longest = int(lengths.max())
@@ -142,15 +142,13 @@ def ways(training: list[np.ndarray]) -> Iterator[tuple[Way, Callable]]:
     cut = [_cut(source[i]) for i in range(len(source))]
     steps = sum(batch.sequences[0].size for batch in cut)
     yield Way("padded per batch", cut, Counted, steps), padded_loss
-    yield (
-        planned("buckets every 16 steps", boundaries_every(16, longest), token_budget=budget),
-        padded_loss,
-    )
-    for k in (4, 8, 16):
-        quantiles = quantile_boundaries(lengths, k)
-        yield planned(f"{k} quantile buckets", quantiles, token_budget=budget), padded_loss
-        optimum = optimal_boundaries(lengths, k)
-        yield planned(f"{k} optimal buckets", optimum, token_budget=budget), padded_loss
+    buckets = {f"{k} quantile buckets": quantile_boundaries(lengths, k) for k in (4, 8, 16)}
+    buckets |= {f"{k} optimal buckets": optimal_boundaries(lengths, k) for k in (4, 8)}
+    if full:
+        buckets["buckets every 16 steps"] = boundaries_every(16, longest)
+        buckets["16 optimal buckets"] = optimal_boundaries(lengths, 16)
+    for name, boundaries in buckets.items():
+        yield planned(name, boundaries, token_budget=budget), padded_loss
     yield _packed(training, lengths, 128, budget), packed_loss
 
 
@@ -163,16 +161,17 @@ def _packed(training, lengths, row: int, budget: int) -> Way:
     """Rows packed from stretches of shuffled sentences, so that an epoch stays shuffled."""
     rng = np.random.default_rng(0)
     order = rng.permutation(len(training))
-    rows, stretch = [], 1024
+    rows: list[list[int]] = []
+    stretch = 1024
     for start in range(0, len(order), stretch):
         part = order[start : start + stretch]
-        rows += [part[packed] for packed in pack(lengths[part], row)]
+        rows += [part[packed].tolist() for packed in pack(lengths[part], row)]
     rows = [rows[i] for i in rng.permutation(len(rows))]
     size = max(1, budget // row)
     batches = []
     for start in range(0, len(rows), size):
         some = rows[start : start + size]
-        some += [np.array([], int)] * (size - len(some))
+        some += [[]] * (size - len(some))
         packed = pack_arrays(training, some, row)
         batches.append((packed.sequences, packed.segment_ids))
     return Way(f"packed, rows of {row}", batches, Counted, len(batches) * size * row)
@@ -210,12 +209,12 @@ def train(way: Way, loss: Callable, validation: Batch, limit: int | None = None)
     }  # fmt: skip
 
 
-def same_loss(training: list[np.ndarray]) -> float:
+def same_loss(training: list[np.ndarray], full: bool) -> float:
     """The largest relative difference of the mean loss of the same sentences, batched each way."""
     some = training[:: max(1, len(training) // 512)]
     words = sum(len(ids) - 1 for ids in some)
     means = []
-    for way, loss in ways(some):
+    for way, loss in ways(some, full):
         compiled = way.compiled(loss)
         sums = [compiled(initial(), batch) for batch in way.batches]
         assert sum(float(count) for _, count in sums) == words, way.name
@@ -262,7 +261,7 @@ def run(full: bool) -> tuple[dict, dict]:
     plan = bucket_plan([len(ids) for ids in some], (longest,), batch=len(some))
     validation = BatchSource(plan, [some])[0]
     table = {}
-    for way, loss in ways(training):
+    for way, loss in ways(training, full):
         table[way.name] = train(way, loss, validation)
     tokens = sum(len(ids) for ids in training)
     for row in table.values():
@@ -276,7 +275,7 @@ def run(full: bool) -> tuple[dict, dict]:
         f"epoch, compiles included: {PADDED} / packed": seconds[PADDED]
         / next(s for name, s in seconds.items() if name.startswith("packed")),
         "mean loss of the same sentences, each way: largest relative difference": same_loss(
-            training
+            training, full
         ),
     }
     result = {

@@ -24,9 +24,9 @@ def compiled_step(batch: int, time: int, features: int, hidden: int):
             outputs, _ = layer.stateless_call(weights, other, inputs)
             return (outputs * cotangent).sum()
 
-        step = jax.jit(jax.grad(loss, (0, 1)))
+        gradient = jax.jit(jax.grad(loss, (0, 1)))
         weights = [variable.value for variable in layer.trainable_variables]
-        return lambda: jax.block_until_ready(step(weights, inputs))
+        return lambda: jax.block_until_ready(gradient(weights, inputs))
     import tensorflow as tf
 
     constant = tf.constant(inputs)

@@ -47,7 +47,8 @@ def flops(batch: int, time: int, features: int, hidden: int) -> float:
 def step(layer, inputs, parameters, d_outputs):
     """Outputs and the gradients of inputs and parameters."""
     outputs, pull = jax.vjp(layer, inputs, parameters)
-    return outputs, *pull(d_outputs)
+    d_inputs, d_parameters = pull(d_outputs)
+    return outputs, d_inputs, d_parameters
 
 
 def ours(inputs, parameters, **options):
@@ -70,10 +71,11 @@ def flax_layer(features: int, hidden: int):
     return layer
 
 
-def torch_case(inputs, parameters, d_outputs, lengths=None, work=None) -> Case:
+def torch_case(arrays, lengths=None, work=None) -> Case:
     """``nn.LSTM``, padded, or over packed sequences where ``lengths`` are given."""
     import torch
 
+    inputs, parameters, d_outputs = arrays
     features, gates = parameters.input_kernel.shape
     layer = torch.nn.LSTM(features, gates // 4, batch_first=True)
     state = convert.lstm_to_torch(parameters)
@@ -150,7 +152,7 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
             compiled_case("flax", partial(step, flax_layer(*shape[2:])), *arrays, flops=work),
         ]
         if peers["torch"]:
-            cases.append(torch_case(*arrays, work=work))
+            cases.append(torch_case(arrays, work=work))
         expected, *others = (jax.block_until_ready(case.run()) for case in cases)
         errors += [difference(other, expected) for other in others]
         if peers["keras"] and (full or shape == SHAPES[0]):
@@ -220,7 +222,7 @@ def _skipping(limits: dict, peers: dict[str, bool]) -> tuple[list[dict], dict]:
         compiled_case("with lengths", partial(step, padded), *arrays),
     ]
     if peers["torch"]:
-        cases.append(torch_case(*arrays, lengths=lengths))
+        cases.append(torch_case(arrays, lengths=lengths))
     rows = measure(f"padding skipped: mean length {lengths.mean():.0f} of {time}", cases, 9, limits)
     medians = [row["stats"]["median"] for row in rows]
     bars: dict = {

@@ -5,20 +5,22 @@ from __future__ import annotations
 import html
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+import rich.table
 from rich.console import Console
-from rich.table import Table
 
 
 def write(result: dict, folder: Path) -> tuple[Path, Path]:
-    """Writes ``softmax.json`` and ``softmax.html`` into ``folder``."""
+    """Writes ``NAME.json`` and ``NAME.html`` into ``folder``, by the name of the comparison."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "softmax.json", folder / "softmax.html"
+    paths = folder / f"{result['name']}.json", folder / f"{result['name']}.html"
     paths[0].write_text(json.dumps(result, indent=1))
     paths[1].write_text(page(result))
     return paths
@@ -71,34 +73,91 @@ def quality_rows(result: dict) -> list[list[str]]:
     return rows
 
 
-TABLES = [
-    ("What the suite is held to", ["ratio", "value"], bar_rows),
-    (
-        "Times",
+def epoch_rows(result: dict) -> list[list[str]]:
+    """Way, seconds an epoch, of them compiling, compiles, steps, padding, updates, perplexity."""
+    return [
         [
-            "group",
-            "case",
-            "median ms",
-            "min - max ms",
-            "compile s",
-            "temporaries MB",
-            "of matmul peak",
-            "of copy bandwidth",
-        ],
-        timing_rows,
-    ),
-    (
-        "Quality reached (exact validation perplexity)",
-        ["loss", "ms a step", "steps", "at half time", "at the end", "compile s", "temporaries MB"],
-        quality_rows,
-    ),
-]
+            name,
+            f"{way['seconds']:.1f}",
+            f"{way['compile_s']:.1f}",
+            str(way["compiles"]),
+            f"{way['steps']:,}",
+            f"{way['padding']:.0%}",
+            str(way["updates"]),
+            f"{way['perplexity']:.1f}",
+        ]
+        for name, way in result["epochs"]["ways"].items()
+    ]
+
+
+def plan_rows(result: dict) -> list[list[str]]:
+    """Lengths, way, share of padding, compiles, batches, steps."""
+    return [
+        [
+            plan["lengths"],
+            plan["way"],
+            f"{plan['padding']:.1%}",
+            str(plan["compiles"]),
+            f"{plan['batches']:,}",
+            f"{plan['steps']:,}",
+        ]
+        for plan in result["epochs"]["plans"]
+    ]
+
+
+def accuracy_rows(result: dict) -> list[list[str]]:
+    """Layout and accuracy."""
+    return [[layout, f"{share:.1%}"] for layout, share in result["vowels"].items()]
+
+
+class Table(NamedTuple):
+    """A table of the report: its rows are read from the result."""
+
+    title: str
+    header: list[str]
+    rows: Callable[[dict], list[list[str]]]
+
+
+BARS = Table("What the suite is held to", ["ratio", "value"], bar_rows)
+TIMES = Table(
+    "Times",
+    [
+        "group", "case", "median ms", "min - max ms", "compile s", "temporaries MB",
+        "of matmul peak", "of copy bandwidth",
+    ],
+    timing_rows,
+)  # fmt: skip
+QUALITY = Table(
+    "Quality reached (exact validation perplexity)",
+    ["loss", "ms a step", "steps", "at half time", "at the end", "compile s", "temporaries MB"],
+    quality_rows,
+)
+EPOCHS = Table(
+    "One epoch over the sentences, compiles included",
+    ["batches", "seconds", "compiling", "compiles", "steps", "padding", "updates", "perplexity"],
+    epoch_rows,
+)
+PLANS = Table(
+    "Plans: what batches cost before anything runs",
+    ["lengths", "batches", "padding", "compiles", "batches", "steps"],
+    plan_rows,
+)
+VOWELS = Table("JapaneseVowels: test accuracy (bar: 95 %)", ["layout", "accuracy"], accuracy_rows)
+
+
+class Comparison(NamedTuple):
+    """What the report of one comparison is made of."""
+
+    title: str
+    about: Callable[[dict], str]
+    tables: tuple[Table, ...]
+    plot: tuple[str, Callable[[dict], str]]
 
 
 def print_tables(result: dict, console: Console) -> None:
     """The tables of the report, in the terminal."""
-    for title, header, rows in TABLES:
-        table = Table(*header, title=title)
+    for title, header, rows in COMPARISONS[result["name"]].tables:
+        table = rich.table.Table(*header, title=title)
         for row in rows(result):
             table.add_row(*row)
         console.print(table)
@@ -111,8 +170,7 @@ def _svg(figure) -> str:
     return buffer.getvalue().split("?>", 1)[1].split(">", 1)[1]
 
 
-def _plots(result: dict) -> list[str]:
-    plots = []
+def _plot_quality(result: dict) -> str:
     figure, axes = plt.subplots(figsize=(8, 4.5))
     for name, method in result["quality"]["methods"].items():
         seconds, _, perplexity = zip(*method["curve"][1:], strict=True)
@@ -120,8 +178,23 @@ def _plots(result: dict) -> list[str]:
     axes.set(xlabel="training seconds", ylabel="exact validation perplexity", yscale="log")
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3, which="both")
-    plots.append(_svg(figure))
+    return _svg(figure)
 
+
+def _plot_epochs(result: dict) -> str:
+    ways = result["epochs"]["ways"]
+    compiling = [way["compile_s"] for way in ways.values()]
+    running = [way["seconds"] - way["compile_s"] for way in ways.values()]
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    axes.barh(list(ways), running, label="running")
+    axes.barh(list(ways), compiling, left=running, label="compiling")
+    axes.set(xlabel="seconds an epoch")
+    axes.invert_yaxis()
+    axes.legend()
+    return _svg(figure)
+
+
+def _plot_times(result: dict) -> str:
     groups: dict[str, list[dict]] = {}
     for row in result["benchmarks"]:
         groups.setdefault(row["group"], []).append(row)
@@ -136,21 +209,52 @@ def _plots(result: dict) -> list[str]:
         axes.invert_yaxis()
         axes.tick_params(labelsize=8)
     figure.tight_layout()
-    plots.append(_svg(figure))
-    return plots
+    return _svg(figure)
 
 
-def _html_table(title: str, header: list[str], rows: list[list[str]]) -> str:
+def _about_softmax(result: dict) -> str:
+    quality = result["quality"]
+    return (
+        f"{quality['corpus']}: {quality['classes']:,} classes, {quality['tokens']:,} training "
+        f"tokens, {quality['seconds']:.0f} s of training for each loss."
+    )
+
+
+def _about_sequences(result: dict) -> str:
+    epochs = result["epochs"]
+    return (
+        f"{epochs['corpus']}: {epochs['sentences']:,} sentences, {epochs['tokens']:,} words, the "
+        f"longest of {epochs['longest']}."
+    )
+
+
+COMPARISONS = {
+    "softmax": Comparison(
+        "Full versus sampled softmax",
+        _about_softmax,
+        (BARS, QUALITY, TIMES),
+        ("Quality against time", _plot_quality),
+    ),
+    "sequences": Comparison(
+        "LSTM, and padded versus bucketed versus packed sequences",
+        _about_sequences,
+        (BARS, EPOCHS, VOWELS, PLANS, TIMES),
+        ("An epoch", _plot_epochs),
+    ),
+}
+
+
+def _html_table(table: Table, result: dict) -> str:
     def cells(tag, values):
         return "".join(f"<{tag}>{html.escape(v)}</{tag}>" for v in values)
 
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<h2>{title}</h2><table><tr>{cells('th', header)}</tr>{body}</table>"
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows(result))
+    return f"<h2>{table.title}</h2><table><tr>{cells('th', table.header)}</tr>{body}</table>"
 
 
 def page(result: dict) -> str:
     """The report as one HTML page that needs nothing else."""
-    machine, quality = result["machine_info"], result["quality"]
+    machine, comparison = result["machine_info"], COMPARISONS[result["name"]]
     absent = [name for name, here in result["peers"].items() if not here]
     about = (
         f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
@@ -159,20 +263,16 @@ def page(result: dict) -> str:
         f"{machine['copy_bytes_per_s'] / 1e9:.1f} GB/s. "
         f"Peers absent: {', '.join(absent) or 'none'}."
     )
-    text = (
-        f"{quality['corpus']}: {quality['classes']:,} classes, {quality['tokens']:,} training "
-        f"tokens, {quality['seconds']:.0f} s of training for each loss."
-    )
-    tables = [_html_table(title, header, rows(result)) for title, header, rows in TABLES]
-    plots = _plots(result)
+    tables = [_html_table(table, result) for table in comparison.tables]
+    title, plot = comparison.plot
     style = (
         "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
         "table{border-collapse:collapse}td,th{padding:.15em .7em;border-bottom:1px solid #ccc;"
         "text-align:left}svg{max-width:100%;height:auto}"
     )
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Full versus sampled softmax"
-        f"</title><style>{style}</style><h1>Full versus sampled softmax</h1><p>{html.escape(about)}"
-        f"<p>{html.escape(text)}{tables[0]}<h2>Quality against time</h2>{plots[0]}{tables[2]}"
-        f"<h2>Time</h2>{plots[1]}{tables[1]}</html>\n"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{comparison.title}</title>"
+        f"<style>{style}</style><h1>{comparison.title}</h1><p>{html.escape(about)}"
+        f"<p>{html.escape(comparison.about(result))}{tables[0]}<h2>{title}</h2>{plot(result)}"
+        f"{''.join(tables[1:-1])}<h2>Time</h2>{_plot_times(result)}{tables[-1]}</html>\n"
     )

@@ -6,6 +6,7 @@ al. 1999), out of the PyPI package ``aeon`` (BSD-3). Others report 95 to 99 % of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -74,8 +75,9 @@ class Classifier(nnx.Module):
 
     def packed(self, packed: Packed, segments: int) -> jax.Array:
         """Logits of packed rows, [rows, segments, speakers]."""
-        outputs, _ = self.lstm(packed.sequences, segment_ids=packed.segment_ids)
-        own = jax.nn.one_hot(packed.segment_ids - 1, segments)
+        inputs, segment_ids = jnp.asarray(packed.sequences), jnp.asarray(packed.segment_ids)
+        outputs, _ = self.lstm(inputs, segment_ids=segment_ids)
+        own = jax.nn.one_hot(segment_ids - 1, segments)
         sums = jnp.einsum("rts,rto->rso", own, outputs)
         return self.head(sums / jnp.maximum(own.sum(1)[..., None], 1))
 
@@ -110,9 +112,9 @@ def accuracy(layout: str, seed: int = 0, epochs: int = EPOCHS) -> float:
         return optax.apply_updates(parameters, updates), state
 
     batches, shapes = zip(*(_batches(layout, *s, longest, seed) for s in sets), strict=True)
-    if layout == "packed":
-        train_step, evaluate = jax.jit(train), jax.jit(loss)
-    else:
+    train_step: Callable = jax.jit(train)
+    evaluate: Callable = jax.jit(loss)
+    if layout != "packed":
         train_step, evaluate = bucketed_jit(train, shapes[0]), bucketed_jit(loss, shapes[1])
     for epoch in range(epochs):
         for batch in batches[0](epoch):

@@ -118,7 +118,7 @@ def small_result(seconds):
         "corpus": "c", "classes": 9, "tokens": 9, "seconds": 1, "methods": {"full": method},
     }  # fmt: skip
     return {
-        "machine_info": machine, "peers": {"torch": False}, "benchmarks": rows,
+        "name": "softmax", "machine_info": machine, "peers": {"torch": False}, "benchmarks": rows,
         "bars": {"ratio <1>": 2.0}, "quality": quality,
     }  # fmt: skip
 

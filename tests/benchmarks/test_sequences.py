@@ -1,0 +1,124 @@
+"""The parts of the sequences comparison: lengths, batches, peers, the real data, the report."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import corpus, epochs, recurrent, report, vowels
+from benchmarks.harness import compiled_case
+
+
+def some_sentences(count=40):
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, epochs.WORDS, n).astype(np.int32) for n in rng.integers(2, 30, count)]
+
+
+def test_sentences_are_the_stream_cut_at_its_ends():
+    texts = ["nuevo y", "y dios y", "y dios", "otro"]
+    training, validation = corpus.encode_sentences(texts, held_out=3)
+    stream, held_out, _ = corpus.encode(texts, held_out=3)
+    assert [ids.tolist() for ids in training] == [[2, 3, 2, 1], [2, 3, 1]]
+    assert np.concatenate(training).tolist() == stream.tolist()
+    assert np.concatenate(validation).tolist() == held_out.tolist()
+
+
+@pytest.mark.parametrize(("batch", "time"), [(64, 256), (32, 100)])
+def test_lengths_of_a_quarter(batch, time):
+    lengths = recurrent.quarter_lengths(batch, time)
+    assert lengths.max() == time
+    assert lengths.min() >= 1
+    assert 0.24 * time < lengths.mean() <= time / 4
+
+
+def test_flax_gives_what_we_give():
+    shape = (2, 5, 3, 4)
+    inputs, parameters, d_outputs = recurrent.problem(*shape)
+    ours = recurrent.step(recurrent.ours, inputs, parameters, d_outputs)
+    theirs = recurrent.step(recurrent.flax_layer(*shape[2:]), inputs, parameters, d_outputs)
+    # Sums of seven products, over five steps, in float32.
+    assert recurrent.difference(ours, theirs) < 5e-6
+
+
+@pytest.mark.slow
+def test_every_way_to_batch_has_the_same_loss_and_loses_no_word(monkeypatch):
+    monkeypatch.setattr(epochs, "BATCH", 8)
+    assert epochs.same_loss(some_sentences(), full=False) < 1e-5
+
+
+def test_an_epoch_counts_its_compiles_and_learns(monkeypatch):
+    monkeypatch.setattr(epochs, "BATCH", 8)
+    sentences = [np.arange(n, dtype=np.int32) % 7 for n in (9, 9, 8, 5, 4, 4, 9, 9)] * 12
+    ways = {way.name: (way, loss) for way, loss in epochs.ways(sentences, full=False)}
+    (validation,) = ways[epochs.PADDED][0].batches[:1]
+    for name in ("4 optimal buckets", "packed, rows of 128"):
+        way, loss = ways[name]
+        result = epochs.train(way, loss, validation)
+        assert result["compiles"] == len({b[0][0].shape for b in way.batches})
+        assert result["updates"] == len(way.batches)
+        assert 0 < result["compile_s"] < result["seconds"]
+        assert result["perplexity"] < epochs.WORDS / 2  # near WORDS at the start
+
+
+def test_plans_are_told_for_each_distribution():
+    rows = list(epochs.plans({"a": np.array([3, 3, 9, 30] * 20), "b": np.array([5] * 40)}))
+    assert len(rows) == 14
+    optimal = [row for row in rows if row["lengths"] == "a" and "optimal" in row["way"]]
+    assert all(row["padding"] < rows[0]["padding"] for row in optimal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", vowels.LAYOUTS)
+def test_real_series_reach_95_percent_in_every_layout(layout):
+    assert vowels.accuracy(layout) >= 0.95
+
+
+def test_the_series_are_those_of_the_data_set():
+    for part, count in (("TRAIN", 270), ("TEST", 370)):
+        series, labels = vowels.load(part)
+        assert len(series) == len(labels) == count
+        assert {s.shape[1] for s in series} == {vowels.CHANNELS}
+        assert (min(map(len, series)), max(map(len, series)))[0] == 7
+        assert max(map(len, series)) <= 29
+        assert sorted(set(labels)) == list(range(vowels.SPEAKERS))
+
+
+def test_the_report_of_sequences_is_one_page(tmp_path):
+    stats = dict.fromkeys(("median", "min", "max"), 1.0)
+    rows = [
+        {"group": "g", "name": n, "fullname": f"g::{n}", "extra_info": {}, "stats": stats}
+        for n in "ab"
+    ]
+    way = {
+        "seconds": 2.0, "compile_s": 1.0, "compiles": 3, "steps": 9, "updates": 4,
+        "padding": 0.5, "perplexity": 7.0,
+    }  # fmt: skip
+    plan = {
+        "lengths": "l", "way": "w", "padding": 0.1, "compiles": 1, "batches": 2, "steps": 3,
+    }  # fmt: skip
+    machine = {
+        "cpu": "x", "cores": 1, "device": "cpu", "jax": "0", "python": "3",
+        "matmul_flops": 1e9, "copy_bytes_per_s": 1e9,
+    }  # fmt: skip
+    result = {
+        "name": "sequences", "machine_info": machine, "peers": {"keras": False},
+        "benchmarks": rows, "bars": {"ratio": 2.0}, "vowels": {"padded": 0.97},
+        "epochs": {
+            "corpus": "c", "sentences": 1, "tokens": 2, "longest": 3,
+            "ways": {"one": way, "two": way}, "plans": [plan],
+        },
+    }  # fmt: skip
+    paths = report.write(result, tmp_path)
+    assert [path.name for path in paths] == ["sequences.json", "sequences.html"]
+    text = paths[1].read_text()
+    assert text.count("<svg") == 2
+    assert "97.0%" in text
+    assert "Peers absent: keras" in text
+
+
+def test_the_suite_s_step_is_compiled_with_its_memory():
+    arrays = recurrent.problem(2, 5, 3, 4)
+    case = compiled_case("ours", lambda *a: recurrent.step(recurrent.ours, *a), *arrays)
+    outputs, *_ = jax.block_until_ready(case.run())
+    assert outputs.shape == jnp.shape(arrays[2])
+    assert case.info["temp_bytes"] > 0

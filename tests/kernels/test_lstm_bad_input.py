@@ -1,0 +1,102 @@
+"""Bad input to a recurrent layer: the error names the argument, what was given and what is due."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters, gru, lstm, recurrent_layers
+
+pytestmark = pytest.mark.usefixtures("users_checks")
+
+PARAMETERS = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.ones(8))
+GRU_PARAMETERS = GRUParameters(jnp.ones((3, 6)), jnp.ones((2, 6)), jnp.ones(6), jnp.ones(6))
+INPUTS = jnp.ones((2, 4, 3))
+
+
+def call(**options):
+    arguments = {"inputs": INPUTS, "carry": None, "parameters": PARAMETERS, **options}
+    return lstm(**arguments)
+
+
+def changed(**fields):
+    return {"parameters": PARAMETERS._replace(**fields)}
+
+
+CASES = [
+    (
+        {"inputs": jnp.ones((2, 4))},
+        ValueError,
+        r"inputs must be \[batch, time, features\].*\(2, 4\)",
+    ),
+    ({"inputs": jnp.ones((2, 3, 4))}, ValueError, r"look like \[batch, features, time\]"),
+    ({"inputs": jnp.ones((2, 0, 3))}, ValueError, "must not be empty"),
+    ({"inputs": jnp.ones((2, 4, 3), int)}, TypeError, "inputs must be floating point, got int32"),
+    ({"carry": (jnp.ones((2, 2)), jnp.ones((1, 2)))}, ValueError, r"carry\[1\].*= \(2, 2\)"),
+    ({"carry": (jnp.ones((2, 2), int), jnp.ones((2, 2)))}, TypeError, r"carry\[0\].*int32"),
+    (changed(input_kernel=jnp.ones((3, 7))), ValueError, r"\[features, 4 \* hidden\].*\(3, 7\)"),
+    (changed(input_kernel=jnp.ones((8, 3))), ValueError, "it looks transposed"),
+    (changed(recurrent_kernel=jnp.ones((3, 8))), ValueError, r"recurrent_kernel.*\(2, 8\)"),
+    (changed(bias=jnp.ones(7)), ValueError, r"bias must be .* = \(8,\)"),
+    (changed(projection=jnp.ones((3, 2))), ValueError, r"projection must be .* = \(2, 2\)"),
+    (changed(peepholes=jnp.ones((2, 2))), ValueError, r"peepholes must be .* = \(3, 2\)"),
+    (
+        changed(layer_norm=LayerNorm(*(jnp.ones(8),) * 4)),
+        ValueError,
+        r"layer_norm.memory must be .* = \(2,\)",
+    ),
+    (
+        changed(peepholes=jnp.ones((3, 2)), layer_norm=LayerNorm(*(jnp.ones(8),) * 4)),
+        ValueError,
+        "must not both be given",
+    ),
+    ({"lengths": jnp.array([1.0, 2.0])}, TypeError, "lengths must be integers, got dtype float32"),
+    ({"lengths": jnp.array([1])}, ValueError, r"lengths must be \[batch\] = \(2,\)"),
+    ({"lengths": jnp.array([1, 5])}, ValueError, r"\[0, time\] = \[0, 4\], got 5"),
+    ({"lengths": jnp.array([-1, 2])}, ValueError, "got -1"),
+    ({"segment_ids": jnp.ones((2, 3), int)}, ValueError, r"segment_ids must be .* = \(2, 4\)"),
+    ({"segment_ids": jnp.array([[1, 0, 2, 2]] * 2)}, ValueError, "only at the end of a row"),
+    (
+        {"segment_ids": jnp.ones((2, 4), int), "lengths": jnp.array([1, 2])},
+        ValueError,
+        "lengths must be left out with segment_ids",
+    ),
+    ({"recurrent_dropout": 1.0}, ValueError, r"recurrent_dropout must lie in \[0, 1\), got 1.0"),
+    ({"recurrent_dropout": 0.5}, ValueError, "key must be given"),
+    ({"truncate": 0}, ValueError, "truncate must be at least 1 step, got 0"),
+    ({"truncate": 2, "chunk": 2}, ValueError, "chunk must be left out with truncate"),
+    ({"implementation": "cudnn"}, ValueError, "implementation must be None or one of.*'cudnn'"),
+    ({"implementation": "reference", "chunk": 2}, ValueError, "no recompute, no chunk"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), CASES)
+def test_lstm(options, error, message):
+    with pytest.raises(error, match=message):
+        call(**options)
+
+
+def test_gru():
+    with pytest.raises(ValueError, match=r"carry must be .* = \(2, 2\), got shape \(2, 3\)"):
+        gru(INPUTS, jnp.ones((2, 3)), GRU_PARAMETERS)
+    with pytest.raises(ValueError, match="recurrent_bias"):
+        gru(INPUTS, None, GRU_PARAMETERS._replace(recurrent_bias=jnp.ones(3)))
+
+
+def test_layers():
+    with pytest.raises(ValueError, match=r"layers must hold .* got \[3\]"):
+        recurrent_layers(INPUTS, None, [[PARAMETERS] * 3])
+    with pytest.raises(ValueError, match="one carry for each layer"):
+        recurrent_layers(INPUTS, [[None, None]], [[PARAMETERS]])
+    with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
+        recurrent_layers(INPUTS, None, [[PARAMETERS]], dropout=1.0)
+    with pytest.raises(ValueError, match="key must be given"):
+        recurrent_layers(INPUTS, None, [[PARAMETERS]], dropout=0.5)
+
+
+def test_lengths_out_of_range_under_jit_are_clipped():
+    found = jax.jit(lambda lengths: call(lengths=lengths))(jnp.array([9, -3]))
+    expected = call(lengths=jnp.array([4, 0]))
+    assert all(
+        bool((a == e).all())
+        for a, e in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    )

@@ -1,0 +1,115 @@
+"""LSTM and GRU modules: thin over the kernels, trainable, and the same in linen."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxnets.kernels import recurrent_layers
+from jaxnets.layers import GRU, LSTM
+
+BATCH, TIME, FEATURES, HIDDEN = 4, 6, 3, 5
+INPUTS = jax.random.normal(jax.random.key(0), (BATCH, TIME, FEATURES))
+LENGTHS = jnp.array([6, 1, 0, 4])
+OPTIONS = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"projection": 2, "layer_norm": True},
+    {"peepholes": True, "num_layers": 2},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_module_is_one_call_of_the_kernel(options):
+    layer = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **options)
+    outputs, carries = layer(INPUTS, lengths=LENGTHS)
+    expected = recurrent_layers(INPUTS, None, layer.parameters(), lengths=LENGTHS)
+    jax.tree.map(np.testing.assert_array_equal, (outputs, carries), expected)
+    directions = 2 if options.get("bidirectional") else 1
+    assert outputs.shape[2] == directions * options.get("projection", HIDDEN)
+    again, _ = layer(INPUTS, carries)
+    assert not bool(jnp.allclose(again, outputs))
+
+
+def test_dropout_is_off_after_eval_and_new_at_each_call():
+    layer = LSTM(FEATURES, HIDDEN, num_layers=2, dropout=0.5, recurrent_dropout=0.3,
+                 rngs=nnx.Rngs(0))  # fmt: skip
+    calls = [layer(INPUTS)[0] for _ in range(2)]
+    assert not bool(jnp.allclose(*calls))
+    layer.eval()
+    plain, _ = recurrent_layers(INPUTS, None, layer.parameters())
+    np.testing.assert_array_equal(layer(INPUTS)[0], plain)
+
+
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_a_transposed_layout_is_refused_by_name(module, users_checks):
+    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    with pytest.raises(
+        ValueError, match=r"look like \[batch, features, time\]: give \[batch, time"
+    ):
+        layer(jnp.ones((BATCH, FEATURES, TIME)))
+    with pytest.raises(
+        ValueError, match=r"features = 3 as the layer declares, got shape \(4, 6, 7"
+    ):
+        layer(jnp.ones((BATCH, TIME, 7)))
+
+
+def test_the_forget_gate_starts_open():
+    bias = LSTM(FEATURES, 2, rngs=nnx.Rngs(0)).parameters()[0][0].bias
+    assert bias.tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_learns_to_remember_the_first_step(module):
+    """The sign of the first input, after steps of noise."""
+    layer = module(1, 16, rngs=nnx.Rngs(0))
+    head = nnx.Linear(16, 1, rngs=nnx.Rngs(1))
+    model = nnx.List([layer, head])
+    optimizer = nnx.Optimizer(model, optax.adam(0.02), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, key):
+        inputs = jax.random.normal(key, (64, 12, 1))
+        labels = (inputs[:, 0, 0] > 0).astype(jnp.float32)
+
+        def loss(model):
+            logits = model[1](model[0](inputs)[0][:, -1])[:, 0]
+            right = ((logits > 0) == (labels > 0)).mean()
+            return optax.sigmoid_binary_cross_entropy(logits, labels).mean(), right
+
+        (_, right), gradient = nnx.value_and_grad(loss, has_aux=True)(model)
+        optimizer.update(model, gradient)
+        return right
+
+    for key in jax.random.split(jax.random.key(2), 150):
+        right = step(model, optimizer, key)
+    assert right > 0.9  # of chance at 0.5
+
+
+def test_linen_through_the_bridge():
+    class Outputs(nnx.Module):
+        def __init__(self, rngs):
+            self.lstm = LSTM(FEATURES, HIDDEN, bidirectional=True, rngs=rngs)
+
+        def __call__(self, inputs, lengths):
+            return self.lstm(inputs, lengths=lengths)[0]
+
+    linen = nnx.bridge.to_linen(Outputs)
+    variables = linen.init(jax.random.key(0), INPUTS, LENGTHS)
+    outputs = linen.apply(variables, INPUTS, LENGTHS)
+    assert outputs.shape == (BATCH, TIME, 2 * HIDDEN)
+    gradient = jax.grad(lambda v: jnp.square(linen.apply(v, INPUTS, LENGTHS)).sum())(variables)
+    assert all(bool(jnp.abs(g).max() > 0) for g in jax.tree.leaves(gradient))
+
+
+def test_parameters_have_names_that_checkpoints_can_keep():
+    paths = {
+        "/".join(map(str, path))
+        for path, _ in nnx.to_flat_state(nnx.state(LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0))))
+    }
+    names = ("bias", "input_kernel", "recurrent_kernel")
+    assert paths == {f"layers/{0}/{0}/{name}" for name, _ in itertools.product(names, [0])}

@@ -1,0 +1,122 @@
+"""Steps over buckets: the compiles are the plan's, and the loss is that of the examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import LSTMParameters, lstm
+from jaxnets.sequences import (
+    Batch,
+    BatchSource,
+    Shape,
+    bucket_plan,
+    bucketed_jit,
+    length_mask,
+    masked_accuracy,
+    masked_mean,
+    pack,
+    pack_arrays,
+)
+
+FEATURES, HIDDEN = 3, 4
+LENGTHS = np.random.default_rng(0).integers(1, 12, 30)
+SERIES = [np.random.default_rng(i).normal(size=(n, FEATURES)) for i, n in enumerate(LENGTHS)]
+
+
+def parameters():
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,))
+    return LSTMParameters(
+        *(jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, shapes, strict=True))
+    )
+
+
+def padded(weights, batch):
+    """The sum of the steps' losses and of the steps: outputs are to be the inputs' sum."""
+    (inputs,), (lengths,) = batch.sequences, batch.lengths
+    outputs, _ = lstm(inputs, None, weights, lengths=lengths, reverse=True)
+    mask = length_mask(lengths, inputs.shape[1])
+    return (jnp.square(outputs.sum(-1) - inputs.sum(-1)) * mask).sum()
+
+
+def packed_sum(weights, inputs, segment_ids):
+    outputs, _ = lstm(inputs, None, weights, segment_ids=segment_ids, reverse=True)
+    return (jnp.square(outputs.sum(-1) - inputs.sum(-1)) * (segment_ids > 0)).sum()
+
+
+def test_padded_bucketed_and_packed_have_the_same_loss_and_gradients(x64):
+    weights = parameters()
+
+    def total(boundaries):
+        plan = bucket_plan(LENGTHS, boundaries, batch=8)
+        step = bucketed_jit(jax.value_and_grad(padded), plan.shapes)
+        source = BatchSource(plan, [SERIES])
+        results = [step(weights, source[i]) for i in range(len(source))]
+        assert step.compiles == plan.compiles == len(boundaries)
+        return jax.tree.map(lambda *parts: sum(parts), *results)
+
+    packed = pack_arrays(SERIES, pack(LENGTHS, 20), 20)
+    expected = jax.value_and_grad(
+        lambda w: sum(padded(w, Batch((jnp.asarray(s[None]),), (jnp.array([len(s)]),)))
+                      for s in SERIES[:5])
+    )(weights)  # fmt: skip
+    few = pack_arrays(SERIES[:5], pack(LENGTHS[:5], 20), 20)
+    pairs = [
+        (total([11]), total([4, 8, 11])),
+        (total([11]), jax.value_and_grad(packed_sum)(weights, *map(jnp.asarray, packed[:2]))),
+        (expected, jax.value_and_grad(packed_sum)(weights, *map(jnp.asarray, few[:2]))),
+    ]
+    for a, e in pairs:
+        jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-9), a, e)
+
+
+def test_batches_of_any_shape_compile_once_a_bucket():
+    step = bucketed_jit(
+        lambda factor, batch: factor * batch.sequences[0].sum() + batch.rows["weight"].sum(),
+        [Shape(4, (6,)), Shape(2, (12,))],
+    )
+    for rows, time in ((4, 6), (3, 2), (1, 5), (2, 7), (1, 12), (2, 12)):
+        batch = Batch(
+            (jnp.ones((rows, time)),), (jnp.full(rows, time),), {"weight": jnp.ones(rows)}
+        )
+        assert step(2.0, batch) == 2 * rows * time + rows
+    assert step.compiles == 2
+
+
+def test_pairs_take_the_cheapest_bucket_that_holds_both():
+    step = bucketed_jit(
+        lambda batch: batch.sequences[1].shape[1], [Shape(2, (4, 9)), Shape(2, (9, 4))]
+    )
+    batch = Batch((jnp.ones((1, 3)), jnp.ones((1, 8))), (jnp.array([3]), jnp.array([8])))
+    assert step(batch) == 9
+    with pytest.raises(ValueError, match=r"got 1 rows of \(9, 9\) steps: give the plan a longer"):
+        step(Batch((jnp.ones((1, 9)), jnp.ones((1, 9))), batch.lengths))
+    with pytest.raises(ValueError, match="2 sides as the shapes have, got 1"):
+        step(Batch((jnp.ones((1, 9)),), (jnp.array([9]),)))
+    with pytest.raises(ValueError, match="got 3 rows"):
+        step(Batch((jnp.ones((3, 3)), jnp.ones((3, 8))), batch.lengths))
+    with pytest.raises(TypeError, match="must be a Batch, got tuple"):
+        step(())
+    assert step.compiles == 1
+
+
+def test_state_is_donated():
+    step = bucketed_jit(
+        lambda state, batch: state + batch.sequences[0].sum(), [Shape(2, (3,))], donate_argnums=0
+    )
+    state = jnp.zeros(())
+    batch = Batch((jnp.ones((2, 3)),), (jnp.array([3, 3]),))
+    new = step(state, batch)
+    assert state.is_deleted()
+    assert new == 6
+
+
+def test_masked_means_ignore_what_is_masked():
+    values, mask = jnp.array([1.0, jnp.nan, 4.0]), jnp.array([True, False, True])
+    value, gradient = jax.value_and_grad(masked_mean)(values, mask)
+    assert value == 2.5
+    assert gradient.tolist() == [0.5, 0, 0.5]
+    assert masked_mean(values, jnp.zeros(3)) == 0
+    logits = jnp.array([[0.0, 1], [1, 0], [1, 0]])
+    assert masked_accuracy(logits, jnp.array([1, 1, 0]), mask) == 1
