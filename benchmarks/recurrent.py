@@ -47,7 +47,7 @@ def flops(batch: int, time: int, features: int, hidden: int) -> float:
 def step(layer, inputs, parameters, d_outputs):
     """Outputs and the gradients of inputs and parameters."""
     outputs, pull = jax.vjp(layer, inputs, parameters)
-    d_inputs, d_parameters = pull(d_outputs)
+    d_inputs, d_parameters = list(pull(d_outputs))
     return outputs, d_inputs, d_parameters
 
 
@@ -199,15 +199,18 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
 
 def quarter_lengths(batch: int, time: int) -> np.ndarray:
     """Lengths of an exponential distribution, the longest ``time`` and the mean a quarter of it."""
-    quantiles = (np.arange(batch) + 0.5) / batch
-    shape = -np.log1p(-quantiles)
-    low, high = 0.01, 10.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        lengths = np.clip(np.rint(middle * time * shape), 1, time).astype(np.int64)
+    shape = -np.log1p(-(np.arange(batch) + 0.5) / batch)
+
+    def scaled(mean):
+        lengths = np.clip(np.rint(mean * shape), 1, time).astype(np.int64)
         lengths[-1] = time
-        low, high = (middle, high) if lengths.mean() <= time / 4 else (low, middle)
-    return np.random.default_rng(0).permutation(lengths)
+        return lengths
+
+    # Clipping and the one longest row move the mean, so the scale is searched for.
+    scale = max(
+        (mean for mean in np.linspace(1, time, 1000) if scaled(mean).mean() <= time / 4), default=1
+    )
+    return np.random.default_rng(0).permutation(scaled(scale))
 
 
 def _skipping(limits: dict, peers: dict[str, bool]) -> tuple[list[dict], dict]:

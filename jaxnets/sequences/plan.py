@@ -123,7 +123,7 @@ class Plan:
 
 
 def bucket_plan(
-    lengths: Sequence[int] | np.ndarray,
+    lengths: Sequence[int] | Sequence[Sequence[int]] | np.ndarray,
     boundaries: Sequence[int] | Sequence[tuple[int, ...]],
     *,
     batch: int | None = None,

@@ -85,7 +85,7 @@ def test_learns_to_remember_the_first_step(module):
         optimizer.update(model, gradient)
         return right
 
-    for key in jax.random.split(jax.random.key(2), 150):
+    for key in jax.random.split(jax.random.key(2), 300):
         right = step(model, optimizer, key)
     assert right > 0.9  # of chance at 0.5
 

@@ -76,6 +76,6 @@ def test_many_distinct_lengths_in_reasonable_time():
         (lambda: optimal_pair_boundaries([1, 2], [1], 1, 1), ValueError, "one length a source"),
     ],
 )
-def test_bad_input(call, error, message):
+def test_bad_input(call, error, message, users_checks):
     with pytest.raises(error, match=message):
         call()

@@ -90,7 +90,7 @@ def test_linen_s_lstm_gives_the_same_outputs(cell):
 
 def test_nnx_s_optimized_lstm_gives_the_same_outputs():
     module = nnx.RNN(nnx.OptimizedLSTMCell(FEATURES, HIDDEN, rngs=nnx.Rngs(0)))
-    state = nnx.state(module.cell, nnx.Param).to_pure_dict()
+    state = nnx.to_pure_dict(nnx.state(module.cell, nnx.Param))
     outputs, _ = lstm(INPUTS, None, convert.lstm_from_flax_optimized(state))
     np.testing.assert_allclose(outputs, module(INPUTS), atol=2e-6)
 
