@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from functools import partial
 from statistics import geometric_mean
 
@@ -47,8 +48,8 @@ def flops(batch: int, time: int, features: int, hidden: int) -> float:
 def step(layer, inputs, parameters, d_outputs):
     """Outputs and the gradients of inputs and parameters."""
     outputs, pull = jax.vjp(layer, inputs, parameters)
-    d_inputs, d_parameters = list(pull(d_outputs))
-    return outputs, d_inputs, d_parameters
+    gradients: Sequence = pull(d_outputs)
+    return (outputs, *gradients)
 
 
 def ours(inputs, parameters, **options):
