@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from functools import partial
 from statistics import geometric_mean
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,8 +48,8 @@ def flops(batch: int, time: int, features: int, hidden: int) -> float:
 def step(layer, inputs, parameters, d_outputs):
     """Outputs and the gradients of inputs and parameters."""
     outputs, pull = jax.vjp(layer, inputs, parameters)
-    gradients: Sequence = pull(d_outputs)
-    return (outputs, *gradients)
+    d_inputs, d_parameters = pull(d_outputs)
+    return outputs, d_inputs, d_parameters
 
 
 def ours(inputs, parameters, **options):
@@ -60,7 +60,8 @@ def ours(inputs, parameters, **options):
 def flax_layer(features: int, hidden: int):
     """``nnx.RNN(OptimizedLSTMCell)`` as a function of inputs and our parameters."""
     module = nnx.RNN(nnx.OptimizedLSTMCell(features, hidden, rngs=nnx.Rngs(0)))
-    graph, state, rest = nnx.split(module, nnx.Param, ...)
+    parts: Any = nnx.split(module, nnx.Param, ...)
+    graph, state, rest = parts
 
     def layer(inputs, parameters):
         pure = {"cell": convert.lstm_to_flax_optimized(parameters)}
