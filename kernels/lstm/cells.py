@@ -25,7 +25,6 @@ from jaxnets.kernels.lstm import reference
 class Cell(NamedTuple):
     """One kind of cell; static under ``jit``."""
 
-    blocks: int  # a kernel has blocks * hidden columns
     joint: bool  # only x_gates + h_gates counts
     forward: Callable
     backward: Callable
@@ -75,7 +74,7 @@ def _gru_backward(_extra, saved, h_before, dc, dh):
     return (d_x, d_h), dh * z, None
 
 
-def _differentiated(blocks: int, joint: bool, update: Callable) -> Cell:
+def _differentiated(joint: bool, update: Callable) -> Cell:
     """A cell that JAX differentiates, a step at a time, from the gates before their activation.
 
     ``update(extra, x_gates, h_gates, c) -> (c, h)``.
@@ -94,10 +93,10 @@ def _differentiated(blocks: int, joint: bool, update: Callable) -> Cell:
         d_extra, d_saved, dc = transposed((dc, dh))
         return d_saved, dc, d_extra
 
-    return Cell(blocks, joint, forward, backward)
+    return Cell(joint, forward, backward)
 
 
-LSTM = Cell(4, True, _lstm_forward, _lstm_backward)
-GRU = Cell(3, False, _gru_forward, _gru_backward)
-PEEPHOLE_LSTM = _differentiated(4, True, reference.peephole_update)
-LAYER_NORM_LSTM = _differentiated(4, False, reference.layer_norm_update)
+LSTM = Cell(True, _lstm_forward, _lstm_backward)
+GRU = Cell(False, _gru_forward, _gru_backward)
+PEEPHOLE_LSTM = _differentiated(True, reference.peephole_update)
+LAYER_NORM_LSTM = _differentiated(False, reference.layer_norm_update)
