@@ -15,3 +15,10 @@ def users_checks():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Frees the programs that a module compiled: the system limits how many one process maps."""
+    yield
+    jax.clear_caches()
