@@ -198,11 +198,8 @@ def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
         masked = h if marks.recurrent_mask is None else h * marks.recurrent_mask
         x_gates = steps.matmul(x, weights.input_kernel, c.dtype)
         h_gates = steps.matmul(masked, weights.recurrent_kernel, c.dtype)
-        if weights.bias is not None:
-            x_gates = x_gates + weights.bias
-        if weights.recurrent_bias is not None:
-            h_gates = h_gates + weights.recurrent_bias
-        _, c, h = options.cell.forward(weights.extra, x_gates, h_gates, c)
+        gates = steps.add_biases(weights, x_gates, h_gates)
+        _, c, h = options.cell.forward(weights.extra, *gates, c)
         if weights.projection is not None:
             h = steps.matmul(h, weights.projection, c.dtype)
         return (c, h), h
