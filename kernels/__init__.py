@@ -3,6 +3,9 @@
 from jaxnets.kernels.lstm.layers import recurrent_layers
 from jaxnets.kernels.lstm.parameters import GRUParameters, LayerNorm, LSTMParameters
 from jaxnets.kernels.lstm.recurrent import gru, lstm
+from jaxnets.kernels.pointwise.convolution import pointwise_conv
+from jaxnets.kernels.pointwise.depthwise import depthwise_conv
+from jaxnets.kernels.pointwise.folding import fold_batch_norm
 from jaxnets.kernels.softmax.checked import checked
 from jaxnets.kernels.softmax.full import linear_softmax_cross_entropy
 from jaxnets.kernels.softmax.learned_unigram import LearnedUnigram
@@ -25,8 +28,9 @@ from jaxnets.kernels.softmax.top_k import linear_top_k
 
 __all__ = [
     "GRUParameters", "LSTMParameters", "LayerNorm", "LearnedUnigram", "LogUniform", "Rows",
-    "Samples", "Uniform", "Unigram", "add_rows", "checked", "gather_rows", "gru", "in_batch",
-    "in_batch_softmax_cross_entropy", "linear_softmax_cross_entropy", "linear_top_k", "lstm",
-    "nce_loss", "negative_sampling_loss", "recurrent_layers", "rows_from_dense", "sample",
+    "Samples", "Uniform", "Unigram", "add_rows", "checked", "depthwise_conv", "fold_batch_norm",
+    "gather_rows", "gru", "in_batch", "in_batch_softmax_cross_entropy",
+    "linear_softmax_cross_entropy", "linear_top_k", "lstm", "nce_loss", "negative_sampling_loss",
+    "pointwise_conv", "recurrent_layers", "rows_from_dense", "sample",
     "sampled_softmax_cross_entropy", "to_dense",
 ]  # fmt: skip

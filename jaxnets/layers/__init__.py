@@ -1,6 +1,7 @@
 """flax.nnx modules: they hold parameters and call one kernel."""
 
 from jaxnets.layers.output_projection import OutputProjection
+from jaxnets.layers.pointwise import PointwiseConv, SeparableConv
 from jaxnets.layers.recurrent import GRU, LSTM
 
-__all__ = ["GRU", "LSTM", "OutputProjection"]
+__all__ = ["GRU", "LSTM", "OutputProjection", "PointwiseConv", "SeparableConv"]

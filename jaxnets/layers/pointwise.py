@@ -1,0 +1,149 @@
+"""1x1 convolution modules: the layer itself, and the depthwise-separable block built on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jaxnets.kernels import depthwise_conv, fold_batch_norm, pointwise_conv
+
+
+class PointwiseConv(nnx.Module):
+    """A 1x1 convolution over any number of spatial axes, with bias, residual and activation fused.
+
+    Args:
+      in_features, out_features: channels.
+      strides: one integer, or one for each spatial axis.
+      groups: of the channels; a group sees only its own.
+      use_bias: add a bias.
+      activation: None, "relu", "sigmoid", "tanh", "silu" or "gelu".
+      channels_first: inputs and outputs are [batch, channels, ...] in place of [batch, ...,
+        channels].
+      dtype: of the parameters.
+      rngs: for the kernel, which starts as LeCun-normal.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> layer = PointwiseConv(3, 8, activation="relu", rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 5, 5, 3))).shape
+      (2, 5, 5, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        strides: int | Sequence[int] = 1,
+        groups: int = 1,
+        use_bias: bool = True,
+        activation: str | None = None,
+        channels_first: bool = False,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if groups < 1 or in_features % groups or out_features % groups:
+            raise ValueError(
+                f"groups must divide in_features and out_features, got {groups} with "
+                f"{in_features} and {out_features}"
+            )
+        shape = (in_features // groups, out_features)
+        initial = nnx.initializers.lecun_normal()(rngs.params(), shape, dtype)
+        self.kernel = nnx.Param(initial)
+        self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if use_bias else None
+        self.strides = strides if isinstance(strides, int) else tuple(strides)
+        self.groups, self.activation = groups, activation
+        self.channels_first = channels_first
+
+    def __call__(
+        self,
+        inputs: Float[Array, "batch *positions_and_in"],
+        residual: Float[Array, "batch *positions_and_out"] | None = None,
+    ) -> Float[Array, "batch *positions_and_out"]:
+        """As :func:`jaxnets.kernels.pointwise_conv`."""
+        return pointwise_conv(
+            inputs, self.kernel[...], None if self.bias is None else self.bias[...],
+            residual=residual, activation=self.activation, strides=self.strides,
+            groups=self.groups, channels_first=self.channels_first,
+        )  # fmt: skip
+
+    def fold(self, norm: nnx.BatchNorm) -> PointwiseConv:
+        """This layer and ``norm`` behind it as one layer, for inference.
+
+        The activation is then behind both, so the layer here must have none: in training the block
+        is ``activation(norm(layer(inputs)))``. Set ``activation`` of what is returned.
+
+        Raises:
+          ValueError: the layer has an activation, or ``norm`` another number of channels.
+        """
+        if self.activation is not None:
+            raise ValueError(
+                f"activation must be None to fold what stands behind it, got {self.activation!r}"
+            )
+        kernel, bias = fold_batch_norm(
+            self.kernel[...], None if self.bias is None else self.bias[...],
+            norm.mean[...], norm.var[...],
+            None if norm.scale is None else norm.scale[...],
+            None if norm.bias is None else norm.bias[...],
+            epsilon=norm.epsilon,
+        )  # fmt: skip
+        folded = PointwiseConv(
+            kernel.shape[0] * self.groups, kernel.shape[1], strides=self.strides,
+            groups=self.groups, channels_first=self.channels_first, rngs=nnx.Rngs(0),
+        )  # fmt: skip
+        folded.kernel, folded.bias = nnx.Param(kernel), nnx.Param(bias)
+        return folded
+
+
+class SeparableConv(nnx.Module):
+    """A convolution of each channel by itself, then a 1x1 convolution over the channels.
+
+    MobileNets, Howard et al. 2017, section 3.1: k*k + out products an input value in place of
+    k*k*out. Channels last; the activation stands behind the 1x1 convolution.
+
+    Args:
+      in_features, out_features: channels.
+      kernel_size: the window, one size for each spatial axis.
+      strides: of the window.
+      activation: as :class:`PointwiseConv` has it.
+      dtype: of the parameters.
+      rngs: for the kernels.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> layer = SeparableConv(3, 8, (3, 3), strides=2, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 6, 6, 3))).shape
+      (2, 3, 3, 8)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: Sequence[int],
+        *,
+        strides: int | Sequence[int] = 1,
+        activation: str | None = None,
+        dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        shape = (*kernel_size, in_features)
+        scale = math.prod(kernel_size) ** -0.5  # LeCun-normal: the window is all an output sees
+        self.depthwise = nnx.Param(scale * rngs.params.normal(shape, dtype))
+        self.strides = strides if isinstance(strides, int) else tuple(strides)
+        self.pointwise = PointwiseConv(
+            in_features, out_features, activation=activation, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(
+        self, inputs: Float[Array, "batch *positions_and_in"]
+    ) -> Float[Array, "batch *outputs_and_out"]:
+        """The block's outputs, each spatial axis divided by its stride."""
+        return self.pointwise(depthwise_conv(inputs, self.depthwise[...], strides=self.strides))

@@ -1,0 +1,214 @@
+"""1x1 convolution: the public function, its equation, forward and backward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxnets.kernels.pointwise import arguments, reference
+from jaxnets.kernels.pointwise.activations import ACTIVATIONS
+from jaxnets.kernels.pointwise.contractions import apply_kernel, kernel_gradient
+
+IMPLEMENTATIONS = ("matmul", "reference")
+
+
+def pointwise_conv(
+    inputs: Float[Array, "batch *positions_and_in"],
+    kernel: Float[Array, "in_per_group out"],
+    bias: Float[Array, " out"] | None = None,
+    *,
+    residual: Float[Array, "batch *positions_and_out"] | None = None,
+    activation: str | None = None,
+    strides: int | Sequence[int] = 1,
+    groups: int = 1,
+    channels_first: bool = False,
+    implementation: str | None = None,
+) -> Float[Array, "batch *positions_and_out"]:
+    r"""A convolution whose window is one position: a matmul over the channels.
+
+    .. math::
+        y_{b, p, o} = a \Big( \sum_i x_{b, s p, i} W_{i o} + b_o + r_{b, p, o} \Big)
+
+    ("Network in network", Lin et al. 2014, section 3.1.) Bias, residual and activation are fused
+    behind the matmul; for relu, sigmoid and tanh the backward keeps nothing but inputs and outputs.
+
+    Args:
+      inputs: [batch, ..., in] with any number of spatial axes (time; height, width; ...), or
+        [batch, in, ...] with ``channels_first``; float.
+      kernel: [in // groups, out].
+      bias: [out], or None.
+      residual: of the output's shape, added before the activation (He et al. 2016, figure 2).
+      activation: None, "relu", "sigmoid", "tanh", "silu" or "gelu" (its tanh form).
+      strides: positions from one output to the next, one integer or one for each spatial axis.
+      groups: of the input's and of the output's channels; a group sees only its own.
+      channels_first: the layout of inputs, residual and outputs. Neither layout copies its arrays.
+      implementation: "matmul", the fast one, has reverse-mode derivatives; "reference", an einsum,
+        also has forward mode. None is "matmul".
+
+    Returns:
+      [batch, ..., out] (or [batch, out, ...]), each spatial axis divided by its stride, rounded up,
+      in the dtype of inputs and kernel; accumulated in float32 (float64 for float64).
+
+    Raises:
+      TypeError: an array is not of floats.
+      ValueError: shapes that do not fit (a swapped layout is named), or an unknown option.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> images = jnp.ones((2, 5, 5, 3))
+      >>> outputs = pointwise_conv(images, jnp.ones((3, 4)), jnp.ones(4), activation="relu")
+      >>> outputs.shape, float(outputs[0, 0, 0, 0])
+      ((2, 5, 5, 4), 4.0)
+      >>> pointwise_conv(images, jnp.ones((3, 4)), strides=2).shape
+      (2, 3, 3, 4)
+      >>> pointwise_conv(jnp.ones((2, 3, 5, 5)), jnp.ones((3, 4)))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      ValueError: inputs must be [batch, ..., in] with in = kernel.shape[0] * groups = 3, got ...
+    """
+    arguments.check_arrays(inputs, kernel, bias, groups, channels_first=channels_first)
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"implementation must be None or one of {IMPLEMENTATIONS}, got {implementation!r}"
+        )
+    each = arguments.per_axis(strides, inputs.ndim - 2)
+    start = 2 if channels_first else 1
+    spatial = inputs.shape[start : start + len(each)]
+    positions = tuple(-(-size // stride) for size, stride in zip(spatial, each, strict=True))
+    channels = kernel.shape[1:]
+    shape = (*channels, *positions) if channels_first else (*positions, *channels)
+    arguments.check_epilogue(activation, residual, (inputs.shape[0], *shape))
+    call = _Call(activation, each, groups, channels_first, implementation or "matmul")
+    return _pointwise_conv(call, inputs, kernel, bias, residual)
+
+
+class _Call(NamedTuple):
+    """What is static of a call."""
+
+    activation: str | None
+    strides: tuple[int, ...]
+    groups: int
+    channels_first: bool
+    implementation: str
+
+
+@partial(jax.jit, static_argnums=0)
+@jax.named_scope("pointwise_conv")
+def _pointwise_conv(call: _Call, inputs, kernel, bias, residual):
+    dtype = jnp.result_type(inputs, kernel)
+    if call.implementation == "reference":
+        return _reference(call, inputs, kernel, bias, residual).astype(dtype)
+    strided = _subsample(call, inputs)
+    outputs = _convolve(
+        call, _flat(call, strided).astype(dtype), kernel.astype(dtype), bias,
+        None if residual is None else _flat(call, residual),
+    )  # fmt: skip
+    channels = kernel.shape[1]
+    if call.channels_first:
+        return outputs.reshape(inputs.shape[0], channels, *strided.shape[2:])
+    return outputs.reshape(*strided.shape[:-1], channels)
+
+
+def _reference(call: _Call, inputs, kernel, bias, residual):
+    wide = jnp.promote_types(jnp.result_type(inputs, kernel), jnp.float32)
+    if call.channels_first:
+        inputs = jnp.moveaxis(inputs, 1, -1)
+        residual = None if residual is None else jnp.moveaxis(residual, 1, -1)
+    inputs, kernel, bias, residual = (
+        a if a is None else a.astype(wide) for a in (inputs, kernel, bias, residual)
+    )
+    outputs = reference.pointwise_conv(
+        inputs, kernel, bias, residual, call.strides, call.groups, call.activation
+    )
+    return jnp.moveaxis(outputs, -1, 1) if call.channels_first else outputs
+
+
+def _subsample(call: _Call, inputs):
+    """The positions that the outputs look at; its gradient pads with zeros."""
+    if set(call.strides) <= {1}:
+        return inputs
+    spatial = tuple(slice(None, None, stride) for stride in call.strides)
+    every = slice(None)
+    return inputs[(every, every, *spatial) if call.channels_first else (every, *spatial)]
+
+
+def _flat(call: _Call, array):
+    """The spatial axes as one: [batch, positions, channels] or [batch, channels, positions]."""
+    if call.channels_first:
+        return array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
+    return array.reshape(array.shape[0], math.prod(array.shape[1:-1]), array.shape[-1])
+
+
+def _channels(call: _Call) -> int:
+    return 1 if call.channels_first else 2
+
+
+def _split(call: _Call, array, axis):
+    return [array] if call.groups == 1 else jnp.split(array, call.groups, axis)
+
+
+def _join(parts, axis):
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(call: _Call, inputs, kernel, bias, residual):
+    return _forward(call, inputs, kernel, bias, residual)[0]
+
+
+def _forward(call: _Call, inputs, kernel, bias, residual):
+    """The outputs, and what the activation's slope is told by (None without an activation)."""
+    axis, layout = _channels(call), {"channels_first": call.channels_first}
+    pairs = zip(_split(call, inputs, axis), _split(call, kernel, 1), strict=True)
+    total = _join([apply_kernel(x, w, **layout) for x, w in pairs], axis)
+    if bias is not None:
+        total = total + (bias[:, None] if call.channels_first else bias).astype(total.dtype)
+    if residual is not None:
+        total = total + residual.astype(total.dtype)
+    if call.activation is None:
+        return total.astype(inputs.dtype), None
+    activation = ACTIVATIONS[call.activation]
+    outputs = activation.function(total).astype(inputs.dtype)
+    return outputs, outputs if activation.keeps_output else total.astype(inputs.dtype)
+
+
+def _convolve_forward(call: _Call, inputs, kernel, bias, residual):
+    outputs, kept = _forward(call, inputs, kernel, bias, residual)
+    # Gradients have the dtypes of what they belong to; of bias and residual nothing else is kept.
+    empty = [None if a is None else jnp.empty(0, a.dtype) for a in (bias, residual)]
+    return outputs, (inputs, kernel, kept, *empty)
+
+
+def _convolve_backward(call: _Call, kept_arrays, gradient):
+    inputs, kernel, kept, bias, residual = kept_arrays
+    if call.activation is not None:
+        wide = jnp.promote_types(gradient.dtype, jnp.float32)
+        slope = ACTIVATIONS[call.activation].slope(kept.astype(wide))
+        gradient = (gradient.astype(wide) * slope).astype(gradient.dtype)
+    axis, layout = _channels(call), {"channels_first": call.channels_first}
+    parts = _split(call, inputs, axis), _split(call, kernel, 1), _split(call, gradient, axis)
+    triples = list(zip(*parts, strict=True))
+    inputs_gradient = _join([apply_kernel(g, w.T, **layout) for _, w, g in triples], axis)
+    kernel_gradients = [kernel_gradient(x, g, **layout) for x, _, g in triples]
+    bias_gradient = residual_gradient = None
+    if bias is not None:
+        wide = jnp.promote_types(gradient.dtype, jnp.float32)
+        positions = (0, 2) if call.channels_first else (0, 1)
+        bias_gradient = gradient.sum(positions, dtype=wide).astype(bias.dtype)
+    if residual is not None:
+        residual_gradient = gradient.astype(residual.dtype)
+    return (
+        inputs_gradient.astype(inputs.dtype),
+        _join(kernel_gradients, 1).astype(kernel.dtype),
+        bias_gradient,
+        residual_gradient,
+    )
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)

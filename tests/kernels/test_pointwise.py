@@ -1,0 +1,258 @@
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import export, lax
+from jax.test_util import check_grads
+
+from jaxnets.kernels import fold_batch_norm, pointwise_conv
+
+SHAPES = {0: (), 1: (7,), 2: (5, 6), 3: (3, 4, 5)}
+
+
+def problem(axes=2, features=6, out=4, groups=1, dtype=np.float32, residual=True, strides=1):
+    rng = np.random.default_rng(0)
+    shape = SHAPES[axes]
+    positions = tuple(-(-size // strides) for size in shape)
+    return [
+        jnp.asarray(rng.normal(size=s), dtype)
+        for s in ((2, *shape, features), (features // groups, out), (out,), (2, *positions, out))
+    ][: 4 if residual else 3]
+
+
+def run(inputs, kernel, bias, residual=None, **options):
+    return pointwise_conv(inputs, kernel, bias, residual=residual, **options)
+
+
+def with_gradients(function, arrays, **options):
+    def loss(*arrays):
+        outputs = function(*arrays, **options)
+        return (outputs * jnp.cos(jnp.arange(outputs.size).reshape(outputs.shape))).sum(), outputs
+
+    (_, outputs), gradients = jax.value_and_grad(loss, range(len(arrays)), has_aux=True)(*arrays)
+    return outputs, *gradients
+
+
+def assert_close(got, wanted, tolerance):
+    for a, b in zip(got, wanted, strict=True):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        scale = np.abs(np.asarray(b, np.float64)).max()
+        error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
+        assert error <= tolerance * scale
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh", "silu", "gelu"])
+@pytest.mark.parametrize(
+    ("axes", "groups", "strides"), [(2, 1, 1), (2, 2, 2), (1, 2, 1), (3, 1, 2)]
+)
+def test_value_and_gradients_are_the_references(x64, axes, groups, strides, activation):
+    arrays = problem(axes, groups=groups, dtype=np.float64, strides=strides)
+    options = {"groups": groups, "strides": strides, "activation": activation}
+    got = with_gradients(run, arrays, **options)
+    wanted = with_gradients(partial(run, implementation="reference"), arrays, **options)
+    assert_close(got, wanted, 1e-13)
+
+
+@pytest.mark.parametrize("out", [1, 3, 6, 40])
+def test_fewer_and_more_channels_out_than_in(x64, out):
+    arrays = problem(out=out, dtype=np.float64)
+    wanted = with_gradients(partial(run, implementation="reference"), arrays)
+    assert_close(with_gradients(run, arrays), wanted, 1e-13)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+def test_channels_first_is_the_same_transposed(x64, axes, groups):
+    arrays = problem(axes, groups=groups, dtype=np.float64)
+    options = {"groups": groups, "activation": "tanh"}
+    wanted = list(with_gradients(run, arrays, **options))
+
+    def channels_first(inputs, kernel, bias, residual):
+        first = (jnp.moveaxis(a, -1, 1) for a in (inputs, residual))
+        inputs, residual = first
+        outputs = run(inputs, kernel, bias, residual, channels_first=True, **options)
+        return jnp.moveaxis(outputs, 1, -1)
+
+    assert_close(with_gradients(channels_first, arrays), wanted, 1e-13)
+
+
+def test_is_flax_conv():
+    inputs, kernel, bias = problem(residual=False)
+    conv = nnx.Conv(6, 4, kernel_size=(1, 1), strides=(2, 2), rngs=nnx.Rngs(0))
+    conv.kernel[...], conv.bias[...] = kernel[None, None], bias
+    # 6 products and a bias in float32: eight roundings of 6e-8 each.
+    np.testing.assert_allclose(
+        run(inputs, kernel, bias, strides=2), conv(inputs), atol=8 * 6e-8 * 10
+    )
+
+
+@pytest.mark.parametrize(("groups", "shape"), [(1, (6, 4)), (2, (3, 4))])
+def test_is_xla_convolution_with_groups(groups, shape):
+    inputs, kernel, bias = problem(groups=groups, residual=False)
+    wanted = lax.conv_general_dilated(
+        inputs, kernel[None, None], (1, 1), "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+    )  # fmt: skip
+    assert kernel.shape == shape
+    np.testing.assert_allclose(
+        run(inputs, kernel, bias, groups=groups), wanted + bias, atol=8 * 6e-8 * 10
+    )
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_numerical_gradients_first_and_second_order(x64, users_checks, activation):
+    # check_grads calls with numpy arrays, which the annotations refuse.
+    # A relu bends at 0, where differences are no gradient: no sum lies within 1e-3 of it.
+    arrays = problem(axes=1, dtype=np.float64)
+    sums = run(*arrays)
+    assert activation != "relu" or float(jnp.abs(sums).min()) > 1e-3
+    check_grads(partial(run, activation=activation), arrays, order=2, modes=["rev"], eps=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_accumulated_in_float32(dtype):
+    inputs = jnp.ones((1, 4, 4096), dtype)
+    outputs, _, kernel_gradient = with_gradients(
+        lambda x, w: pointwise_conv(x, w), [inputs, jnp.full((4096, 2), 1 / 4096, dtype)]
+    )
+    assert outputs.dtype == kernel_gradient.dtype == dtype
+    np.testing.assert_array_equal(outputs.astype(np.float32), 1)  # in bfloat16 it would stop early
+
+
+def test_a_gradient_keeps_only_inputs_and_outputs(x64):
+    arrays = problem(dtype=np.float64)
+    _, backward = jax.vjp(partial(run, activation="relu"), *arrays)
+    inputs, kernel, _, outputs = arrays
+    kept = sum(leaf.size for leaf in jax.tree.leaves(backward))
+    assert kept <= inputs.size + kernel.size + outputs.size
+
+
+def test_composes():
+    arrays = problem(residual=False)
+    mapped = jax.vmap(run, in_axes=(0, None, None))(jnp.stack([arrays[0]] * 3), *arrays[1:])
+    np.testing.assert_allclose(mapped[1], run(*arrays), rtol=1e-6, atol=1e-6)
+    rematerialised = with_gradients(jax.checkpoint(partial(run, activation="relu")), arrays)
+    assert_close(rematerialised, with_gradients(run, arrays, activation="relu"), 1e-6)
+
+
+def test_the_hlo_has_matmuls_and_no_convolution():
+    arrays = problem(residual=False)
+
+    def step(*arrays):
+        outputs, backward = jax.vjp(run, *arrays)
+        return backward(outputs)
+
+    text = jax.jit(step).lower(*arrays).compile().as_text()
+    assert text is not None
+    assert " convolution(" not in text
+    assert " dot(" in text
+
+
+def test_channels_first_copies_no_activations():
+    inputs, kernel = jnp.ones((4, 64, 32, 32)), jnp.ones((64, 32))
+    function = jax.jit(partial(pointwise_conv, channels_first=True))
+    memory = function.lower(inputs, kernel).compile().memory_analysis()
+    assert memory is not None
+    # The kernel, repeated for each image, and the outputs before their bias at most.
+    assert memory.temp_size_in_bytes <= 4 * 64 * 32 * 4 + 4 * 32 * 32 * 32 * 4
+    assert memory.temp_size_in_bytes < inputs.nbytes
+
+
+def test_channels_first_in_a_loop_costs_what_it_does_outside():
+    """jax#12868: lax.conv took 16 s for two iterations in a loop, 3 ms outside."""
+    inputs, kernel = jnp.ones((4, 64, 4096)), jnp.eye(64)
+    convolve = partial(pointwise_conv, kernel=kernel, channels_first=True)
+    rounds = 8
+
+    @jax.jit
+    def inside(inputs):
+        return lax.fori_loop(0, rounds, lambda _, x: convolve(x), inputs)
+
+    def outside(inputs):
+        for _ in range(rounds):
+            inputs = convolve(inputs)
+        return inputs
+
+    np.testing.assert_array_equal(inside(inputs), outside(inputs))
+
+    def seconds(function):
+        start = time.perf_counter()
+        jax.block_until_ready(function(inputs))
+        return time.perf_counter() - start
+
+    # The best of many, in turn: other work on the machine only adds. Twice is far below 5,000
+    # times, and far above the spread of the best.
+    times = [(seconds(inside), seconds(outside)) for _ in range(30)]
+    best_inside, best_outside = (min(column) for column in zip(*times, strict=True))
+    assert best_inside < 2 * best_outside
+
+
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_lowers_for(platform, channels_first):
+    inputs = jnp.ones((2, 8, 4, 8))
+    function = partial(pointwise_conv, channels_first=channels_first, activation="gelu")
+    gradient = jax.grad(lambda *arrays: function(*arrays).sum(), (0, 1))
+    exported = export.export(jax.jit(gradient), platforms=[platform])(inputs, jnp.ones((8, 3)))
+    assert exported.platforms == (platform,)
+
+
+def test_folded_batch_norm_is_batch_norm():
+    conv = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
+    norm = nnx.BatchNorm(8, epsilon=1e-3, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    norm.mean[...], norm.scale[...], norm.bias[...] = jnp.asarray(rng.normal(size=(3, 8)))
+    norm.var[...] = jnp.asarray(rng.uniform(0.5, 2, 8))
+    norm.eval()
+    images = jnp.asarray(rng.normal(size=(2, 9, 9, 3)), jnp.float32)
+    wanted = norm(conv(images))
+    folded = fold_batch_norm(
+        conv.kernel[...], conv.bias[...], norm.mean[...], norm.var[...], norm.scale[...],
+        norm.bias[...], epsilon=1e-3,
+    )  # fmt: skip
+    conv.kernel[...], conv.bias[...] = folded
+    # Sums of 28 terms in float32, in another order.
+    np.testing.assert_allclose(conv(images), wanted, atol=28 * 6e-8 * 10)
+
+
+ERRORS = {
+    "inputs must be floating": ({"inputs": jnp.ones((2, 5, 6), int)}, TypeError),
+    "kernel must be .in // groups, out., got shape .1, 1, 6, 4.; give": (
+        {"kernel": jnp.ones((1, 1, 6, 4))}, ValueError,
+    ),
+    "say channels_first=True": ({"inputs": jnp.ones((2, 6, 5))}, ValueError),
+    "say channels_first=False": ({"channels_first": True}, ValueError),
+    "looks transposed": ({"kernel": jnp.ones((4, 6)), "bias": None}, ValueError),
+    "groups must divide out = 4, got 3": ({"groups": 3}, ValueError),
+    "groups = 12": ({"groups": 2}, ValueError),
+    "bias must be .out.": ({"bias": jnp.ones(6)}, ValueError),
+    "strides must be": ({"strides": (1, 2)}, ValueError),
+    "strides must be a positive": ({"strides": 0}, ValueError),
+    "activation must be None or one of": ({"activation": "swish"}, ValueError),
+    "residual must have the output's shape": ({"residual": jnp.ones((2, 5, 6))}, ValueError),
+    "residual must be floating": ({"residual": jnp.ones((2, 5, 4), int)}, TypeError),
+    "implementation must be": ({"implementation": "im2col"}, ValueError),
+    "must not be empty": ({"inputs": jnp.ones((0, 5, 6))}, ValueError),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_bad_input(users_checks, message):
+    changed, error = ERRORS[message]
+    arguments = {"inputs": jnp.ones((2, 5, 6)), "kernel": jnp.ones((6, 4)), "bias": jnp.ones(4)}
+    with pytest.raises(error, match=message):
+        pointwise_conv(**arguments | changed)
+
+
+@pytest.mark.parametrize("name", ["bias", "mean", "variance", "scale", "offset"])
+def test_bad_folding(users_checks, name):
+    vectors = dict.fromkeys(["bias", "mean", "variance", "scale", "offset"], jnp.ones(4))
+    with pytest.raises(ValueError, match=f"{name} must be .out. = .4,., got .3,."):
+        fold_batch_norm(jnp.ones((6, 4)), **vectors | {name: jnp.ones(3)})
+    with pytest.raises(ValueError, match="epsilon must be positive, got 0"):
+        fold_batch_norm(jnp.ones((6, 4)), **vectors, epsilon=0)
