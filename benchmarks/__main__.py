@@ -1,4 +1,4 @@
-"""python -m benchmarks softmax | sequences | compare."""
+"""python -m benchmarks softmax | sequences | pointwise | compare."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ import typer
 from rich.console import Console
 
 from benchmarks import epochs, exact, quality, recurrent, report, steps, vowels
+from benchmarks import pointwise as pointwise_cases
 from benchmarks.compare import compare as compare_results
-from benchmarks.harness import Case, compiled_case, machine
+from benchmarks.harness import Case, compiled_case, machine, recycle_memory
+from jaxnets.kernels import pointwise_conv
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -65,6 +67,26 @@ def sequences(
     finish(
         console, output, name="sequences", full=full, machine_info=limits, peers=peers,
         benchmarks=benchmarks, bars=bars | epoch_bars, epochs=epoch_result, vowels=accuracies,
+    )  # fmt: skip
+
+
+@app.command()
+def pointwise(
+    output: Output = Path("results"), full: Full = False, profile: Profile = None
+) -> None:
+    """Dense versus 1x1 versus general convolution: time by shape, beside the machine's limits."""
+    console = Console()
+    peers = find_peers(console, "torch")
+    recycled = recycle_memory()
+    if profile is not None:
+        arrays = pointwise_cases.problem(*pointwise_cases.SHAPES[0])
+        trace(compiled_case("pointwise", pointwise_cases.step(pointwise_conv), *arrays), profile)
+        console.print(f"trace of ten steps of {pointwise_cases.SHAPES[0]}: {profile}")
+    limits = machine()
+    benchmarks, bars, roofline = pointwise_cases.run(limits, full, peers)
+    finish(
+        console, output, name="pointwise", full=full, machine_info=limits, peers=peers,
+        benchmarks=benchmarks, bars=bars, roofline=roofline, recycled_memory=recycled,
     )  # fmt: skip
 
 

@@ -110,6 +110,21 @@ def accuracy_rows(result: dict) -> list[list[str]]:
     return [[layout, f"{share:.1%}"] for layout, share in result["vowels"].items()]
 
 
+def roofline_rows(result: dict) -> list[list[str]]:
+    """Shape, what, products a byte, GFLOP/s of each, what the machine allows, our share of it."""
+    return [
+        [
+            point["shape"],
+            point["what"],
+            f"{point['flops'] / point['bytes']:.1f}",
+            *(f"{point['flops'] / point[name] / 1e9:.0f}" for name in ("ours_s", "flax_s")),
+            f"{point['flops'] / point['limit_s'] / 1e9:.0f}",
+            f"{point['limit_s'] / point['ours_s']:.0%}",
+        ]
+        for point in result["roofline"]
+    ]
+
+
 class Table(NamedTuple):
     """A table of the report: its rows are read from the result."""
 
@@ -143,6 +158,16 @@ PLANS = Table(
     plan_rows,
 )
 VOWELS = Table("JapaneseVowels: test accuracy (bar: 95 %)", ["layout", "accuracy"], accuracy_rows)
+
+
+ROOFLINE = Table(
+    "Beside the machine's limits (matmul peak, or copy bandwidth on the least bytes)",
+    [
+        "shape", "what", "operations a byte", "ours GFLOP/s", "flax nnx.Conv GFLOP/s",
+        "limit GFLOP/s", "ours of the limit",
+    ],
+    roofline_rows,
+)  # fmt: skip
 
 
 class Comparison(NamedTuple):
@@ -194,6 +219,24 @@ def _plot_epochs(result: dict) -> str:
     return _svg(figure)
 
 
+def _plot_roofline(result: dict) -> str:
+    machine, points = result["machine_info"], result["roofline"]
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    intensity = [point["flops"] / point["bytes"] for point in points]
+    ends = [min(intensity) / 2, max(intensity) * 2]
+    corner = machine["matmul_flops"] / machine["copy_bytes_per_s"]
+    line = sorted({*ends, corner})
+    roof = [min(machine["matmul_flops"], x * machine["copy_bytes_per_s"]) / 1e9 for x in line]
+    axes.plot(line, roof, color="black", label="matmul peak, copy bandwidth")
+    for name, label in (("ours_s", "pointwise_conv"), ("flax_s", "flax nnx.Conv")):
+        rates = [point["flops"] / point[name] / 1e9 for point in points]
+        axes.scatter(intensity, rates, label=label, s=18)
+    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3, which="both")
+    return _svg(figure)
+
+
 def _plot_times(result: dict) -> str:
     groups: dict[str, list[dict]] = {}
     for row in result["benchmarks"]:
@@ -228,6 +271,11 @@ def _about_sequences(result: dict) -> str:
     )
 
 
+def _about_pointwise(result: dict) -> str:
+    memory = "kept by the process" if result["recycled_memory"] else "as the system has it"
+    return f"float32; freed memory is {memory}, for ours and for the peers alike."
+
+
 COMPARISONS = {
     "softmax": Comparison(
         "Full versus sampled softmax",
@@ -240,6 +288,12 @@ COMPARISONS = {
         _about_sequences,
         (BARS, EPOCHS, VOWELS, PLANS, TIMES),
         ("An epoch", _plot_epochs),
+    ),
+    "pointwise": Comparison(
+        "Dense versus 1x1 versus general convolution",
+        _about_pointwise,
+        (BARS, ROOFLINE, TIMES),
+        ("Roofline", _plot_roofline),
     ),
 }
 
