@@ -129,10 +129,17 @@ def lazy_adam(
 
 
 def apply_updates(tables: Any, updates: Any) -> Any:
-    """``tables`` with the ``Rows`` of ``updates`` added, in place where the tables are donated."""
-    return jax.tree.map(
-        lambda rows, table: add_rows(table, rows), updates, tables, is_leaf=_is_rows
-    )
+    """``tables`` with the ``Rows`` of ``updates`` added, in place where the tables are donated.
+
+    Updates that are arrays are added as ``optax.apply_updates`` does.
+    """
+
+    def add(update, table):
+        if _is_rows(update):
+            return add_rows(table, update)
+        return (table + update).astype(table.dtype)
+
+    return jax.tree.map(add, updates, tables, is_leaf=_is_rows)
 
 
 def _is_rows(leaf: Any) -> bool:

@@ -1,0 +1,1 @@
+"""Runnable examples, one a model, on real data: python -m examples.NAME."""

@@ -1,0 +1,149 @@
+"""Translation of English verses with 40,000 words of output, sampled softmax and two-sided buckets.
+
+python -m examples.seq2seq
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import sacrebleu
+import typer
+from flax import nnx
+from rich.console import Console
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+
+from examples.text import Side, parallel
+from jaxnets import optim
+from jaxnets.models import Seq2Seq, Seq2SeqConfig, beam_search, greedy_search
+from jaxnets.models.seq2seq import END, is_table, sampled_gradients
+from jaxnets.sequences import BatchSource, bucket_plan, optimal_pair_boundaries
+from jaxnets.training import fit
+
+BATCH_DECODE, MAX_TIME = 64, 80
+
+
+def main(
+    target: Annotated[str, typer.Option(help="r Russian, v Spanish, l French, e German.")] = "r",
+    epochs: Annotated[int, typer.Option(help="Passes over the 29,546 training verses.")] = 8,
+    vocab: Annotated[int, typer.Option(help="The most words of a side.")] = 40_000,
+    features: int = 512,
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("results"),
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder to resume from.")] = None,
+) -> None:
+    """Trains, then translates the held-out verses and says their BLEU."""
+    console = Console()
+    english, other = parallel("k", target, vocab)
+    config = Seq2SeqConfig(len(english.words), len(other.words), features=features)
+    lengths = np.array([[len(s), len(t)] for s, t in zip(english.training, other.training)])
+    boundaries = optimal_pair_boundaries(lengths[:, 0], lengths[:, 1], 3, 2)
+    plan = bucket_plan(lengths, boundaries, token_budget=config.batch * int(lengths.sum(1).mean()))
+    console.print(f"{len(english.words):,} English words, {len(other.words):,} of the target")
+    console.print(str(plan))
+    source = BatchSource(plan, [english.training, other.training], epochs=epochs)
+    model = Seq2Seq(config, rngs=nnx.Rngs(0))
+    steps = len(source)
+    schedule = optax.warmup_cosine_decay_schedule(0, config.learning_rate, 200, steps)
+    optimizer = optim.partition(
+        optim.lazy_adam(config.learning_rate), optax.adam(schedule), is_table
+    )
+    begun = time.perf_counter()
+    result = fit(
+        model, lambda *_: (jnp.zeros(()), {}), source.__getitem__, steps, optimizer=optimizer,
+        key=jax.random.key(0), clip_norm=config.clip_norm, gradients=sampled_gradients,
+        evaluate=lambda model: {"perplexity": perplexity(model, english, other)},
+        every=plan.batches, monitor="perplexity", mode="min", folder=checkpoints, console=console,
+    )  # fmt: skip
+    minutes = (time.perf_counter() - begun) / 60
+    model.eval()
+    scores = {}
+    for name, beam in (("greedy", 1), ("beam of 4", 4)):
+        found = translate(model, english.held_out, other.words, beam)
+        scores[name] = sacrebleu.corpus_bleu(found, [other.texts]).score
+    for i in range(0, 300, 100):
+        console.print(f"  {english.texts[i]}\n  = {other.texts[i]}\n  > {found[i]}")
+    output.mkdir(parents=True, exist_ok=True)
+    draw_attention(model, english, other, output / "seq2seq.png")
+    console.print(f"training {minutes:.1f} minutes; picture: {output / 'seq2seq.png'}")
+    best = min(row["perplexity"] for row in result.history)
+    console.print(
+        f"held out: exact perplexity {best:.1f}, BLEU "
+        + ", ".join(f"{score:.2f} ({name})" for name, score in scores.items())
+    )
+
+
+def decoding_batches(sentences: list[np.ndarray]):
+    """Indices, padded sources and lengths, of sentences sorted by length, in a few shapes."""
+    order = np.argsort([len(s) for s in sentences], kind="stable")
+    for start in range(0, len(order), BATCH_DECODE):
+        chosen = order[start : start + BATCH_DECODE]
+        longest = max(len(sentences[i]) for i in chosen)
+        time = next(size for size in (24, 40, 64, 128, 256) if size >= longest)
+        padded = np.zeros((BATCH_DECODE, time), np.int32)
+        lengths = np.ones(BATCH_DECODE, np.int32)
+        for row, i in enumerate(chosen):
+            padded[row, : len(sentences[i])] = sentences[i]
+            lengths[row] = len(sentences[i])
+        yield chosen, jnp.asarray(padded), jnp.asarray(lengths)
+
+
+def translate(model, sentences, words, beam: int) -> list[str]:
+    """The translations, words with spaces between them."""
+    found = [""] * len(sentences)
+    for chosen, source, lengths in decoding_batches(sentences):
+        if beam == 1:
+            ids = greedy_search(model, source, lengths, max_time=MAX_TIME)
+        else:
+            ids = beam_search(model, source, lengths, max_time=MAX_TIME, beam=beam)[0][:, 0]
+        for i, row in zip(chosen, np.asarray(ids), strict=False):
+            found[i] = " ".join(words[id] for id in row if id != END)
+    return found
+
+
+_summed_loss = nnx.jit(lambda model, *arrays: model.loss(*arrays, reduction="sum"))
+
+
+def perplexity(model: Seq2Seq, english: Side, other: Side) -> float:
+    """Of the held-out targets, over all words: the training's sampling has no part in it."""
+    lengths = np.array([[len(s), len(t)] for s, t in zip(english.held_out, other.held_out)])
+    longest = lengths.max(0)
+    bounds = [tuple(int(n) for n in np.minimum(size, longest)) for size in (32, 64, 512)]
+    plan = bucket_plan(lengths, bounds, token_budget=4096)
+    batches = BatchSource(plan, [english.held_out, other.held_out])
+    total = 0.0
+    for batch in (batches[i] for i in range(len(batches))):
+        (source, target), (sources, targets) = batch.sequences, batch.lengths
+        total += float(_summed_loss(model, *map(jnp.asarray, (source, sources, target, targets))))
+    return float(np.exp(total / (lengths[:, 1] - 1).sum()))
+
+
+def draw_attention(model: Seq2Seq, english: Side, other: Side, path: Path) -> None:
+    """Where the decoder looked while it wrote one translation."""
+    index = min(range(len(english.held_out)), key=lambda i: abs(len(english.held_out[i]) - 14))
+    source = jnp.asarray(english.held_out[index])[None]
+    memory = model.memory(source, jnp.array([source.shape[1]]))
+    ids = greedy_search(model, source, jnp.array([source.shape[1]]), max_time=30)[0]
+    written = [int(i) for i in ids if i != END]
+    inputs = jnp.array([[2, *written[:-1]]])
+    outputs, _ = model.decoder(model.target_embedding[inputs], memory.carries)
+    weights = jax.nn.softmax(jnp.einsum("btf,bsf->bts", outputs, memory.keys))[0]
+    figure, axes = plt.subplots(figsize=(8, 6))
+    axes.imshow(weights, cmap="viridis", aspect="auto")
+    axes.set_xticks(range(source.shape[1]), [english.words[i] for i in source[0]], rotation=70)
+    axes.set_yticks(range(len(written)), [other.words[i] for i in written])
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    typer.run(main)

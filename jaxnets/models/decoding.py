@@ -1,0 +1,146 @@
+"""Greedy and beam search over a decoder's steps, batched and jitted."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int32, Integer
+
+from jaxnets.models.seq2seq import END, START, Seq2Seq
+
+
+def greedy_search(
+    model: Seq2Seq,
+    source: Integer[Array, "batch source"],
+    lengths: Integer[Array, " batch"],
+    *,
+    max_time: int,
+) -> Int32[Array, "batch max_time"]:
+    """The likeliest word at each step, ``END`` and whatever follows it as ``END``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
+      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> greedy_search(model, jnp.ones((2, 5), jnp.int32), jnp.array([5, 3]), max_time=7).shape
+      (2, 7)
+    """
+    _check(max_time)
+    return _greedy_search(model, source, lengths, max_time)
+
+
+def beam_search(
+    model: Seq2Seq,
+    source: Integer[Array, "batch source"],
+    lengths: Integer[Array, " batch"],
+    *,
+    max_time: int,
+    beam: int = 4,
+    length_penalty: float = 0.6,
+) -> tuple[Int32[Array, "batch beam max_time"], Float[Array, "batch beam"]]:
+    r"""The best ``beam`` translations found, best first, and their scores.
+
+    A translation's score is its log-probability over :math:`((5 + length) / 6)^\alpha` (Wu et al.
+    2016, equation 14), ``length_penalty`` being :math:`\alpha`. Partial translations compete by
+    log-probability. The search ends when all have ended, or at ``max_time`` words.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
+      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> words, scores = beam_search(
+      ...     model, jnp.ones((2, 5), jnp.int32), jnp.array([5, 3]), max_time=7, beam=3
+      ... )
+      >>> words.shape, scores.shape
+      ((2, 3, 7), (2, 3))
+    """
+    _check(max_time)
+    if not 1 <= beam <= model.config.target_vocab:
+        raise ValueError(f"beam must lie in [1, {model.config.target_vocab}], got {beam}")
+    return _beam_search(model, source, lengths, max_time, beam, length_penalty)
+
+
+def _check(max_time: int) -> None:
+    if max_time < 1:
+        raise ValueError(f"max_time must be at least 1 word, got {max_time}")
+
+
+@partial(nnx.jit, static_argnames=("max_time",))
+def _greedy_search(model, source, lengths, max_time):
+    memory = model.memory(source, lengths)
+
+    def going(state):
+        return (state[0] < max_time) & ~(state[1] == END).all()
+
+    def step(state):
+        time, words, carries, found = state
+        logits, carries = model.step(words, carries, memory)
+        words = jnp.where(words == END, END, logits.argmax(-1).astype(jnp.int32))
+        return time + 1, words, carries, found.at[:, time].set(words)
+
+    batch = source.shape[0]
+    start = jnp.full(batch, START, jnp.int32)
+    found = jnp.full((batch, max_time), END, jnp.int32)
+    return lax.while_loop(going, step, (0, start, memory.carries, found))[3]
+
+
+class _Beam(NamedTuple):
+    time: Any
+    words: jax.Array  # [batch, beam], the last word of each
+    scores: jax.Array  # [batch, beam], log-probabilities
+    found: jax.Array  # [batch, beam, max_time]
+    carries: Any  # [batch * beam, ...]
+
+
+@partial(nnx.jit, static_argnames=("max_time", "beam"))
+def _beam_search(model, source, lengths, max_time, beam, length_penalty):
+    batch, vocab = source.shape[0], model.config.target_vocab
+
+    def for_each(array):
+        return jnp.repeat(array, beam, axis=0)
+
+    memory = jax.tree.map(for_each, model.memory(source, lengths))
+
+    def going(state):
+        return (state.time < max_time) & ~(state.words == END).all()
+
+    def step(state):
+        logits, carries = model.step(state.words.reshape(-1), state.carries, memory)
+        gains = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, beam, vocab)
+        # One that has ended goes on as itself, by END at no cost.
+        ended = jnp.full(vocab, -jnp.inf).at[END].set(0)
+        gains = jnp.where((state.words == END)[..., None], ended, gains)
+        # The best of all are among the best of each.
+        gains, words = lax.top_k(gains, min(beam, vocab))
+        scores, chosen = lax.top_k((state.scores[..., None] + gains).reshape(batch, -1), beam)
+        words = jnp.take_along_axis(words.reshape(batch, -1), chosen, axis=1)
+        origin = chosen // gains.shape[-1]
+        rows = (origin + beam * jnp.arange(batch)[:, None]).reshape(-1)
+        found = jnp.take_along_axis(state.found, origin[..., None], axis=1)
+        return _Beam(
+            state.time + 1, words, scores, found.at[:, :, state.time].set(words),
+            jax.tree.map(lambda leaf: leaf[rows], carries),
+        )  # fmt: skip
+
+    # All start as the same, so only the first may go on.
+    scores = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf) * jnp.ones((batch, 1))
+    state = lax.while_loop(going, step, _Beam(
+        0, jnp.full((batch, beam), START, jnp.int32), scores,
+        jnp.full((batch, beam, max_time), END, jnp.int32), memory.carries,
+    ))  # fmt: skip
+    words = jnp.minimum((state.found != END).sum(-1) + 1, max_time)
+    final = state.scores / ((5 + words) / 6) ** length_penalty
+    order = jnp.argsort(-final, axis=1)
+    return (
+        jnp.take_along_axis(state.found, order[..., None], axis=1),
+        jnp.take_along_axis(final, order, axis=1),
+    )

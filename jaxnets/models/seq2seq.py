@@ -1,0 +1,225 @@
+"""Translation: an LSTM encoder and decoder with attention, and a projection to a large vocabulary.
+
+Sutskever et al. 2014, with the global attention of Luong et al. 2015 (section 3.1, "general")
+applied to all target steps at once, so that both LSTMs run as whole sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Integer
+
+from jaxnets.kernels import (
+    LogUniform,
+    Rows,
+    gather_rows,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+from jaxnets.layers import LSTM, OutputProjection
+from jaxnets.sequences import length_mask
+
+UNKNOWN, END, START = 0, 1, 2
+TABLES = ("source_embedding", "target_embedding", "projection")
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig:
+    """Sizes of the model, and how it is trained.
+
+    Attributes:
+      source_vocab, target_vocab: words, of them 0 unknown (and padding), 1 the end, 2 the start.
+      features: of the embeddings, the memory and the hidden state.
+      layers: of the encoder and of the decoder.
+      bidirectional: the encoder reads both ways, each with half of the features.
+      reverse_source: the encoder reads from the end (Sutskever et al. 2014, section 3.3).
+      dropout: of embeddings and of what goes into the projection.
+      num_sampled: classes that the training loss samples.
+      batch, learning_rate, clip_norm: of the training.
+      buckets: pairs of the longest source and target; None: the best for the data.
+    """
+
+    source_vocab: int
+    target_vocab: int
+    features: int = 512
+    layers: int = 1
+    bidirectional: bool = True
+    reverse_source: bool = False
+    dropout: float = 0.2
+    num_sampled: int = 512
+    batch: int = 64
+    learning_rate: float = 1e-3
+    clip_norm: float = 5.0
+    buckets: tuple[tuple[int, int], ...] | None = None
+
+
+# The translate.py of TensorFlow's sequence-to-sequence tutorial (2015): its flags and buckets.
+TENSORFLOW_TUTORIAL = Seq2SeqConfig(
+    source_vocab=40_000, target_vocab=40_000, features=1024, layers=3, bidirectional=False,
+    reverse_source=True, dropout=0.0, num_sampled=512, batch=64, learning_rate=0.5, clip_norm=5.0,
+    buckets=((5, 10), (10, 15), (20, 25), (40, 50)),
+)  # fmt: skip
+
+
+class Memory(NamedTuple):
+    """What the decoder sees of a source: keys and values of each step, which are there, a carry."""
+
+    keys: jax.Array  # [batch, source, features]
+    values: jax.Array  # [batch, source, features]
+    mask: jax.Array  # [batch, source] bool
+    carries: Any  # of the decoder's layers
+
+
+class Seq2Seq(nnx.Module):
+    """Encoder, decoder, attention and output projection.
+
+    Source and target are [batch, time] word ids padded on the right; a target begins with
+    ``START`` and ends with ``END``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8, num_sampled=16), rngs=nnx.Rngs(0))
+      >>> source, lengths = jnp.ones((2, 5), jnp.int32), jnp.array([5, 3])
+      >>> target = jnp.array([[2, 7, 9, 1], [2, 7, 1, 0]])
+      >>> float(model.loss(source, lengths, target, jnp.array([4, 3]))) > 0
+      True
+    """
+
+    def __init__(self, config: Seq2SeqConfig, *, rngs: nnx.Rngs):
+        features = config.features
+        directions = 2 if config.bidirectional else 1
+        self.config = config
+        self.source_embedding = _table(rngs, config.source_vocab, features)
+        self.target_embedding = _table(rngs, config.target_vocab, features)
+        self.encoder = LSTM(
+            features, features // directions, num_layers=config.layers,
+            bidirectional=config.bidirectional, rngs=rngs,
+        )  # fmt: skip
+        self.decoder = LSTM(features, features, num_layers=config.layers, rngs=rngs)
+        self.keys = nnx.Linear(features, features, use_bias=False, rngs=rngs)
+        self.combine = nnx.Linear(2 * features, features, use_bias=False, rngs=rngs)
+        self.projection = OutputProjection(features, config.target_vocab, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+
+    def encode(
+        self, vectors: Float[Array, "batch source features"], lengths: Integer[Array, " batch"]
+    ) -> Memory:
+        """The memory of embedded sources."""
+        if self.config.reverse_source:
+            place = lengths[:, None] - 1 - jnp.arange(vectors.shape[1])
+            vectors = jnp.take_along_axis(vectors, jnp.abs(place)[..., None], axis=1)
+        outputs, carries = self.encoder(vectors, lengths=lengths)
+        # The two directions of a layer make one carry of the decoder's layer.
+        starts = [
+            [tuple(jnp.concatenate(parts, axis=1) for parts in zip(*layer, strict=True))]
+            for layer in carries
+        ]
+        mask = length_mask(lengths, vectors.shape[1])
+        return Memory(self.keys(outputs), outputs, mask, starts)
+
+    def attend(
+        self, outputs: Float[Array, "batch target features"], memory: Memory
+    ) -> Float[Array, "batch target features"]:
+        r"""``tanh(W [context, output])``, the context by a softmax over the source's steps."""
+        scores = jnp.einsum("btf,bsf->bts", outputs, memory.keys)
+        scores = jnp.where(memory.mask[:, None], scores.astype(jnp.float32), -jnp.inf)
+        # A row without a source (a batch's filling) has no step to look at.
+        weights = jnp.where(memory.mask.any(1)[:, None, None], jax.nn.softmax(scores), 0)
+        context = jnp.einsum("bts,bsf->btf", weights.astype(outputs.dtype), memory.values)
+        return jnp.tanh(self.combine(jnp.concatenate([context, outputs], axis=-1)))
+
+    def hidden(self, source_vectors, source_lengths, target_vectors) -> jax.Array:
+        """What goes into the projection for each target step, [batch, target, features]."""
+        memory = self.encode(self.dropout(source_vectors), source_lengths)
+        outputs, _ = self.decoder(self.dropout(target_vectors), memory.carries)
+        return self.dropout(self.attend(outputs, memory))
+
+    def loss(
+        self,
+        source: Integer[Array, "batch source"],
+        source_lengths: Integer[Array, " batch"],
+        target: Integer[Array, "batch target"],
+        target_lengths: Integer[Array, " batch"],
+        *,
+        reduction: str = "mean",
+    ) -> Float[Array, "..."]:
+        """The exact cross-entropy of the targets' words after ``START``."""
+        hidden = self.hidden(
+            self.source_embedding[source], source_lengths, self.target_embedding[target[:, :-1]]
+        )
+        weights = length_mask(target_lengths - 1, target.shape[1] - 1)
+        return self.projection.evaluate(
+            hidden, target[:, 1:], weights=weights.astype(jnp.float32), reduction=reduction
+        )
+
+    def step(self, words: Integer[Array, " batch"], carries, memory: Memory):
+        """Logits [batch, vocab] of what follows ``words``, and the carries after them."""
+        outputs, carries = self.decoder(self.target_embedding[words][:, None], carries)
+        return self.projection.logits(self.attend(outputs, memory)[:, 0]), carries
+
+    def memory(self, source: Integer[Array, "batch source"], lengths) -> Memory:
+        """The memory of sources given by their words."""
+        return self.encode(self.source_embedding[source], lengths)
+
+
+def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
+    """Loss and gradients of one step, by rows for the tables: nothing in it is O(vocab).
+
+    For :func:`jaxnets.training.fit`. ``batch`` is a :class:`jaxnets.sequences.Batch` of source and
+    target; each of the three tables is read at the rows that the step touches, and its gradient is
+    :class:`jaxnets.kernels.Rows`.
+    """
+    (source, target), (source_lengths, target_lengths) = batch.sequences, batch.lengths
+    inputs, labels = target[:, :-1], target[:, 1:]
+    weights = length_mask(target_lengths - 1, labels.shape[1]).astype(jnp.float32)
+    samples = sample(LogUniform(model.config.target_vocab), key, model.config.num_sampled, labels)
+    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    pure = nnx.to_pure_dict(parameters)
+    gathered = {
+        "source_embedding": gather_rows(pure["source_embedding"], source),
+        "target_embedding": gather_rows(pure["target_embedding"], inputs),
+        "projection": gather_rows(pure["projection"], (labels, samples.ids)),
+    }
+    row_ids = {name: ids for name, (ids, _, _) in gathered.items()}
+    rows = {name: values for name, (_, values, _) in gathered.items()}
+    local = {name: ids for name, (_, _, ids) in gathered.items()}
+    dense = {name: leaf for name, leaf in pure.items() if name not in TABLES}
+
+    def value(dense, rows):
+        merged, state = jax.tree.map(lambda leaf: leaf, (parameters, rest))  # of this trace
+        nnx.replace_by_pure_dict(merged, {**pure, **dense})
+        module = nnx.merge(graph, merged, state)
+        hidden = module.hidden(
+            rows["source_embedding"][local["source_embedding"]], source_lengths,
+            rows["target_embedding"][local["target_embedding"]],
+        )  # fmt: skip
+        own, ids = local["projection"]
+        loss = sampled_softmax_cross_entropy(
+            hidden, rows["projection"]["weight"], rows["projection"]["bias"], own,
+            samples._replace(ids=ids), weights=weights,
+        )  # fmt: skip
+        _, _, after = nnx.split(module, nnx.Param, ...)
+        return loss, after
+
+    (loss, after), (dense, rows) = jax.value_and_grad(value, (0, 1), has_aux=True)(dense, rows)
+    nnx.update(model, after)
+    tables = {
+        name: jax.tree.map(lambda leaf, ids=row_ids[name]: Rows(ids, leaf), values)
+        for name, values in rows.items()
+    }
+    return (loss, {}), {**dense, **tables}
+
+
+def is_table(path: tuple[str, ...]) -> bool:
+    """Whether a parameter's gradient comes by rows, for :func:`jaxnets.optim.partition`."""
+    return path[0] in TABLES
+
+
+def _table(rngs: nnx.Rngs, vocab: int, features: int) -> nnx.Param:
+    return nnx.Param(nnx.initializers.normal(features**-0.5)(rngs.params(), (vocab, features)))
