@@ -11,7 +11,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import sacrebleu
@@ -19,9 +19,7 @@ import typer
 from flax import nnx
 from rich.console import Console
 
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
-
+from examples.shared import Output, save
 from examples.text import Side, parallel
 from jaxnets import optim
 from jaxnets.models import Seq2Seq, Seq2SeqConfig, beam_search, greedy_search
@@ -37,14 +35,16 @@ def main(
     epochs: Annotated[int, typer.Option(help="Passes over the 29,546 training verses.")] = 8,
     vocab: Annotated[int, typer.Option(help="The most words of a side.")] = 40_000,
     features: int = 512,
-    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("results"),
+    output: Output = Path("results"),
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to resume from.")] = None,
 ) -> None:
     """Trains, then translates the held-out verses and says their BLEU."""
     console = Console()
     english, other = parallel("k", target, vocab)
     config = Seq2SeqConfig(len(english.words), len(other.words), features=features)
-    lengths = np.array([[len(s), len(t)] for s, t in zip(english.training, other.training)])
+    lengths = np.array(
+        [[len(s), len(t)] for s, t in zip(english.training, other.training, strict=True)]
+    )
     boundaries = optimal_pair_boundaries(lengths[:, 0], lengths[:, 1], 3, 2)
     plan = bucket_plan(lengths, boundaries, token_budget=config.batch * int(lengths.sum(1).mean()))
     console.print(f"{len(english.words):,} English words, {len(other.words):,} of the target")
@@ -71,9 +71,8 @@ def main(
         scores[name] = sacrebleu.corpus_bleu(found, [other.texts]).score
     for i in range(0, 300, 100):
         console.print(f"  {english.texts[i]}\n  = {other.texts[i]}\n  > {found[i]}")
-    output.mkdir(parents=True, exist_ok=True)
-    draw_attention(model, english, other, output / "seq2seq.png")
-    console.print(f"training {minutes:.1f} minutes; picture: {output / 'seq2seq.png'}")
+    picture = save(draw_attention(model, english, other), output, "seq2seq")
+    console.print(f"training {minutes:.1f} minutes; picture: {picture}")
     best = min(row["perplexity"] for row in result.history)
     console.print(
         f"held out: exact perplexity {best:.1f}, BLEU "
@@ -114,7 +113,9 @@ _summed_loss = nnx.jit(lambda model, *arrays: model.loss(*arrays, reduction="sum
 
 def perplexity(model: Seq2Seq, english: Side, other: Side) -> float:
     """Of the held-out targets, over all words: the training's sampling has no part in it."""
-    lengths = np.array([[len(s), len(t)] for s, t in zip(english.held_out, other.held_out)])
+    lengths = np.array(
+        [[len(s), len(t)] for s, t in zip(english.held_out, other.held_out, strict=True)]
+    )
     longest = lengths.max(0)
     bounds = [tuple(int(n) for n in np.minimum(size, longest)) for size in (32, 64, 512)]
     plan = bucket_plan(lengths, bounds, token_budget=4096)
@@ -126,7 +127,7 @@ def perplexity(model: Seq2Seq, english: Side, other: Side) -> float:
     return float(np.exp(total / (lengths[:, 1] - 1).sum()))
 
 
-def draw_attention(model: Seq2Seq, english: Side, other: Side, path: Path) -> None:
+def draw_attention(model: Seq2Seq, english: Side, other: Side):
     """Where the decoder looked while it wrote one translation."""
     index = min(range(len(english.held_out)), key=lambda i: abs(len(english.held_out[i]) - 14))
     source = jnp.asarray(english.held_out[index])[None]
@@ -141,8 +142,7 @@ def draw_attention(model: Seq2Seq, english: Side, other: Side, path: Path) -> No
     axes.set_xticks(range(source.shape[1]), [english.words[i] for i in source[0]], rotation=70)
     axes.set_yticks(range(len(written)), [other.words[i] for i in written])
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 if __name__ == "__main__":

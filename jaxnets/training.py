@@ -111,8 +111,8 @@ def fit(
       True
     """
     _check(compute_dtype, mode, every, monitor, patience, evaluate)
-    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
-    templates = parameters, rest
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    graph, *templates = parts
     parameters, rest = (nnx.to_pure_dict(part) for part in templates)
     state = State(parameters, rest, optimizer.init(parameters))
     state = _copy(state)  # the step takes its state's memory; the model keeps its own
@@ -232,7 +232,7 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
         def value(parameters):
             model = module(cast(parameters), rest)
             result, metrics = loss(model, cast(batch), key)
-            _, _, after = nnx.split(model, nnx.Param, ...)
+            after = nnx.state(model, nnx.Not(nnx.Param))
             return result.astype(jnp.float32), (metrics, like(nnx.to_pure_dict(after), rest))
 
         (result, (metrics, rest)), gradient = jax.value_and_grad(value, has_aux=True)(parameters)
@@ -241,7 +241,7 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
     def given(parameters, rest, batch, key):
         model = module(cast(parameters), rest)
         (result, metrics), gradient = gradients(model, cast(batch), key)
-        _, _, after = nnx.split(model, nnx.Param, ...)
+        after = nnx.state(model, nnx.Not(nnx.Param))
         return result.astype(jnp.float32), metrics, like(nnx.to_pure_dict(after), rest), gradient
 
     def step(state: State, batch, key):

@@ -3,5 +3,8 @@
 from jaxnets.layers.output_projection import OutputProjection
 from jaxnets.layers.pointwise import PointwiseConv, SeparableConv
 from jaxnets.layers.recurrent import GRU, LSTM
+from jaxnets.layers.resize import ResizeConv, resize
 
-__all__ = ["GRU", "LSTM", "OutputProjection", "PointwiseConv", "SeparableConv"]
+__all__ = [
+    "GRU", "LSTM", "OutputProjection", "PointwiseConv", "ResizeConv", "SeparableConv", "resize",
+]  # fmt: skip

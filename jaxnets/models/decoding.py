@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,8 +74,7 @@ def _check(max_time: int) -> None:
         raise ValueError(f"max_time must be at least 1 word, got {max_time}")
 
 
-@partial(nnx.jit, static_argnames=("max_time",))
-def _greedy_search(model, source, lengths, max_time):
+def _greedy(model, source, lengths, max_time):
     memory = model.memory(source, lengths)
 
     def going(state):
@@ -93,6 +92,9 @@ def _greedy_search(model, source, lengths, max_time):
     return lax.while_loop(going, step, (0, start, memory.carries, found))[3]
 
 
+_greedy_search: Callable = nnx.jit(_greedy, static_argnames=("max_time",))
+
+
 class _Beam(NamedTuple):
     time: Any
     words: jax.Array  # [batch, beam], the last word of each
@@ -101,8 +103,7 @@ class _Beam(NamedTuple):
     carries: Any  # [batch * beam, ...]
 
 
-@partial(nnx.jit, static_argnames=("max_time", "beam"))
-def _beam_search(model, source, lengths, max_time, beam, length_penalty):
+def _beam(model, source, lengths, max_time, beam, length_penalty):
     batch, vocab = source.shape[0], model.config.target_vocab
 
     def for_each(array):
@@ -144,3 +145,6 @@ def _beam_search(model, source, lengths, max_time, beam, length_penalty):
         jnp.take_along_axis(state.found, order[..., None], axis=1),
         jnp.take_along_axis(final, order, axis=1),
     )
+
+
+_beam_search: Callable = nnx.jit(_beam, static_argnames=("max_time", "beam"))

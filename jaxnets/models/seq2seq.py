@@ -154,8 +154,10 @@ class Seq2Seq(nnx.Module):
             self.source_embedding[source], source_lengths, self.target_embedding[target[:, :-1]]
         )
         weights = length_mask(target_lengths - 1, target.shape[1] - 1)
-        return self.projection.evaluate(
-            hidden, target[:, 1:], weights=weights.astype(jnp.float32), reduction=reduction
+        return jnp.asarray(
+            self.projection.evaluate(
+                hidden, target[:, 1:], weights=weights.astype(jnp.float32), reduction=reduction
+            )
         )
 
     def step(self, words: Integer[Array, " batch"], carries, memory: Memory):
@@ -179,7 +181,8 @@ def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
     inputs, labels = target[:, :-1], target[:, 1:]
     weights = length_mask(target_lengths - 1, labels.shape[1]).astype(jnp.float32)
     samples = sample(LogUniform(model.config.target_vocab), key, model.config.num_sampled, labels)
-    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    graph, parameters, rest = parts
     pure = nnx.to_pure_dict(parameters)
     gathered = {
         "source_embedding": gather_rows(pure["source_embedding"], source),
@@ -204,8 +207,7 @@ def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
             hidden, rows["projection"]["weight"], rows["projection"]["bias"], own,
             samples._replace(ids=ids), weights=weights,
         )  # fmt: skip
-        _, _, after = nnx.split(module, nnx.Param, ...)
-        return loss, after
+        return loss, nnx.state(module, nnx.Not(nnx.Param))
 
     (loss, after), (dense, rows) = jax.value_and_grad(value, (0, 1), has_aux=True)(dense, rows)
     nnx.update(model, after)
