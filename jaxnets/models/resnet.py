@@ -77,5 +77,6 @@ class ImageToImage(nnx.Module):
         maps = nnx.relu(self.first(images))
         for block in self.blocks:
             maps = block(maps)
-        found = self.last(nnx.relu(self.resized(maps, size)))
+        # Leaky: what is to be added is small at first, and all of a relu's units may die of it.
+        found = self.last(nnx.leaky_relu(self.resized(maps, size), 0.2))
         return found + resize(images, size) if self.adds_image else found
