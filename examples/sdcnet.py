@@ -46,9 +46,11 @@ def main(
         console.print(name)
         fit(
             model, lambda model, batch, key: model.loss(*batch), training_batch, steps,
-            optimizer=optax.adam(optax.cosine_onecycle_schedule(steps, 2e-3)),
+            optimizer=optax.adam(optax.cosine_onecycle_schedule(steps, 1e-3)),
             key=jax.random.key(0), every=max(1, steps // 4), clip_norm=5.0, console=console,
-            evaluate=lambda model: {f"mae_{n}": mae(model, *t) for n, t in enumerate(tests.values())},
+            evaluate=lambda model: {
+                f"mae_{number}": mae(model, *test) for number, test in enumerate(tests.values())
+            },
         )  # fmt: skip
         model.eval()
     minutes = (time.perf_counter() - begun) / 60

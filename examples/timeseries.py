@@ -52,7 +52,7 @@ def main(
     begun = time.perf_counter()
     fit(
         model, loss, batch_at, epochs * each, clip_norm=1.0,
-        optimizer=optax.adamw(optax.cosine_onecycle_schedule(epochs * each, 5e-3), weight_decay=0.01),
+        optimizer=optax.adamw(optax.cosine_onecycle_schedule(epochs * each, 5e-3)),
         key=jax.random.key(0), every=10 * each, console=console,
         evaluate=lambda model: {"accuracy": accuracy(model, test)},
     )  # fmt: skip

@@ -55,14 +55,16 @@ def main(
         model, loss, batch_at, steps,
         optimizer=optax.adamw(optax.cosine_onecycle_schedule(steps, 4e-3)),
         key=jax.random.key(0), every=max(1, steps // 5), console=console,
-        evaluate=lambda model: dict(zip(("iou", "dice"), overlaps(model, image, mask), strict=True)),
+        evaluate=lambda model: overlaps(model, image, mask),
     )  # fmt: skip
     minutes = (time.perf_counter() - begun) / 60
     model.eval()
     picture = save(draw(model, image, mask), output, "unet")
     console.print(f"training {minutes:.1f} minutes; picture: {picture}")
-    iou, dice = overlaps(model, image, mask)
-    console.print(f"held out, nuclei: intersection over union {iou:.3f}, Dice {dice:.3f}")
+    found = overlaps(model, image, mask)
+    console.print(
+        f"held out, nuclei: intersection over union {found['iou']:.3f}, Dice {found['dice']:.3f}"
+    )
 
 
 PARTS = {"training": slice(0, TRAINING), "held out": slice(TRAINING, None)}
@@ -84,13 +86,13 @@ def _patches(rng, image, mask):
 _logits = nnx.jit(lambda model, images, size: model(images, size)[..., 0], static_argnames="size")
 
 
-def overlaps(model: UNet, image: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+def overlaps(model: UNet, image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Intersection over union, and Dice, of the held-out part."""
     part = PARTS["held out"]
     found = np.asarray(_logits(model, jnp.asarray(image[None, :, part]), size=None)[0]) > 0
     wanted = mask[:, part] > 0
     both, either = (found & wanted).sum(), (found | wanted).sum()
-    return float(both / either), float(2 * both / (found.sum() + wanted.sum()))
+    return {"iou": float(both / either), "dice": float(2 * both / (both + either))}
 
 
 def draw(model: UNet, image: np.ndarray, mask: np.ndarray):

@@ -7,7 +7,12 @@ from jaxtyping import Array, Float
 
 
 class ConvPair(nnx.Module):
-    """Two 3x3 convolutions, each normalised and rectified.
+    """Two 3x3 convolutions, each normalised over the batch (or not) and rectified.
+
+    Args:
+      before, after: channels.
+      normalise: batch normalisation in place of a bias.
+      rngs: for the kernels.
 
     Example:
       >>> import jax.numpy as jnp
@@ -16,15 +21,23 @@ class ConvPair(nnx.Module):
       (2, 6, 5, 4)
     """
 
-    def __init__(self, before: int, after: int, *, rngs: nnx.Rngs):
-        self.first = nnx.Conv(before, after, (3, 3), use_bias=False, rngs=rngs)
-        self.first_norm = nnx.BatchNorm(after, momentum=0.95, rngs=rngs)
-        self.second = nnx.Conv(after, after, (3, 3), use_bias=False, rngs=rngs)
-        self.second_norm = nnx.BatchNorm(after, momentum=0.95, rngs=rngs)
+    def __init__(self, before: int, after: int, *, normalise: bool = True, rngs: nnx.Rngs):
+        self.convs = nnx.List([
+            nnx.Conv(
+                features, after, (3, 3), use_bias=not normalise,
+                kernel_init=nnx.initializers.he_normal(), rngs=rngs,
+            )
+            for features in (before, after)
+        ])  # fmt: skip
+        self.norms = nnx.List(
+            [nnx.BatchNorm(after, momentum=0.95, rngs=rngs) for _ in range(2) if normalise]
+        )
 
     def __call__(
         self, maps: Float[Array, "batch height width before"]
     ) -> Float[Array, "batch height width after"]:
         """Maps of the same size."""
-        maps = nnx.relu(self.first_norm(self.first(maps)))
-        return nnx.relu(self.second_norm(self.second(maps)))
+        for number, conv in enumerate(self.convs):
+            maps = conv(maps)
+            maps = nnx.relu(self.norms[number](maps) if self.norms else maps)
+        return maps

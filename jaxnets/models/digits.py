@@ -97,7 +97,7 @@ class DigitsCNN(nnx.Module):
 
     def filters(self) -> Float[Array, "3 3 features"]:
         """The windows of the first convolution."""
-        return self.stages[0].first.kernel[...][:, :, 0]
+        return self.stages[0].convs[0].kernel[...][:, :, 0]
 
     def _maps(self, images):
         return _pool(self.activations(images)[-1])

@@ -89,7 +89,7 @@ class SDCNet(nnx.Module):
         self.region = WINDOW * 2 ** (len(features) - 1)
         if not 0 <= divisions < len(features):
             raise ValueError(f"divisions must lie in [0, {len(features)}), got {divisions}")
-        self.encoder = Encoder(channels, features, rngs=rngs)
+        self.encoder = Encoder(channels, features, normalise=True, rngs=rngs)
         deep = features[-1]
         skips = features[-2 : -2 - divisions : -1]
         self.up = nnx.List([ResizeConv(deep, deep, rngs=rngs) for _ in skips])
@@ -164,6 +164,9 @@ class Levels(NamedTuple):
 class CountRegressor(nnx.Module):
     """What S-DCNet is compared with: the same encoder, and a head that regresses each region.
 
+    Without batch normalisation, which takes away how much there is in all of a batch: with it a
+    regressor is several times worse, while the classifier of intervals is better.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
@@ -180,7 +183,7 @@ class CountRegressor(nnx.Module):
         hidden: int = 64,
         rngs: nnx.Rngs,
     ):
-        self.encoder = Encoder(channels, features, rngs=rngs)
+        self.encoder = Encoder(channels, features, normalise=False, rngs=rngs)
         self.head = RegionHead(features[-1], hidden, 1, rngs=rngs)
 
     def loss(
@@ -201,11 +204,11 @@ WINDOW = 4  # of the heads: a region is a map of 4 by 4 at its level
 
 
 class Encoder(nnx.Module):
-    """Pairs of convolutions, the image halved between them; the maps of every stage."""
+    """Pairs of convolutions as in VGG, the image halved between them; the maps of every stage."""
 
-    def __init__(self, channels: int, features: Sequence[int], *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, features: Sequence[int], *, normalise: bool, rngs: nnx.Rngs):
         pairs = zip((channels, *features[:-1]), features, strict=True)
-        self.stages = nnx.List([ConvPair(*pair, rngs=rngs) for pair in pairs])
+        self.stages = nnx.List([ConvPair(*pair, normalise=normalise, rngs=rngs) for pair in pairs])
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> list[jax.Array]:
         """Maps from the image's size downwards."""
