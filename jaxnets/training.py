@@ -223,6 +223,14 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
 
         return tree if compute_dtype is None else jax.tree.map(leaf, tree)
 
+    def computing(model):
+        """Flax's layers told so too: a float32 statistic would make what follows float32."""
+        if compute_dtype is not None:
+            for _, node in nnx.iter_graph(model):
+                if isinstance(node, nnx.Module) and getattr(node, "dtype", 0) is None:
+                    node.dtype = jnp.dtype(compute_dtype)
+        return model
+
     def like(after, before):
         return jax.tree.map(
             lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), after, before
@@ -230,7 +238,7 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
 
     def differentiated(parameters, rest, batch, key):
         def value(parameters):
-            model = module(cast(parameters), rest)
+            model = computing(module(cast(parameters), rest))
             result, metrics = loss(model, cast(batch), key)
             after = nnx.state(model, nnx.Not(nnx.Param))
             return result.astype(jnp.float32), (metrics, like(nnx.to_pure_dict(after), rest))
@@ -239,7 +247,7 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
         return result, metrics, rest, gradient
 
     def given(parameters, rest, batch, key):
-        model = module(cast(parameters), rest)
+        model = computing(module(cast(parameters), rest))
         (result, metrics), gradient = gradients(model, cast(batch), key)
         after = nnx.state(model, nnx.Not(nnx.Param))
         return result.astype(jnp.float32), metrics, like(nnx.to_pure_dict(after), rest), gradient
@@ -270,7 +278,7 @@ def clip_by_norm(gradient: Any, limit: float) -> tuple[Any, jax.Array]:
         leaf.values if is_rows(leaf) else leaf
         for leaf in jax.tree.leaves(gradient, is_leaf=is_rows)
     ]
-    norm = optax.global_norm(values)
+    norm = optax.tree.norm(values)
     factor = jnp.minimum(1, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
 
     def scale(leaf):

@@ -84,14 +84,16 @@ class DiscoGAN(nnx.Module):
 
     Args:
       channels: of the images, whose values are in [0, 1].
-      features: channels of each stage.
+      features: channels of each stage of the generators: the fewer stages, the more detail they
+        keep.
+      judge_features: of the discriminators.
       reconstruction: the weight of d.
       rngs: for the parameters.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = DiscoGAN(3, (4, 8), rngs=nnx.Rngs(0))
+      >>> model = DiscoGAN(3, (4, 8), judge_features=(4, 8), rngs=nnx.Rngs(0))
       >>> images = jax.random.uniform(jax.random.key(0), (2, 4, 16, 16, 3))
       >>> loss, parts = model.loss(images[0], images[1])
       >>> sorted(parts)
@@ -101,15 +103,16 @@ class DiscoGAN(nnx.Module):
     def __init__(
         self,
         channels: int,
-        features: Sequence[int] = (32, 64, 128),
+        features: Sequence[int] = (32, 64),
         *,
+        judge_features: Sequence[int] = (32, 64, 128),
         reconstruction: float = 10.0,
         rngs: nnx.Rngs,
     ):
         self.reconstruction = reconstruction
         self.a_to_b, self.b_to_a = (Generator(channels, features, rngs=rngs) for _ in range(2))
         self.judge_a, self.judge_b = (
-            Discriminator(channels, features, rngs=rngs) for _ in range(2)
+            Discriminator(channels, judge_features, rngs=rngs) for _ in range(2)
         )
 
     def loss(

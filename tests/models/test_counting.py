@@ -1,0 +1,82 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from examples.sdcnet import dots
+from jaxnets.models import CountRegressor, SDCNet
+from jaxnets.models.sdcnet import DOTS, Intervals, count_regions
+from jaxnets.training import fit
+
+SMALL = {"features": (8, 8, 16, 16, 16), "hidden": 32}
+
+
+def test_every_count_is_nearest_to_its_own_class():
+    counts = jnp.arange(31.0)
+    values = DOTS.values()[DOTS.classes(counts)]
+    np.testing.assert_array_equal(values[:11], counts[:11])
+    assert np.abs(values - counts)[:21].max() <= 0.5
+    assert (values[21:] == 20).all()
+
+
+def test_merging_is_the_papers_equation():
+    model = SDCNet(rngs=nnx.Rngs(0), **SMALL)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 128, 1))
+    levels = model(images)
+    merged = np.asarray(levels.counts[0])
+    for decision, count in zip(levels.decisions, levels.counts[1:], strict=True):
+        share = np.kron(merged, np.ones((1, 2, 2))) / 4
+        merged = (1 - np.asarray(decision)) * share + np.asarray(decision) * np.asarray(count)
+    np.testing.assert_allclose(levels.merged[-1], merged, rtol=1e-6)
+    np.testing.assert_allclose(model.total(images), merged.sum((1, 2)), rtol=1e-5)
+
+
+def test_a_region_counts_the_same_in_a_larger_image():
+    """Far from its edges: the heads slide, whatever the image's size."""
+    model = CountRegressor(rngs=nnx.Rngs(0), **SMALL)
+    image = jnp.zeros((1, 320, 320, 1)).at[0, 140:180, 140:180].set(1.0)
+    whole = model.head(model.encoder(image)[-1])[0, 2, 2]
+    part = model.head(model.encoder(image[:, 64:256, 64:256])[-1])[0, 1, 1]
+    np.testing.assert_allclose(whole, part, rtol=1e-4)
+
+
+def test_count_regions():
+    _, centres = dots(np.random.default_rng(0), 64, 20)
+    grid = count_regions(jnp.asarray(centres[None]), (4, 4))
+    assert float(grid[0, 1, 2]) == centres[16:32, 32:48].sum()
+    with pytest.raises(ValueError, match="grid must divide the image"):
+        count_regions(jnp.zeros((1, 10, 10)), (3, 3))
+
+
+def test_learns_to_count():
+    """Better than the mean of the training counts, by far, in a minute's work."""
+
+    def batch_at(step):
+        rng = np.random.default_rng((1, step))
+        images, centres = zip(*(dots(rng, 64, 10) for _ in range(8)), strict=True)
+        return np.stack(images), np.stack(centres)
+
+    model = SDCNet(rngs=nnx.Rngs(0), **SMALL)
+    fit(
+        model, lambda model, batch, key: model.loss(*batch), batch_at, 200,
+        optimizer=optax.adam(optax.cosine_onecycle_schedule(200, 5e-3)), clip_norm=5.0,
+        key=jax.random.key(0), console=Console(quiet=True),
+    )  # fmt: skip
+    model.eval()
+    images, centres = (np.concatenate(part) for part in zip(*map(batch_at, (901, 902, 903, 904)),
+                                                            strict=True))  # fmt: skip
+    true = centres.sum((1, 2))
+    error = np.abs(np.asarray(model.total(jnp.asarray(images))) - true).mean()
+    assert error < np.abs(true - true.mean()).mean() / 2
+
+
+def test_bad_input():
+    model = SDCNet(rngs=nnx.Rngs(0), **SMALL)
+    with pytest.raises(ValueError, match="both sides multiples of 64"):
+        model(jnp.zeros((1, 96, 64, 1)))
+    with pytest.raises(ValueError, match="divisions must lie in"):
+        SDCNet(divisions=5, rngs=nnx.Rngs(0), **SMALL)
+    assert Intervals((0.0, 1.0)).values().tolist() == [0.0, 1.0, 1.0]

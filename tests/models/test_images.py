@@ -1,0 +1,195 @@
+"""Digits, U-Net, the residual network, the autoencoder and DiscoGAN: what they are, and learn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from rich.console import Console
+from sklearn.datasets import load_digits
+
+from jaxnets.layers import ResizeConv, resize
+from jaxnets.models import Autoencoder, DigitsCNN, DiscoGAN, ImageToImage, UNet
+from jaxnets.models.digits import random_shift
+from jaxnets.training import fit
+
+QUIET = Console(quiet=True)
+
+
+def train(model, loss, batch_at, steps, rate=3e-3):
+    fit(
+        model, loss, batch_at, steps, console=QUIET, key=jax.random.key(0),
+        optimizer=optax.adam(optax.cosine_onecycle_schedule(steps, rate)),
+    )  # fmt: skip
+    model.eval()
+
+
+def real_digits():
+    """1,437 real digits of 8 x 8 for training, 360 held out."""
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.images))
+    images = (digits.images[order, ..., None] / 16).astype(np.float32)
+    labels = digits.target[order].astype(np.int32)
+    return (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
+
+
+def test_digits_learn_real_ones():
+    (images, labels), (test_images, test_labels) = real_digits()
+    model = DigitsCNN((8, 8), 10, features=(16, 32), hidden=64, rngs=nnx.Rngs(0))
+
+    def batch_at(step):
+        chosen = np.random.default_rng(step).integers(len(images), size=64)
+        return images[chosen], labels[chosen]
+
+    def loss(model, batch, key):
+        logits = model(random_shift(batch[0], key, 1))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), {}
+
+    train(model, loss, batch_at, 200)
+    found = model(jnp.asarray(test_images)).argmax(-1)
+    assert (np.asarray(found) == test_labels).mean() > 0.96
+
+
+def test_digits_slide():
+    model = DigitsCNN((8, 8), 10, features=(4, 8), hidden=16, rngs=nnx.Rngs(0))
+    model.eval()
+    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    # 32 products and a few more layers in float32.
+    np.testing.assert_allclose(model.slide(image)[:, 0, 0], model(image), atol=1e-5)
+    assert model.slide(jnp.zeros((1, 16, 12, 1))).shape == (1, 3, 2, 10)
+    assert model.filters().shape == (3, 3, 4)
+    with pytest.raises(ValueError, match="for larger ones there is slide"):
+        model(jnp.zeros((1, 16, 12, 1)))
+
+
+def test_random_shift_moves_and_fills_with_zeros():
+    images = jnp.ones((50, 5, 5, 1))
+    moved = random_shift(images, jax.random.key(0), 2)
+    rows = (moved.max((2, 3)) > 0).sum(1)
+    assert set(rows.tolist()) == {3, 4, 5}
+    assert set(np.unique(moved).tolist()) == {0.0, 1.0}
+
+
+def squares(step, side=24):
+    """Noisy images with one bright square, and where it is."""
+    rng = np.random.default_rng(step)
+    images = rng.normal(scale=0.3, size=(8, side, side, 1)).astype(np.float32)
+    masks = np.zeros((8, side, side), np.float32)
+    for image, mask in zip(images, masks, strict=True):
+        row, column = rng.integers(side - 8, size=2)
+        mask[row : row + 8, column : column + 8] = 1
+        image[..., 0] += mask
+    return images, masks
+
+
+@pytest.mark.parametrize("size", [None, (12, 30)])
+def test_unet_learns_to_segment_at_any_size(size):
+    model = UNet(1, 1, features=(8, 16), rngs=nnx.Rngs(0))
+
+    def target(masks):
+        return masks if size is None else resize(masks[..., None], size)[..., 0].round()
+
+    def loss(model, batch, key):
+        images, masks = batch
+        logits = model(images, size)[..., 0]
+        return optax.sigmoid_binary_cross_entropy(logits, target(masks)).mean(), {}
+
+    train(model, loss, squares, 80, 1e-2)
+    images, masks = map(jnp.asarray, squares(10**6))
+    found, wanted = model(images, size)[..., 0] > 0, target(masks) > 0
+    assert found.shape == (8, *(size or (24, 24)))
+    assert float((found & wanted).sum() / (found | wanted).sum()) > 0.8
+
+
+def test_unet_takes_odd_sizes_and_refuses_small_ones():
+    model = UNet(3, 2, features=(4, 8, 8), rngs=nnx.Rngs(0))
+    assert model(jnp.zeros((1, 13, 7, 3))).shape == (1, 13, 7, 2)
+    with pytest.raises(ValueError, match="at least 4 high and wide"):
+        model(jnp.zeros((1, 13, 3, 3)))
+
+
+def test_image_to_image_learns_what_resizing_loses():
+    """Sharp stripes: better than the bilinear image that it adds to."""
+
+    def batch_at(step):
+        rng = np.random.default_rng(step)
+        place = np.arange(24)[:, None, None] + rng.uniform(0, 9, (4, 1, 1, 1))
+        stripes = (np.sin(place * 2 * np.pi / 9) > 0) * np.ones((1, 1, 18, 1))
+        return stripes.astype(np.float32)
+
+    def small(images):
+        return nnx.avg_pool(images, (2, 2), strides=(2, 2))
+
+    model = ImageToImage(1, 1, features=16, blocks=1, rngs=nnx.Rngs(0))
+
+    def loss(model, images, key):
+        return ((model(small(images), (24, 18)) - images) ** 2).mean(), {}
+
+    train(model, loss, batch_at, 120)
+    images = jnp.asarray(batch_at(10**6))
+    error = float(loss(model, images, None)[0])
+    assert error < float(((resize(small(images), (24, 18)) - images) ** 2).mean()) / 2
+
+
+def test_autoencoder_learns_real_digits_at_another_size():
+    (images, _), (test_images, _) = real_digits()
+    model = Autoencoder((8, 8), (12, 10), code=12, features=(16, 32), rngs=nnx.Rngs(0))
+
+    def loss(model, images, key):
+        return ((model(images) - resize(images, (12, 10))) ** 2).mean(), {}
+
+    def batch_at(step):
+        return images[np.random.default_rng(step).integers(len(images), size=64)]
+
+    train(model, loss, batch_at, 200)
+    wanted = resize(jnp.asarray(test_images), (12, 10))
+    error = float(((model(jnp.asarray(test_images)) - wanted) ** 2).mean())
+    assert error < float(((wanted - wanted.mean(0)) ** 2).mean()) / 2
+    with pytest.raises(ValueError, match=r"images must be \[batch, 8, 8"):
+        model(jnp.zeros((1, 12, 10, 1)))
+
+
+def test_each_player_of_discogan_has_its_own_gradient():
+    model = DiscoGAN(3, (4, 8), judge_features=(4, 8), rngs=nnx.Rngs(0))
+    a, b = jax.random.uniform(jax.random.key(0), (2, 4, 16, 16, 3))
+
+    def gradients(name):
+        return nnx.grad(lambda model: model.loss(a, b)[1][name])(model)
+
+    for name, own, others in (
+        ("generators", "a_to_b", "judge_a"), ("discriminators", "judge_a", "a_to_b"),
+    ):  # fmt: skip
+        found = gradients(name)
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[own])) > 0
+        assert all(not bool(leaf.any()) for leaf in jax.tree.leaves(found[others]))
+
+
+def test_discogan_learns_two_domains_without_pairs():
+    """Squares on a light ground, and on a dark one."""
+
+    def images(seed, ground):
+        rng = np.random.default_rng(seed)
+        found = np.full((8, 16, 16, 3), ground, np.float32)
+        for image in found:
+            row, column = rng.integers(10, size=2)
+            image[row : row + 6, column : column + 6] = (0.5, 0.1, 0.9)
+        return found
+
+    model = DiscoGAN(3, (8, 16), judge_features=(8, 16), rngs=nnx.Rngs(0))
+    train(
+        model, lambda model, batch, key: model.loss(*batch),
+        lambda step: (images((0, step), 0.9), images((1, step), 0.2)), 150, 2e-3,
+    )  # fmt: skip
+    light, dark = images(7, 0.9), images(7, 0.2)
+    error = float(jnp.abs(model.a_to_b(jnp.asarray(light)) - dark).mean())
+    assert error < np.abs(light - dark).mean() / 3
+
+
+def test_resize():
+    maps = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
+    assert resize(maps, (4, 4)) is maps
+    # Halving by a linear filter keeps a constant.
+    np.testing.assert_allclose(resize(jnp.ones((1, 4, 6, 1)), (2, 3)), 1, rtol=1e-6)
+    with pytest.raises(ValueError, match="size must be a positive height and width"):
+        ResizeConv(2, 2, rngs=nnx.Rngs(0))(maps, (0, 4))

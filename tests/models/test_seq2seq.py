@@ -1,0 +1,184 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from rich.console import Console
+
+from examples.text import small_parallel
+from jaxnets import optim
+from jaxnets.kernels import LogUniform, sample, to_dense
+from jaxnets.models import (
+    TENSORFLOW_TUTORIAL,
+    Seq2Seq,
+    Seq2SeqConfig,
+    beam_search,
+    greedy_search,
+)
+from jaxnets.models.seq2seq import END, START, is_table, sampled_gradients
+from jaxnets.sequences import Batch, BatchSource, bucket_plan, length_mask
+from jaxnets.training import fit
+
+SMALL = Seq2SeqConfig(30, 40, features=8, dropout=0.0, num_sampled=16)
+
+
+def batch(seed=0):
+    rng = np.random.default_rng(seed)
+    source = rng.integers(3, 30, (3, 6)).astype(np.int32)
+    target = rng.integers(3, 40, (3, 5)).astype(np.int32)
+    target[:, 0] = START
+    lengths = np.array([6, 4, 0], np.int32), np.array([5, 3, 0], np.int32)
+    return Batch(tuple(map(jnp.asarray, (source, target))), tuple(map(jnp.asarray, lengths)))
+
+
+def model_of(config=SMALL, seed=0):
+    model = Seq2Seq(config, rngs=nnx.Rngs(seed))
+    model.eval()
+    return model
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_padding_and_absent_rows_change_nothing(reverse):
+    config = Seq2SeqConfig(
+        30, 40, features=8, bidirectional=not reverse, reverse_source=reverse, layers=2
+    )
+    model = model_of(config)
+    (source, target), (sources, targets) = batch()[:2]
+    whole = model.loss(source, sources, target, targets, reduction="sum")
+    alone = sum(
+        model.loss(
+            source[i : i + 1, : sources[i]], sources[i : i + 1], target[i : i + 1, : targets[i]],
+            targets[i : i + 1], reduction="sum",
+        )
+        for i in range(2)
+    )  # fmt: skip
+    # Six tokens' losses of about 4 in float32.
+    np.testing.assert_allclose(whole, alone, rtol=6 * 4 * 6e-8 * 10)
+
+
+def test_a_reversed_source_is_read_from_its_own_end():
+    config = Seq2SeqConfig(30, 40, features=8, bidirectional=False, reverse_source=True)
+    vectors = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    model = model_of(config)
+    reversed_first = vectors.at[0, :3].set(vectors[0, :3][::-1])
+    _, carries = model.encoder(reversed_first[:1, :3])
+    memory = model.encode(vectors, jnp.array([3, 5]))
+    np.testing.assert_allclose(memory.carries[0][0][1][0], carries[0][0][1][0], atol=1e-6)
+
+
+def test_sampled_gradients_are_the_dense_ones():
+    model, data, key = model_of(), batch(), jax.random.key(1)
+    (source, target), (sources, targets) = data.sequences, data.lengths
+    labels = target[:, 1:]
+    samples = sample(LogUniform(40), key, 16, labels)
+
+    def dense(model):
+        hidden = model.hidden(
+            model.source_embedding[source], sources, model.target_embedding[target[:, :-1]]
+        )
+        weights = length_mask(targets - 1, 4).astype(jnp.float32)
+        return model.projection.loss(hidden, labels, sampled=samples, weights=weights)
+
+    value, expected = nnx.value_and_grad(dense)(model)
+    (loss, _), gradients = sampled_gradients(model, data, key)
+    np.testing.assert_allclose(loss, value, rtol=1e-6)
+    expected = nnx.to_pure_dict(expected)
+    for name in ("source_embedding", "target_embedding"):
+        gradients[name] = to_dense(gradients[name], len(expected[name]))
+    for name in ("weight", "bias"):
+        gradients["projection"][name] = to_dense(gradients["projection"][name], 40)
+    assert jax.tree.structure(gradients) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def log_probability(model, source, lengths, words):
+    """Of each row of ``words``, up to its END, by one exact loss a row."""
+    target = jnp.concatenate([jnp.full((len(words), 1), START, jnp.int32), words], axis=1)
+    ends = jnp.argmax(words == END, axis=1) + 1
+    ends = jnp.where((words == END).any(1), ends, words.shape[1])
+    return jnp.array([
+        -model.loss(source, lengths, row[None], end[None] + 1, reduction="sum")
+        for row, end in zip(target, ends, strict=True)
+    ])  # fmt: skip
+
+
+def test_beam_search_finds_the_best_of_all():
+    config = Seq2SeqConfig(30, 6, features=8, dropout=0.0)
+    model = model_of(config)
+    # Sharper than at the start, so that ENDs come at several places.
+    model.projection.weight[...] *= 8
+    source, lengths = batch().sequences[0][:1], jnp.array([6])
+    everything = {
+        tuple(itertools.chain(itertools.takewhile(lambda w: w != END, words), [END] * 3))[:3]
+        for words in itertools.product(range(6), repeat=3)
+    }
+    candidates = jnp.array(sorted(everything), jnp.int32)
+    scores = log_probability(model, source, lengths, candidates)
+    words, found = beam_search(model, source, lengths, max_time=3, beam=6, length_penalty=0.0)
+    # 6 beams keep every prefix of one word; of two words they keep the best, as a beam does.
+    best = jnp.argsort(-scores)
+    assert words[0, 0].tolist() == candidates[best[0]].tolist()
+    np.testing.assert_allclose(found[0, 0], scores[best[0]], rtol=1e-5)
+    penalised = beam_search(model, source, lengths, max_time=3, beam=6, length_penalty=1.0)
+    assert bool((penalised[1][:, :-1] >= penalised[1][:, 1:]).all())
+
+
+def test_a_beam_of_one_is_greedy():
+    model, (source, _), (lengths, _) = model_of(), *batch()[:2]
+    greedy = greedy_search(model, source, lengths, max_time=7)
+    words, _ = beam_search(model, source, lengths, max_time=7, beam=1)
+    np.testing.assert_array_equal(words[:, 0], greedy)
+
+
+def test_searches_refuse_bad_options():
+    model, (source, _), (lengths, _) = model_of(), *batch()[:2]
+    with pytest.raises(ValueError, match="max_time must be at least 1"):
+        greedy_search(model, source, lengths, max_time=0)
+    with pytest.raises(ValueError, match="beam must lie in"):
+        beam_search(model, source, lengths, max_time=3, beam=0)
+
+
+def test_the_tutorials_setup():
+    config = TENSORFLOW_TUTORIAL
+    assert (config.features, config.layers, config.target_vocab) == (1024, 3, 40_000)
+    assert config.buckets == ((5, 10), (10, 15), (20, 25), (40, 50))
+
+
+@pytest.mark.slow
+def test_learns_real_verses():
+    """24 short English verses with their Spanish: it writes them down, greedily and by beam."""
+    english, spanish = small_parallel()
+    pairs = [
+        (s, t) for s, t in zip(english.training, spanish.training, strict=True) if len(s) <= 12
+    ][:24]
+    sides = [[pair[i] for pair in pairs] for i in range(2)]
+    lengths = np.array([[len(side) for side in pair] for pair in pairs])
+    plan = bucket_plan(lengths, [tuple(int(n) for n in lengths.max(0))], batch=24)
+    source = BatchSource(plan, sides, epochs=300)
+    config = Seq2SeqConfig(
+        len(english.words), len(spanish.words), features=64, dropout=0.0, num_sampled=4096
+    )
+    assert config.target_vocab > 20_000
+    model = Seq2Seq(config, rngs=nnx.Rngs(0))
+    optimizer = optim.partition(optim.lazy_adam(1e-2), optax.adam(5e-3), is_table)
+    fit(
+        model, lambda *_: (jnp.zeros(()), {}), source.__getitem__, len(source), clip_norm=5.0,
+        optimizer=optimizer, key=jax.random.key(0), gradients=sampled_gradients,
+        console=Console(quiet=True),
+    )  # fmt: skip
+    model.eval()
+    one = source[0]
+    (sources, targets), (source_lengths, target_lengths) = one.sequences, one.lengths
+    time = targets.shape[1] - 1
+    arrays = jnp.asarray(sources), jnp.asarray(source_lengths)
+    for found in (
+        greedy_search(model, *arrays, max_time=time),
+        beam_search(model, *arrays, max_time=time, beam=3)[0][:, 0],
+    ):
+        mask = np.arange(time) < target_lengths[:, None] - 1
+        right = (np.asarray(found) == targets[:, 1:])[mask].mean()
+        assert right > 0.9
