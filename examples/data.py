@@ -147,7 +147,7 @@ def skin_tones(side: int = 64) -> Tones:
         if light not in sequence or others & set(sequence) or glyph in seen:
             continue
         twin = sequences.get(tuple(dark if name == light else name for name in sequence))
-        if glyph in glyphs and twin in glyphs:
+        if twin is not None and glyph in glyphs and twin in glyphs:
             seen.add(glyph)
             family = sorted(set(sequence) - people - joiners - {light}) or ["person"]
             pairs.append((glyph, twin, " ".join(family)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -77,13 +77,14 @@ def accuracy(model: DigitsCNN, split: data.Split) -> float:
 
 def draw(model: DigitsCNN, split: data.Split):
     """Filters, the maps of each stage for one digit, and the classifier sliding over four."""
-    image = split.test_inputs[:1]
+    image = jnp.asarray(split.test_inputs[:1])
     rows = [np.moveaxis(np.asarray(model.filters()), -1, 0)]
     rows += [np.moveaxis(np.asarray(maps[0]), -1, 0) for maps in model.activations(image)]
     row_of_digits = np.concatenate(list(split.test_inputs[:4]), axis=1)
     slid = np.asarray(model.slide(jnp.asarray(row_of_digits[None]))[0, 0])
     figure = plt.figure(figsize=(11, 8))
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3, 2))
+    halves: Any = figure.subfigures(2, 1, height_ratios=(3, 2))
+    top, bottom = halves
     grid = top.subplots(len(rows), 16)
     for axes_row, maps in zip(grid, rows, strict=True):
         for axes, plane in zip(axes_row, maps, strict=False):

@@ -37,8 +37,9 @@ def main(
         f"up to {most} in {PATCH} x {PATCH}": test_images(most)
         for most in (MOST, 2 * MOST, 4 * MOST)
     }
-    models = {
-        "S-DCNet": SDCNet(rngs=nnx.Rngs(0)),
+    sdcnet = SDCNet(rngs=nnx.Rngs(0))
+    models: dict[str, SDCNet | CountRegressor] = {
+        "S-DCNet": sdcnet,
         "regressor": CountRegressor(rngs=nnx.Rngs(0)),
     }
     begun = time.perf_counter()
@@ -54,7 +55,7 @@ def main(
         )  # fmt: skip
         model.eval()
     minutes = (time.perf_counter() - begun) / 60
-    picture = save(draw(models["S-DCNet"], models, tests), output, "sdcnet")
+    picture = save(draw(sdcnet, models, tests), output, "sdcnet")
     console.print(f"training {minutes:.1f} minutes; picture: {picture}")
     for title, test in tests.items():
         errors = ", ".join(f"{mae(model, *test):.2f} ({name})" for name, model in models.items())
