@@ -34,7 +34,9 @@ def main(
     console = Console()
     training, test = (padded(*load(part)) for part in ("TRAIN", "TEST"))
     model = TimeSeriesLSTM(CHANNELS, SPEAKERS, hidden=64, dropout=0.3, rngs=nnx.Rngs(0))
-    console.print(f"series [samples, time, features] = {training[0].shape}, {test[0].shape}")
+    console.print(
+        f"series [samples, time, features] = {training[0].shape}, {test[0].shape}", markup=False
+    )
     try:
         model(jnp.swapaxes(training[0], 1, 2))
     except ValueError as error:
