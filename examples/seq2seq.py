@@ -58,7 +58,7 @@ def main(
     )
     begun = time.perf_counter()
     result = fit(
-        model, lambda *_: (jnp.zeros(()), {}), source.__getitem__, steps, optimizer=optimizer,
+        model, None, source.__getitem__, steps, optimizer=optimizer,
         key=jax.random.key(0), clip_norm=config.clip_norm, gradients=sampled_gradients,
         evaluate=lambda model: {"perplexity": perplexity(model, english, other)},
         every=plan.batches, monitor="perplexity", mode="min", folder=checkpoints, console=console,

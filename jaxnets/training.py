@@ -50,7 +50,7 @@ class Result(NamedTuple):
 
 def fit(
     model: nnx.Module,
-    loss: Loss,
+    loss: Loss | None,
     batch_at: Callable[[int], Any],
     steps: int,
     *,
@@ -72,6 +72,7 @@ def fit(
     Args:
       model: any module; its ``nnx.Param`` are trained, its other state is carried along.
       loss: ``loss(model, batch, key) -> (loss, metrics)``, scalars; the model is in training mode.
+        None where ``gradients`` is given.
       batch_at: the batch of step 0, 1, ...: a pytree of arrays. A new shape is a new compile.
       steps: how many, those of an earlier part of the run included.
       optimizer: any optax transformation.
@@ -88,8 +89,8 @@ def fit(
       folder: for Orbax checkpoints. If it holds some, the run goes on from the last, and ends in
         the same bits as a run that was not cut.
       gradients: ``gradients(model, batch, key) -> ((loss, metrics), gradients)`` in place of
-        differentiating ``loss``; tables may have :class:`jaxnets.kernels.Rows` there, with an
-        optimiser that takes them.
+        ``loss`` and its differentiation; tables may have :class:`jaxnets.kernels.Rows` there, with
+        an optimiser that takes them.
       console: where progress goes; None: the terminal.
 
     Raises:
@@ -111,6 +112,9 @@ def fit(
       True
     """
     _check(compute_dtype, mode, every, monitor, patience, evaluate)
+    if (loss is None) == (gradients is None):
+        raise ValueError("give either loss or gradients, got " + ("both" if loss else "neither"))
+    model.train()
     parts: Any = nnx.split(model, nnx.Param, ...)
     graph, *templates = parts
     parameters, rest = (nnx.to_pure_dict(part) for part in templates)
@@ -232,6 +236,7 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
         return model
 
     def like(after, before):
+        """State in the dtype that it had: bfloat16 may have touched it."""
         return jax.tree.map(
             lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), after, before
         )

@@ -151,7 +151,7 @@ def test_gradients_may_come_by_rows():
     optimizer = optim.partition(
         optim.lazy_adam(0.1), optax.adam(0.1), lambda path: path == ("table",)
     )
-    fit(sparse, dense_loss, batches, 20, optimizer=optimizer, gradients=by_rows, **options)
+    fit(sparse, None, batches, 20, optimizer=optimizer, gradients=by_rows, **options)
     # Adam divides by the root of a sum, in another order here: a few roundings of 6e-8 a step.
     np.testing.assert_allclose(sparse.table[...], dense.table[...], atol=20 * 10 * 6e-8)
     np.testing.assert_allclose(sparse.scale[...], dense.scale[...], atol=20 * 10 * 6e-8)
@@ -174,6 +174,14 @@ def test_a_loss_that_is_not_finite_is_an_error():
             model, lambda model, batch, key: (jnp.nan * model(batch).sum(), {}), batch_at, 20,
             optimizer=optax.sgd(0.1), key=jax.random.key(0), every=10, console=QUIET,
         )  # fmt: skip
+
+
+def test_exactly_one_of_loss_and_gradients():
+    options = {"optimizer": optax.sgd(0.1), "key": jax.random.key(0), "console": QUIET}
+    with pytest.raises(ValueError, match="give either loss or gradients, got neither"):
+        fit(Model(), None, batch_at, 1, **options)
+    with pytest.raises(ValueError, match="give either loss or gradients, got both"):
+        fit(Model(), loss, batch_at, 1, gradients=lambda *_: None, **options)
 
 
 ERRORS = {
