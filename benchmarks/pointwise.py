@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +75,8 @@ def _torch_cases(arrays, flops) -> tuple[Case, Case]:
     import torch
 
     inputs, kernel, bias = (torch.from_numpy(np.array(a)) for a in arrays)
-    layer = torch.nn.Conv2d(kernel.shape[0], kernel.shape[1], 1)
-    layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer: Any = torch.nn.Conv2d(kernel.shape[0], kernel.shape[1], 1)
+    layer.to(memory_format=torch.channels_last)
     layer.load_state_dict({"weight": kernel.T[:, :, None, None], "bias": bias})
     inputs = inputs.permute(0, 3, 1, 2)  # a view: channels last in memory
 
