@@ -137,7 +137,7 @@ def record(number: int) -> tuple[np.ndarray, np.ndarray]:
 def records() -> tuple[list[np.ndarray], np.ndarray]:
     """All generated records and their labels; kept in the cache folder after the first time.
 
-    Making them takes two minutes.
+    Making them takes three minutes.
     """
     path = cache_folder() / f"ecg-generated-{TRAINING + VALIDATION + TEST}.npz"
     if not path.exists():
