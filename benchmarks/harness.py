@@ -94,7 +94,8 @@ def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = No
 
 
 def _seconds(case: Case, iterations: int) -> float:
-    if iterations > 1:  # the threads of the library before may still spin
+    if iterations > 1:  # the threads of the library before it may still spin
+        time.sleep(_SLICE_S)
         jax.block_until_ready(case.run())
     start = time.perf_counter()
     for _ in range(iterations):
