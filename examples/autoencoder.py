@@ -40,13 +40,17 @@ def main(
     model = Autoencoder((side, side), (larger, larger), code=CODE, rngs=nnx.Rngs(0))
     each, chosen = shuffled(len(split.inputs), BATCH)
 
+    def batch_at(step):
+        examples = chosen(step)
+        return split.inputs[examples], wanted[examples]
+
     def loss(model, batch, key):
         images, large = batch
         return ((model(images) - large) ** 2).mean(), {}
 
     begun = time.perf_counter()
     fit(
-        model, loss, lambda step: (split.inputs[chosen(step)], wanted[chosen(step)]), epochs * each,
+        model, loss, batch_at, epochs * each,
         optimizer=optax.adam(optax.cosine_onecycle_schedule(epochs * each, 3e-3)),
         key=jax.random.key(0), every=3 * each, console=console,
         evaluate=lambda model: {"held_out": error(model, split, test_wanted)},

@@ -44,7 +44,8 @@ def main(
     each, chosen = shuffled(len(split.inputs), BATCH)
 
     def batch_at(step):
-        return split.inputs[chosen(step)], split.labels[chosen(step)]
+        examples = chosen(step)
+        return split.inputs[examples], split.labels[examples]
 
     def loss(model, batch, key):
         images, labels = batch

@@ -27,7 +27,7 @@ from jaxnets.models.seq2seq import END, is_table, sampled_gradients
 from jaxnets.sequences import BatchSource, bucket_plan, optimal_pair_boundaries
 from jaxnets.training import fit
 
-BATCH_DECODE, MAX_TIME = 64, 80
+BATCH_DECODE, MAX_TIME, SOURCE_SIZES = 64, 80, (24, 40, 64)
 
 
 def main(
@@ -82,30 +82,21 @@ def main(
     )
 
 
-def decoding_batches(sentences: list[np.ndarray]):
-    """Indices, padded sources and lengths, of sentences sorted by length, in a few shapes."""
-    order = np.argsort([len(s) for s in sentences], kind="stable")
-    for start in range(0, len(order), BATCH_DECODE):
-        chosen = order[start : start + BATCH_DECODE]
-        longest = max(len(sentences[i]) for i in chosen)
-        time = next(size for size in (24, 40, 64, 128, 256) if size >= longest)
-        padded = np.zeros((BATCH_DECODE, time), np.int32)
-        lengths = np.ones(BATCH_DECODE, np.int32)
-        for row, i in enumerate(chosen):
-            padded[row, : len(sentences[i])] = sentences[i]
-            lengths[row] = len(sentences[i])
-        yield chosen, jnp.asarray(padded), jnp.asarray(lengths)
-
-
 def translate(model, sentences, words, beam: int) -> list[str]:
     """The translations, words with spaces between them."""
     found = [""] * len(sentences)
-    for chosen, source, lengths in decoding_batches(sentences):
+    lengths = [len(sentence) for sentence in sentences]
+    bounds = [size for size in SOURCE_SIZES if size < max(lengths)] + [max(lengths)]
+    plan = bucket_plan(lengths, bounds, batch=BATCH_DECODE)
+    batches = BatchSource(plan, [sentences], rows=np.arange(len(sentences)))
+    for batch in (batches[i] for i in range(len(batches))):
+        arrays = jnp.asarray(batch.sequences[0]), jnp.asarray(batch.lengths[0])
         if beam == 1:
-            ids = greedy_search(model, source, lengths, max_time=MAX_TIME)
+            ids = greedy_search(model, *arrays, max_time=MAX_TIME)
         else:
-            ids = beam_search(model, source, lengths, max_time=MAX_TIME, beam=beam)[0][:, 0]
-        for i, row in zip(chosen, np.asarray(ids), strict=False):
+            ids = beam_search(model, *arrays, max_time=MAX_TIME, beam=beam)[0][:, 0]
+        there = batch.lengths[0] > 0
+        for i, row in zip(batch.rows[there], np.asarray(ids)[there], strict=True):
             found[i] = " ".join(words[id] for id in row if id != END)
     return found
 

@@ -44,7 +44,8 @@ def main(
     each, chosen = shuffled(len(training[0]), BATCH)
 
     def batch_at(step):
-        return tuple(part[chosen(step)] for part in training)
+        examples = chosen(step)
+        return tuple(part[examples] for part in training)
 
     def loss(model, batch, key):
         series, lengths, labels = batch

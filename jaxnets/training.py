@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from jaxnets.checkpoints import Checkpoints
-from jaxnets.kernels import Rows
 from jaxnets.optim import apply_updates
+from jaxnets.optim.rows import is_rows
 
 Loss = Callable[[Any, Any, jax.Array], tuple[jax.Array, Mapping[str, jax.Array]]]
 
@@ -275,9 +275,6 @@ def clip_by_norm(gradient: Any, limit: float) -> tuple[Any, jax.Array]:
 
     A leaf may be :class:`jaxnets.kernels.Rows`, whose values count.
     """
-
-    def is_rows(leaf):
-        return isinstance(leaf, Rows)
 
     values = [
         leaf.values if is_rows(leaf) else leaf

@@ -60,9 +60,11 @@ class SDCNet(nnx.Module):
 
     Args:
       intervals: classes of counts.
-      region: side of the largest region, 16 times the map's stride of 1/16; 64.
       divisions: how often a region may be divided.
-      features: channels of each stage; the image is halved after each but the last.
+      channels: of an image.
+      features: channels of each stage; the image is halved after each but the last, so the largest
+        region, 4 by 4 of the last map, has a side of 64 with five stages.
+      hidden: of the heads.
       rngs: for the parameters.
 
     Example:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import optax
 
-from jaxnets.kernels import Rows
+from jaxnets.optim.rows import is_rows
 
 
 def partition(
@@ -40,7 +40,7 @@ def partition(
     """
 
     def split(tree) -> tuple[list[bool], list, list, Any]:
-        paths, structure = jax.tree.flatten_with_path(tree, is_leaf=_is_rows)
+        paths, structure = jax.tree.flatten_with_path(tree, is_leaf=is_rows)
         chosen = [is_table(tuple(str(getattr(k, "key", k)) for k in path)) for path, _ in paths]
         parts: dict[bool, list] = {True: [], False: []}
         for choice, (_, leaf) in zip(chosen, paths, strict=True):
@@ -61,7 +61,3 @@ def partition(
         return jax.tree.unflatten(structure, merged), (table_state, rest_state)
 
     return optax.GradientTransformation(init, update)
-
-
-def _is_rows(leaf: Any) -> bool:
-    return isinstance(leaf, Rows)

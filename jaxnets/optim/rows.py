@@ -135,14 +135,15 @@ def apply_updates(tables: Any, updates: Any) -> Any:
     """
 
     def add(update, table):
-        if _is_rows(update):
+        if is_rows(update):
             return add_rows(table, update)
         return (table + update).astype(table.dtype)
 
-    return jax.tree.map(add, updates, tables, is_leaf=_is_rows)
+    return jax.tree.map(add, updates, tables, is_leaf=is_rows)
 
 
-def _is_rows(leaf: Any) -> bool:
+def is_rows(leaf: Any) -> bool:
+    """Whether a leaf of gradients or updates is ``Rows``, to be asked before it is taken apart."""
     return isinstance(leaf, Rows)
 
 
@@ -157,10 +158,10 @@ def _by_rows(zero: Callable, rule: Callable) -> optax.GradientTransformation:
     def update(gradients, state, params=None):
         del params
         count = state.step + 1
-        leaves, tree = jax.tree.flatten(gradients, is_leaf=_is_rows)
+        leaves, tree = jax.tree.flatten(gradients, is_leaf=is_rows)
         updates, tables = [], []
         for rows, arrays in zip(leaves, state.tables, strict=True):
-            if not _is_rows(rows):
+            if not is_rows(rows):
                 raise TypeError(f"gradients must be Rows for each table, got {type(rows).__name__}")
             touched = {name: a.at[rows.ids].get(mode="clip") for name, a in arrays.items()}
             values, touched = rule(rows.values, touched, count)

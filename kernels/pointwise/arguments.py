@@ -11,9 +11,7 @@ from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 def check_arrays(inputs, kernel, bias, groups: int, *, channels_first: bool) -> None:
     """Raise unless ``inputs`` fit ``kernel [in // groups, out]`` and ``bias [out]``."""
-    for name, array in (("inputs", inputs), ("kernel", kernel), ("bias", bias)):
-        if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            raise TypeError(f"{name} must be floating point, got {jnp.result_type(array)}")
+    _check_floats(inputs=inputs, kernel=kernel, bias=bias)
     if kernel.ndim != 2:
         hint = ""
         if kernel.ndim > 2 and set(kernel.shape[:-2]) == {1}:
@@ -36,8 +34,7 @@ def check_arrays(inputs, kernel, bias, groups: int, *, channels_first: bool) -> 
             f"inputs must be {axes} with in = kernel.shape[0] * groups = {wanted}, "
             f"got shape {inputs.shape} with kernel {kernel.shape}{hint}"
         )
-    if 0 in inputs.shape or 0 in kernel.shape:
-        raise ValueError(f"inputs and kernel must not be empty, got {inputs.shape}, {kernel.shape}")
+    _check_not_empty(inputs, kernel)
     if bias is not None and bias.shape != kernel.shape[1:]:
         raise ValueError(f"bias must be [out] = {kernel.shape[1:]}, got shape {bias.shape}")
 
@@ -63,15 +60,12 @@ def check_epilogue(activation: str | None, residual, shape: tuple[int, ...]) -> 
         return
     if residual.shape != shape:
         raise ValueError(f"residual must have the output's shape {shape}, got {residual.shape}")
-    if not jnp.issubdtype(jnp.result_type(residual), jnp.floating):
-        raise TypeError(f"residual must be floating point, got {jnp.result_type(residual)}")
+    _check_floats(residual=residual)
 
 
 def check_depthwise(inputs, kernel) -> None:
     """Raise unless ``inputs [batch, ..., channels]`` fit ``kernel [*window, channels]``."""
-    for name, array in (("inputs", inputs), ("kernel", kernel)):
-        if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            raise TypeError(f"{name} must be floating point, got {jnp.result_type(array)}")
+    _check_floats(inputs=inputs, kernel=kernel)
     if not 2 <= kernel.ndim <= 4:
         raise ValueError(f"kernel must be [*window, channels], got shape {kernel.shape}")
     if inputs.ndim != kernel.ndim + 1 or inputs.shape[-1] != kernel.shape[-1]:
@@ -79,5 +73,15 @@ def check_depthwise(inputs, kernel) -> None:
             f"inputs must be [batch, ..., channels] with {kernel.ndim - 1} spatial axes and "
             f"channels = {kernel.shape[-1]} as the kernel has, got shape {inputs.shape}"
         )
+    _check_not_empty(inputs, kernel)
+
+
+def _check_floats(**arrays) -> None:
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            raise TypeError(f"{name} must be floating point, got {jnp.result_type(array)}")
+
+
+def _check_not_empty(inputs, kernel) -> None:
     if 0 in inputs.shape or 0 in kernel.shape:
         raise ValueError(f"inputs and kernel must not be empty, got {inputs.shape}, {kernel.shape}")
