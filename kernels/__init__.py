@@ -1,5 +1,6 @@
 """Pure, jit-compiled functions with hand-written gradients; they know nothing of Flax."""
 
+from jaxnets.kernels.dispatch import compiling_for, explain
 from jaxnets.kernels.lstm.layers import recurrent_layers
 from jaxnets.kernels.lstm.parameters import GRUParameters, LayerNorm, LSTMParameters
 from jaxnets.kernels.lstm.recurrent import gru, lstm
@@ -28,9 +29,9 @@ from jaxnets.kernels.softmax.top_k import linear_top_k
 
 __all__ = [
     "GRUParameters", "LSTMParameters", "LayerNorm", "LearnedUnigram", "LogUniform", "Rows",
-    "Samples", "Uniform", "Unigram", "add_rows", "checked", "depthwise_conv", "fold_batch_norm",
-    "gather_rows", "gru", "in_batch", "in_batch_softmax_cross_entropy",
-    "linear_softmax_cross_entropy", "linear_top_k", "lstm", "nce_loss", "negative_sampling_loss",
-    "pointwise_conv", "recurrent_layers", "rows_from_dense", "sample",
-    "sampled_softmax_cross_entropy", "to_dense",
+    "Samples", "Uniform", "Unigram", "add_rows", "checked", "compiling_for", "depthwise_conv",
+    "explain", "fold_batch_norm", "gather_rows", "gru", "in_batch",
+    "in_batch_softmax_cross_entropy", "linear_softmax_cross_entropy", "linear_top_k", "lstm",
+    "nce_loss", "negative_sampling_loss", "pointwise_conv", "recurrent_layers", "rows_from_dense",
+    "sample", "sampled_softmax_cross_entropy", "to_dense",
 ]  # fmt: skip

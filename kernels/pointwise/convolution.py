@@ -11,11 +11,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxnets.kernels.pointwise import arguments, reference
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.pallas.fused_matmul import Tiles
+from jaxnets.kernels.pointwise import arguments, fused, reference
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 from jaxnets.kernels.pointwise.contractions import apply_kernel, kernel_gradient
 
-IMPLEMENTATIONS = ("matmul", "reference")
+
+def _pallas_obstacle(where, dtype, sizes):
+    if sizes["channels_first"]:
+        return "the kernel takes channels last, got channels_first"
+    if sizes["groups"] > 1:
+        return f"the kernel takes one group, got groups = {sizes['groups']}"
+    return dispatch.pallas_obstacle(where, dtype)
+
+
+OPERATION = dispatch.register(
+    dispatch.Operation(
+        "pointwise_conv",
+        ("positions", "features", "out", "groups", "channels_first"),
+        {"matmul": dispatch.anywhere, "reference": dispatch.anywhere, "pallas": _pallas_obstacle},
+    )
+)
 
 
 def pointwise_conv(
@@ -48,8 +65,9 @@ def pointwise_conv(
       strides: positions from one output to the next, one integer or one for each spatial axis.
       groups: of the input's and of the output's channels; a group sees only its own.
       channels_first: the layout of inputs, residual and outputs. Neither layout copies its arrays.
-      implementation: "matmul", the fast one, has reverse-mode derivatives; "reference", an einsum,
-        also has forward mode. None is "matmul".
+      implementation: "matmul", on XLA, has reverse-mode derivatives; "reference", an einsum, also
+        has forward mode; "pallas", the forward in one kernel, needs a GPU or TPU, channels last and
+        one group. None is "matmul", unless the tuner measured another to be faster.
 
     Returns:
       [batch, ..., out] (or [batch, out, ...]), each spatial axis divided by its stride, rounded up,
@@ -57,7 +75,8 @@ def pointwise_conv(
 
     Raises:
       TypeError: an array is not of floats.
-      ValueError: shapes that do not fit (a swapped layout is named), or an unknown option.
+      ValueError: shapes that do not fit (a swapped layout is named), an unknown option, or an
+        implementation that cannot run here.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,10 +92,6 @@ def pointwise_conv(
       ValueError: inputs must be [batch, ..., in] with in = kernel.shape[0] * groups = 3, got ...
     """
     arguments.check_arrays(inputs, kernel, bias, groups, channels_first=channels_first)
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation must be None or one of {IMPLEMENTATIONS}, got {implementation!r}"
-        )
     each = arguments.per_axis(strides, inputs.ndim - 2)
     start = 2 if channels_first else 1
     spatial = inputs.shape[start : start + len(each)]
@@ -84,7 +99,15 @@ def pointwise_conv(
     channels = kernel.shape[1:]
     shape = (*channels, *positions) if channels_first else (*positions, *channels)
     arguments.check_epilogue(activation, residual, (inputs.shape[0], *shape))
-    call = _Call(activation, each, groups, channels_first, implementation or "matmul")
+    sizes = {
+        "positions": inputs.shape[0] * math.prod(positions), "features": kernel.shape[0] * groups,
+        "out": kernel.shape[1], "groups": groups, "channels_first": channels_first,
+    }  # fmt: skip
+    dtype = jnp.result_type(inputs, kernel)
+    choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
+    target = dispatch.target() if choice.implementation == "pallas" else None
+    tiles = choice.tiles and Tiles(*choice.tiles)
+    call = _Call(activation, each, groups, channels_first, choice.implementation, target, tiles)
     return _pointwise_conv(call, inputs, kernel, bias, residual)
 
 
@@ -96,6 +119,8 @@ class _Call(NamedTuple):
     groups: int
     channels_first: bool
     implementation: str
+    target: dispatch.Target | None  # of Pallas
+    tiles: Tiles | None
 
 
 @partial(jax.jit, static_argnums=0)
@@ -164,6 +189,10 @@ def _convolve(call: _Call, inputs, kernel, bias, residual):
 
 def _forward(call: _Call, inputs, kernel, bias, residual):
     """The outputs, and what the activation's slope is told by (None without an activation)."""
+    if call.target is not None:
+        return fused.forward(
+            call.target, call.tiles, call.activation, inputs, kernel, bias, residual
+        )
     axis, layout = _channels(call), {"channels_first": call.channels_first}
     pairs = zip(_split(call, inputs, axis), _split(call, kernel, 1), strict=True)
     total = _join([apply_kernel(x, w, **layout) for x, w in pairs], axis)

@@ -4,8 +4,9 @@ The public function and its equation are here; the gradient is computed in one o
 
 - ``one_pass.py``, for a scalar loss: loss and gradient together, three matmuls, each logit computed
   once.
-- ``two_pass.py``, where a loss a token or the log-sum-exp is asked for: a token's cotangent comes
-  only with the backward pass, which computes the logits again, tile by tile: four matmuls.
+- ``per_token.py``, where a loss a token or the log-sum-exp is asked for: a token's cotangent comes
+  only with the backward pass, which computes the logits again, tile by tile: four matmuls. Its
+  engine is ``two_pass.py`` on XLA or ``fused.py`` on Pallas, which always goes this way.
 """
 
 from __future__ import annotations
@@ -16,10 +17,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Num
 
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.pallas.fused_matmul import Tiles
 from jaxnets.kernels.softmax import arguments
+from jaxnets.kernels.softmax.fused import FusedEngine
 from jaxnets.kernels.softmax.one_pass import weighted_sum
+from jaxnets.kernels.softmax.per_token import per_token
 from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype
-from jaxnets.kernels.softmax.two_pass import per_token
+from jaxnets.kernels.softmax.two_pass import TiledEngine
+
+OPERATION = dispatch.register(
+    dispatch.Operation(
+        "linear_softmax_cross_entropy",
+        ("tokens", "features", "vocab"),
+        {"tiled": dispatch.anywhere, "pallas": dispatch.pallas_obstacle},
+    )
+)
 
 
 def linear_softmax_cross_entropy(
@@ -38,6 +51,7 @@ def linear_softmax_cross_entropy(
     return_log_sum_exp: bool = False,
     token_tile: int = 128,
     vocab_tile: int = 1024,
+    implementation: str | None = None,
 ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "*batch"]]:
     r"""Exact cross-entropy of a linear output layer, with the logits never whole in memory.
 
@@ -69,6 +83,8 @@ def linear_softmax_cross_entropy(
       token_tile: tokens at a time in the one-pass gradient, whose temporary is
         [token_tile, vocab]. Smaller saves memory, larger reads the weights less often.
       vocab_tile: classes at a time.
+      implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU and always takes
+        two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
 
     Returns:
       The loss in float32 (float64 for float64 input): a scalar, or [...] for "none"; with
@@ -76,9 +92,10 @@ def linear_softmax_cross_entropy(
 
     Raises:
       TypeError: float labels, or integer hidden, weight or bias.
-      ValueError: shapes that do not fit, an empty batch, an option out of its range, or a label
-        out of range where its value is known at trace time. Under ``jit`` a label out of range
-        gives NaN, as does a hidden state that holds NaN.
+      ValueError: shapes that do not fit, an empty batch, an option out of its range, an
+        implementation that cannot run here, or a label out of range where its value is known at
+        trace time. Under ``jit`` a label out of range gives NaN, as does a hidden state that holds
+        NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -107,16 +124,22 @@ def linear_softmax_cross_entropy(
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}")
     options = Options(label_smoothing, z_loss, soft_cap, token_tile, vocab_tile)
+    sizes = {"tokens": labels.size, "features": hidden.shape[-1], "vocab": weight.shape[0]}
+    dtype = jnp.result_type(hidden, weight)
+    choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
+    engine = None
+    if choice.implementation == "pallas":
+        engine = FusedEngine(dispatch.target(), choice.tiles and Tiles(*choice.tiles))
     return _loss(
-        options, reduction, return_log_sum_exp, ignore_index,
+        engine, options, reduction, return_log_sum_exp, ignore_index,
         hidden, weight, bias, jnp.asarray(labels), weights, temperature,
     )  # fmt: skip
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 @jax.named_scope("linear_softmax_cross_entropy")
 def _loss(
-    options, reduction, return_log_sum_exp, ignore_index,
+    engine, options, reduction, return_log_sum_exp, ignore_index,
     hidden, weight, bias, labels, weights, temperature,
 ):  # fmt: skip
     batch = labels.shape
@@ -136,14 +159,16 @@ def _loss(
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
-    one_pass = options.soft_cap is None or options.label_smoothing == 0
+    one_pass = engine is None and (options.soft_cap is None or options.label_smoothing == 0)
     if reduction != "none" and not return_log_sum_exp and one_pass:
         factors = jnp.ones(flat_labels.shape, accumulator) if kept is None else kept
         if reduction == "mean":
             total = factors.sum()
             factors = jnp.where(total == 0, 0, factors / jnp.where(total == 0, 1, total))
         return weighted_sum(options, flat_hidden, weight, bias, flat_labels, factors)
-    losses, log_sum_exp = per_token(options, flat_hidden, weight, bias, flat_labels)
+    losses, log_sum_exp = per_token(
+        engine or TiledEngine(), options, flat_hidden, weight, bias, flat_labels
+    )
     loss = arguments.reduce_losses(losses, kept, reduction)
     if reduction == "none":
         loss = loss.reshape(batch)

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.softmax.per_token import token_losses
 from jaxnets.kernels.softmax.tiles import (
     Options,
     accumulator_dtype,
@@ -33,7 +34,7 @@ from jaxnets.kernels.softmax.tiles import (
     token_tiles,
     vocab_tile,
 )
-from jaxnets.kernels.softmax.two_pass import token_losses
+from jaxnets.kernels.softmax.two_pass import TiledEngine
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -43,7 +44,7 @@ def weighted_sum(options: Options, hidden, weight, bias, labels, factors):
     ``hidden [tokens, features]``, ``weight [vocab, features]``, ``bias [vocab]``,
     ``labels [tokens]`` int32 (out of range: NaN), ``factors [tokens]`` (0: left out).
     """
-    losses, _ = token_losses(options, hidden, weight, bias, labels)
+    losses, _ = token_losses(TiledEngine(), options, hidden, weight, bias, labels)
     return _total(losses, factors)
 
 

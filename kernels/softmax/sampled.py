@@ -8,10 +8,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Num
 
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.pallas.fused_matmul import Tiles
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.sampled_core import candidate_logits, candidate_softmax
+from jaxnets.kernels.softmax.sampled_fused import FusedCall, sampled_log_sum_exp
 from jaxnets.kernels.softmax.samplers import Samples
 from jaxnets.kernels.softmax.tiles import accumulator_dtype
+
+
+def _pallas_obstacle(where, dtype, sizes):
+    if sizes["per_token"]:
+        return "the kernel shares its samples between all tokens, got samples for each token"
+    return dispatch.pallas_obstacle(where, dtype)
+
+
+OPERATION = dispatch.register(
+    dispatch.Operation(
+        "sampled_softmax_cross_entropy",
+        ("tokens", "features", "num_sampled", "per_token"),
+        {"gathered": dispatch.anywhere, "pallas": _pallas_obstacle},
+    )
+)
 
 
 def sampled_softmax_cross_entropy(
@@ -25,6 +43,7 @@ def sampled_softmax_cross_entropy(
     remove_accidental_hits: bool = True,
     weights: Num[Array, "*batch"] | None = None,
     reduction: str = "mean",
+    implementation: str | None = None,
 ) -> Float[Array, "..."]:
     r"""Softmax cross-entropy over the true classes and the sampled ones.
 
@@ -51,14 +70,17 @@ def sampled_softmax_cross_entropy(
       remove_accidental_hits: leave a sample out for the tokens whose true class it is.
       weights: [...], a factor for each token; 0 (or False) leaves the token out.
       reduction: "mean" (by weight), "sum" or "none" (one loss a token).
+      implementation: "gathered", on XLA, runs anywhere; "pallas" needs a GPU or TPU and samples
+        that all tokens share. None is "gathered", unless the tuner measured "pallas" to be faster.
 
     Returns:
       The loss in float32 (float64 for float64 input): a scalar, or [...] for "none".
 
     Raises:
       TypeError: float labels or samples, or integer hidden, weight or bias.
-      ValueError: shapes that do not fit, an empty batch, or a label out of range where its value is
-        known at trace time. Under ``jit`` a label out of range gives NaN.
+      ValueError: shapes that do not fit, an empty batch, an implementation that cannot run here, or
+        a label out of range where its value is known at trace time. Under ``jit`` a label out of
+        range gives NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -71,7 +93,16 @@ def sampled_softmax_cross_entropy(
       True
     """
     arrays = _check(hidden, weight, bias, labels, samples, weights, reduction)
-    return _softmax(subtract_log_q, remove_accidental_hits, reduction, *arrays)
+    sizes = {
+        "tokens": hidden.size // hidden.shape[-1], "features": hidden.shape[-1],
+        "num_sampled": samples.ids.shape[-1], "per_token": samples.ids.ndim > 1,
+    }  # fmt: skip
+    dtype = jnp.result_type(hidden, weight)
+    choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
+    fused = None
+    if choice.implementation == "pallas":
+        fused = FusedCall(dispatch.target(), choice.tiles and Tiles(*choice.tiles))
+    return _softmax(fused, subtract_log_q, remove_accidental_hits, reduction, *arrays)
 
 
 def nce_loss(
@@ -228,12 +259,15 @@ def _check(hidden, weight, bias, labels, samples, weights, reduction):
     return hidden, weight, bias, jnp.asarray(labels), samples, weights
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @jax.named_scope("sampled_softmax_cross_entropy")
-def _softmax(subtract, remove, reduction, hidden, weight, bias, labels, samples, weights):
-    losses = candidate_softmax(
-        *_candidates(subtract, remove, hidden, weight, bias, labels, samples)
-    )
+def _softmax(fused, subtract, remove, reduction, hidden, weight, bias, labels, samples, weights):
+    if fused is None:
+        losses = candidate_softmax(
+            *_candidates(subtract, remove, hidden, weight, bias, labels, samples)
+        )
+    else:
+        losses = _fused(fused, subtract, remove, hidden, weight, bias, labels, samples)
     return arguments.reduce_losses(losses.reshape(hidden.shape[:-1]), weights, reduction)
 
 
@@ -248,24 +282,11 @@ def _logistic(subtract, remove, reduction, hidden, weight, bias, labels, samples
 
 def _candidates(subtract, remove, hidden, weight, bias, labels, samples):
     """Gathered and flattened: what :mod:`sampled_core` takes."""
-    dtype = accumulator_dtype(hidden, weight)
-    vocab, features = weight.shape
-    batch = hidden.shape[:-1]
-    hidden = hidden.reshape(-1, features)
-    tokens = hidden.shape[0]
-    num_true = labels.shape[-1] if labels.ndim > len(batch) else 1
-    labels = arguments.safe_ids(labels.reshape(tokens, num_true), vocab)
-    ids = samples.ids.astype(jnp.int32)
-    ids = ids if ids.ndim == 1 else ids.reshape(tokens, -1)
+    hidden, labels, ids = _flat(hidden, weight, labels, samples)
 
     def gather(ids, log_count):
         rows = weight.at[ids].get(mode="fill", fill_value=jnp.nan)
-        offset = jnp.zeros(ids.shape, dtype)
-        if bias is not None:
-            offset = bias.at[ids].get(mode="fill", fill_value=jnp.nan).astype(dtype)
-        if subtract:
-            offset = offset - jax.lax.stop_gradient(log_count.reshape(ids.shape)).astype(dtype)
-        return rows, offset
+        return rows, _offset(subtract, weight, bias, ids, log_count)
 
     true = gather(labels, samples.labels_log_expected_count)
     sampled = gather(ids, samples.log_expected_count)
@@ -273,3 +294,41 @@ def _candidates(subtract, remove, hidden, weight, bias, labels, samples):
     if remove:
         hits = (labels[:, :, None] == (ids if ids.ndim == 1 else ids[:, None, :])).any(1)
     return hidden, *true, *sampled, hits
+
+
+def _fused(call: FusedCall, subtract, remove, hidden, weight, bias, labels, samples):
+    """The losses [tokens] of :func:`candidate_softmax`, by the kernel of ``sampled_fused.py``."""
+    hidden, labels, ids = _flat(hidden, weight, labels, samples)
+    vocab, dtype = weight.shape[0], accumulator_dtype(hidden, weight)
+    offset = _offset(subtract, weight, bias, ids, samples.log_expected_count)
+    inside = (ids >= 0) & (ids < vocab)
+    offset, ids = jnp.where(inside, offset, jnp.nan), jnp.where(inside, ids, 0)
+    sampled = sampled_log_sum_exp(
+        call, hidden, weight, ids, offset, labels if remove else labels[:, :0]
+    )
+    rows = weight.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+    true = (hidden.astype(dtype)[:, None] * rows).sum(2)
+    true += _offset(subtract, weight, bias, labels, samples.labels_log_expected_count)
+    return jnp.logaddexp(sampled, jax.nn.logsumexp(true, 1)) - true.mean(1)
+
+
+def _flat(hidden, weight, labels, samples):
+    """``hidden [tokens, features]``, ``labels [tokens, num_true]``, ids [(tokens,) num_sampled]."""
+    batch, (vocab, features) = hidden.shape[:-1], weight.shape
+    hidden = hidden.reshape(-1, features)
+    tokens = hidden.shape[0]
+    num_true = labels.shape[-1] if labels.ndim > len(batch) else 1
+    labels = arguments.safe_ids(labels.reshape(tokens, num_true), vocab)
+    ids = samples.ids.astype(jnp.int32)
+    return hidden, labels, ids if ids.ndim == 1 else ids.reshape(tokens, -1)
+
+
+def _offset(subtract, weight, bias, ids, log_count):
+    """The bias less the log-count, of the shape of ``ids``."""
+    dtype = accumulator_dtype(weight)
+    offset = jnp.zeros(ids.shape, dtype)
+    if bias is not None:
+        offset = bias.at[ids].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+    if subtract:
+        offset = offset - jax.lax.stop_gradient(log_count.reshape(ids.shape)).astype(dtype)
+    return offset

@@ -1,13 +1,13 @@
-"""A loss and a log-sum-exp for each token; the gradient computes the logits again, tile by tile."""
+"""The engine on XLA: two passes over tiles of the vocabulary, the logits computed in each."""
 
 from __future__ import annotations
 
-from functools import partial
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.softmax.per_token import Factors, Statistics
 from jaxnets.kernels.softmax.tiles import (
     Options,
     accumulator_dtype,
@@ -25,29 +25,20 @@ from jaxnets.kernels.softmax.tiles import (
 _TOKENS = 512
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def per_token(options: Options, hidden, weight, bias, labels):
-    """The loss of ``full.py`` and the log-sum-exp, each [tokens].
+class TiledEngine(NamedTuple):
+    """An :class:`Engine` that runs wherever XLA does."""
 
-    ``hidden [tokens, features]``, ``weight [vocab, features]``, ``bias [vocab]``,
-    ``labels [tokens]`` int32 (out of range: NaN).
-    """
-    return token_losses(options, hidden, weight, bias, labels)
+    def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
+        return _statistics(options, hidden, weight, bias, labels)
 
-
-def token_losses(options: Options, hidden, weight, bias, labels):
-    """What :func:`per_token` computes, without its gradient rule."""
-    log_sum_exp, logit_sum = _log_sum_exp(options, hidden, weight, bias)
-    smoothing = options.label_smoothing
-    label_logit, _, _ = label_logits(hidden, weight, bias, labels, options)
-    losses = log_sum_exp - (1 - smoothing) * label_logit + options.z_loss * log_sum_exp**2
-    if smoothing:
-        losses -= smoothing / weight.shape[0] * logit_sum
-    return losses, log_sum_exp
+    def gradient(
+        self, options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors
+    ):
+        return _gradient(options, hidden, weight, bias, labels, log_sum_exp, factors)
 
 
-def _log_sum_exp(options: Options, hidden, weight, bias):
-    """Log-sum-exp and, where smoothing needs it, sum of the logits: [tokens] each, online."""
+def _statistics(options: Options, hidden, weight, bias, labels) -> Statistics:
+    """Online, over tiles of the vocabulary."""
     tokens = hidden.shape[0]
     dtype = accumulator_dtype(hidden, weight)
     size = min(_TOKENS, tokens)
@@ -68,34 +59,22 @@ def _log_sum_exp(options: Options, hidden, weight, bias):
         zeros = jnp.zeros(size, dtype)
         (row_max, row_sum, logit_sum), _ = lax.scan(
             over_vocab,
-            (zeros - jnp.inf, zeros, zeros),
+            (zeros + jnp.finfo(dtype).min, zeros, zeros),  # not -inf, as a whole tile may be
             jnp.arange(tile_count(weight.shape[0], options)),
         )
         return row_max + jnp.log(row_sum), logit_sum
 
     log_sum_exp, logit_sum = lax.map(over_tokens, token_tiles(hidden, size))
-    return log_sum_exp.reshape(-1)[:tokens], logit_sum.reshape(-1)[:tokens]
+    label_logit, _, _ = label_logits(hidden, weight, bias, labels, options)
+    return Statistics(log_sum_exp.reshape(-1)[:tokens], logit_sum.reshape(-1)[:tokens], label_logit)
 
 
-def _forward(options: Options, hidden, weight, bias, labels):
-    losses, log_sum_exp = token_losses(options, hidden, weight, bias, labels)
-    return (losses, log_sum_exp), (hidden, weight, bias, labels, log_sum_exp)
-
-
-def _backward(options: Options, residuals, cotangents):
-    hidden, weight, bias, labels, log_sum_exp = residuals
-    loss_cotangent, log_sum_exp_cotangent = cotangents
+def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors):
     tokens, vocab = hidden.shape[0], weight.shape[0]
     dtype = accumulator_dtype(hidden, weight)
     size = min(_TOKENS, tokens)
-    softmax_factor = loss_cotangent * (1 + 2 * options.z_loss * log_sum_exp) + log_sum_exp_cotangent
-    uniform = loss_cotangent * (options.label_smoothing / vocab)
-    # A token that nothing depends on must not spread a NaN of its own.
-    unused = (loss_cotangent == 0) & (log_sum_exp_cotangent == 0)
-    clean = jnp.where(unused[:, None], 0, hidden)
-    log_sum_exp = jnp.where(unused, 0, log_sum_exp)
-    softmax_factor = jnp.where(unused, 0, softmax_factor)
-    tiles = tuple(token_tiles(x, size) for x in (clean, log_sum_exp, softmax_factor, uniform))
+    arrays = hidden, log_sum_exp, factors.softmax, factors.uniform
+    tiles = tuple(token_tiles(x, size) for x in arrays)
 
     def over_vocab(index, gradients):
         hidden_gradient, weight_gradient, bias_gradient = gradients
@@ -140,22 +119,14 @@ def _backward(options: Options, residuals, cotangents):
     )
     hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[:tokens]
 
-    _, label_slope, label_rows = label_logits(clean, weight, bias, labels, options)
-    label_factor = loss_cotangent * (1 - options.label_smoothing)
-    if label_slope is not None:
-        label_factor = label_factor * label_slope
-    label_factor = jnp.where(unused, 0, label_factor)
-    hidden_gradient -= jnp.where(unused[:, None], 0, label_factor[:, None] * label_rows)
+    inside = (labels >= 0) & (labels < vocab)
+    _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
+    label_factor = factors.label if label_slope is None else factors.label * label_slope
+    label_factor = jnp.where(inside, label_factor, 0)
+    hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
+    labels = jnp.where(inside, labels, vocab)  # a negative index would wrap around
     weight_gradient = weight_gradient.at[labels].add(
-        -label_factor[:, None] * clean.astype(dtype), mode="drop"
+        -label_factor[:, None] * hidden.astype(dtype), mode="drop"
     )
     bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
-    return (
-        hidden_gradient.astype(hidden.dtype),
-        weight_gradient.astype(weight.dtype),
-        bias_gradient.astype(bias.dtype),
-        None,
-    )
-
-
-per_token.defvjp(_forward, _backward)
+    return hidden_gradient, weight_gradient, bias_gradient

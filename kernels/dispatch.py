@@ -1,0 +1,196 @@
+"""Which implementation of an operation runs where, and why.
+
+An operation has one implementation that runs anywhere on XLA, which is its default, and others that
+run on some platforms, shapes and dtypes. A default gives way only to what was measured: the tuner
+(:mod:`jaxnets.kernels.tuning`) times them on the user's device, and its cache is asked here. A name
+that a caller gives goes before both; one that cannot run is refused, with the reason.
+
+The choice is made where an operation is traced, for the platform of JAX's default device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.kernels import tuning_cache
+
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+
+class Target(NamedTuple):
+    """What a program is compiled for; static under ``jit``."""
+
+    platform: str
+    interpret: bool = False  # run Pallas kernels as JAX programs, on whatever device there is
+
+
+class Choice(NamedTuple):
+    """An implementation, the tiles it is to use (None: its own), and why it was chosen."""
+
+    implementation: str
+    tiles: tuple[int, ...] | None
+    reason: str
+
+
+# Why an implementation cannot run for these sizes and this dtype; None: it can.
+Obstacle = Callable[[Target, jnp.dtype, Mapping[str, Any]], str | None]
+
+
+class Operation(NamedTuple):
+    """A public function with several implementations; the first is the default, and has no limit.
+
+    ``implementations`` maps a name to what may stand in its way.
+    """
+
+    name: str
+    sizes: tuple[str, ...]
+    implementations: dict[str, Obstacle]
+
+    @property
+    def default(self) -> str:
+        return next(iter(self.implementations))
+
+
+_OPERATIONS: dict[str, Operation] = {}
+_target: ContextVar[Target | None] = ContextVar("target", default=None)
+
+
+def register(operation: Operation) -> Operation:
+    """Makes ``operation`` known to :func:`explain` and the tuner."""
+    _OPERATIONS[operation.name] = operation
+    return operation
+
+
+def operation_named(name: str) -> Operation:
+    """The registered operation ``name``."""
+    if name not in _OPERATIONS:
+        raise ValueError(f"operation must be one of {sorted(_OPERATIONS)}, got {name!r}")
+    return _OPERATIONS[name]
+
+
+def target() -> Target:
+    """What the next program will be compiled for."""
+    chosen = _target.get()
+    if chosen is not None:
+        return chosen
+    device = jax.config.jax_default_device or jax.devices()[0]
+    return Target(device if isinstance(device, str) else device.platform)
+
+
+@contextlib.contextmanager
+def compiling_for(platform: str, *, interpret: bool = False) -> Iterator[None]:
+    """Choose as if JAX's default device were of ``platform``.
+
+    For ``jax.export`` to another platform, and, with ``interpret``, to run its Pallas kernels here,
+    slowly, as JAX programs. What is already traced is not traced again: enter it before ``jit``.
+
+    Args:
+      platform: "cpu", "gpu" or "tpu".
+      interpret: run Pallas kernels in interpret mode.
+
+    Example:
+      >>> with compiling_for("tpu"):
+      ...     target()
+      Target(platform='tpu', interpret=False)
+    """
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform must be one of {PLATFORMS}, got {platform!r}")
+    token = _target.set(Target(platform, interpret))
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def choose(
+    operation: Operation, dtype: Any, sizes: Mapping[str, Any], requested: str | None = None
+) -> Choice:
+    """The implementation to run, by name, by the tuner's cache, or by default.
+
+    Raises:
+      ValueError: ``requested`` is not an implementation, or cannot run here.
+    """
+    where, dtype = target(), jnp.dtype(dtype)
+    implementations = operation.implementations
+    if requested is not None:
+        if requested not in implementations:
+            raise ValueError(
+                f"implementation must be None or one of {tuple(implementations)}, got {requested!r}"
+            )
+        obstacle = implementations[requested](where, dtype, sizes)
+        if obstacle is not None:
+            raise ValueError(f"implementation={requested!r} cannot run here: {obstacle}")
+        return Choice(requested, None, "asked for by name")
+    measured = None if where.interpret else tuning_cache.look_up(operation.name, dtype, sizes)
+    if measured is not None and measured.implementation in implementations:
+        obstacle = implementations[measured.implementation](where, dtype, sizes)
+        if obstacle is None:
+            return Choice(*measured, "fastest when measured on this device")
+    return Choice(operation.default, None, "the default; nothing was measured on this device")
+
+
+def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
+    """Which implementation of an operation would run for these sizes, and why.
+
+    Args:
+      operation: "linear_softmax_cross_entropy", "sampled_softmax_cross_entropy", "lstm" or
+        "pointwise_conv".
+      dtype: of its arrays.
+      **sizes: what its choice depends on; a missing or unknown one is named in the error.
+
+    Returns:
+      A line for the operation and one for each implementation.
+
+    Raises:
+      ValueError: an unknown operation, or wrong sizes.
+
+    Example:
+      >>> import jaxnets.kernels
+      >>> with compiling_for("cpu"):
+      ...     print(explain("linear_softmax_cross_entropy", tokens=64, features=8, vocab=100))
+      linear_softmax_cross_entropy on cpu, float32, tokens=64, features=8, vocab=100
+        tiled: chosen (the default; nothing was measured on this device)
+        pallas: cannot run: Pallas kernels need a GPU or TPU, this is cpu
+    """
+    found = operation_named(operation)
+    check_sizes(found, sizes)
+    choice = choose(found, dtype, sizes)
+    listed = ", ".join(f"{name}={sizes[name]}" for name in found.sizes)
+    lines = [f"{operation} on {target().platform}, {jnp.dtype(dtype).name}, {listed}"]
+    for name, obstacle_of in found.implementations.items():
+        obstacle = obstacle_of(target(), jnp.dtype(dtype), sizes)
+        if name == choice.implementation:
+            tiles = f", tiles {choice.tiles}" if choice.tiles else ""
+            lines.append(f"  {name}: chosen ({choice.reason}{tiles})")
+        else:
+            lines.append(
+                f"  {name}: {'can run' if obstacle is None else f'cannot run: {obstacle}'}"
+            )
+    return "\n".join(lines)
+
+
+def check_sizes(operation: Operation, sizes: Mapping[str, Any]) -> None:
+    """Raise unless ``sizes`` are those that the operation is chosen by."""
+    if set(sizes) != set(operation.sizes):
+        raise ValueError(
+            f"sizes of {operation.name} must be {operation.sizes}, got {tuple(sorted(sizes))}"
+        )
+
+
+def anywhere(_target: Target, _dtype: Any, _sizes: Mapping[str, Any]) -> None:
+    """No obstacle."""
+
+
+def pallas_obstacle(where: Target, dtype: Any, _sizes: Mapping[str, Any] | None = None):
+    """What stands in the way of any Pallas kernel of this package."""
+    if where.platform == "cpu":
+        return "Pallas kernels need a GPU or TPU, this is cpu"
+    if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        return f"Pallas kernels take float32, bfloat16 and float16, got {jnp.dtype(dtype).name}"
+    return None

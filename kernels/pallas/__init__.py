@@ -1,0 +1,1 @@
+"""Pallas kernels that several operations share; they run on GPU (Triton) and TPU (Mosaic)."""

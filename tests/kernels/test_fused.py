@@ -1,0 +1,245 @@
+"""The Pallas kernels on a fused matmul, interpreted here: against their references on XLA."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import (
+    LogUniform,
+    compiling_for,
+    linear_softmax_cross_entropy,
+    pointwise_conv,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+from jaxnets.kernels.dispatch import Target
+from jaxnets.kernels.pallas import fused_matmul as fm
+
+PLATFORMS = ("gpu", "tpu")
+FLOAT32 = jnp.dtype(jnp.float32)
+
+
+def rounding(dtype, depth):
+    """A bound on the relative error of sums of ``depth`` terms, of the size of their square sum."""
+    return 4 * float(jnp.finfo(dtype).eps) * max(1.0, depth**0.5)
+
+
+def close(got, wanted, tolerance):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def scaled_and_largest(rows, product, row_ids, row_inputs, column_inputs, _tiles):
+    total = product * row_inputs[0] + column_inputs[0]
+    return total, jnp.where(row_ids < rows, total, -jnp.inf).max(0, keepdims=True)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("gathered", [False, True])
+@pytest.mark.parametrize("shape", [(33, 17, 5), (130, 70, 600), (600, 520, 16), (1, 1, 1)])
+def test_fused_matmul_is_its_reference(platform, gathered, shape):
+    rows, columns, depth = shape
+    left, right = normal(0, rows, depth), normal(1, columns, depth)
+    ids = jax.random.randint(jax.random.key(2), (rows + 3,), 0, rows) if gathered else None
+    count = rows + 3 if gathered else rows
+    inputs = fm.Inputs([normal(3, count)], [normal(4, columns)])
+    arguments = {
+        "epilogue": lambda *a: scaled_and_largest(count, *a),
+        "outputs": (fm.Tile(FLOAT32), fm.Reduced(FLOAT32)),
+        "left_ids": ids,
+    }
+    product, largest = fm.fused_matmul(
+        Target(platform, interpret=True), left, right, inputs, name="test", **arguments
+    )
+    wanted = fm.reference(left, right, inputs, **arguments)
+    tolerance = rounding(jnp.float32, depth)
+    close((product, largest.max(0)), (wanted[0], wanted[1][0]), tolerance)
+
+
+def softmax_problem(dtype, tokens=37, features=24, vocab=601):
+    hidden = normal(0, tokens, features, dtype=dtype)
+    weight = normal(1, vocab, features, dtype=dtype)
+    bias = normal(2, vocab, dtype=dtype)
+    return hidden, weight, bias, jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"label_smoothing": 0.1, "z_loss": 1e-3},
+        {"soft_cap": 5.0, "label_smoothing": 0.2},
+        {"temperature": 2.0, "reduction": "sum", "ignore_index": 7},
+    ],
+    ids=["plain", "smoothed", "capped", "ignored"],
+)
+def test_full_softmax_has_the_values_and_gradients_of_xla(platform, dtype, options):
+    hidden, weight, bias, labels = softmax_problem(dtype)
+    if "ignore_index" in options:
+        labels = labels.at[::5].set(7)
+
+    def loss(implementation):
+        def of(hidden, weight, bias):
+            return linear_softmax_cross_entropy(
+                hidden, weight, bias, labels, implementation=implementation, **options
+            )
+
+        return jax.value_and_grad(of, (0, 1, 2))
+
+    wanted = loss("tiled")(hidden, weight, bias)
+    with compiling_for(platform, interpret=True):
+        got = loss("pallas")(hidden, weight, bias)
+    close(got, wanted, rounding(dtype, 24))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_full_softmax_in_several_chunks(platform, monkeypatch):
+    """The last chunk is moved back inside the vocabulary; no class counts twice."""
+    from jaxnets.kernels.softmax import fused
+
+    monkeypatch.setattr(fused, "_CHUNK", 1)  # chunks of 512 classes
+    hidden, weight, bias, labels = softmax_problem(jnp.float32, vocab=1201)
+    cotangent = normal(5, 37)
+
+    def loss(implementation, hidden, weight, bias):
+        losses, log_sum_exp = linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, reduction="none", return_log_sum_exp=True,
+            label_smoothing=0.1, implementation=implementation,
+        )  # fmt: skip
+        return (losses * cotangent + log_sum_exp).sum()
+
+    wanted = jax.grad(loss, (1, 2, 3))("tiled", hidden, weight, bias)
+    with compiling_for(platform, interpret=True):
+        got = jax.grad(loss, (1, 2, 3))("pallas", hidden, weight, bias)
+    close(got, wanted, rounding(jnp.float32, 37))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_full_softmax_marks_a_label_out_of_range(platform):
+    hidden, weight, bias, labels = softmax_problem(jnp.float32)
+    labels = labels.at[3].set(601)
+
+    @jax.jit
+    def gradient(hidden, labels):
+        def loss(hidden):
+            return linear_softmax_cross_entropy(
+                hidden, weight, bias, labels, reduction="none", implementation="pallas"
+            )
+
+        losses, backward = jax.vjp(loss, hidden)
+        return losses, backward(jnp.ones_like(losses))[0]
+
+    with compiling_for(platform, interpret=True):
+        losses, hidden_gradient = gradient(hidden, labels)
+    others = jnp.arange(37) != 3
+    assert jnp.isnan(losses[3])
+    assert jnp.isnan(hidden_gradient[3]).all()
+    assert jnp.isfinite(losses[others]).all()
+    assert jnp.isfinite(hidden_gradient[others]).all()
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("num_true", [0, 3])
+@pytest.mark.parametrize("remove", [False, True])
+def test_sampled_softmax_has_the_values_and_gradients_of_xla(platform, dtype, num_true, remove):
+    hidden, weight, bias, labels = softmax_problem(dtype)
+    if num_true:
+        labels = jax.random.randint(jax.random.key(4), (37, num_true), 0, 601)
+    samples = sample(LogUniform(601), jax.random.key(5), 150, labels)
+
+    def loss(implementation):
+        def of(hidden, weight, bias):
+            return sampled_softmax_cross_entropy(
+                hidden, weight, bias, labels, samples, remove_accidental_hits=remove,
+                implementation=implementation,
+            )  # fmt: skip
+
+        return jax.value_and_grad(of, (0, 1, 2))
+
+    wanted = loss("gathered")(hidden, weight, bias)
+    with compiling_for(platform, interpret=True):
+        got = loss("pallas")(hidden, weight, bias)
+    close(got, wanted, rounding(dtype, 24))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_sampled_softmax_where_every_sample_is_a_hit(platform):
+    hidden, weight, bias, _ = softmax_problem(jnp.float32)
+    labels = jnp.full(37, 2)
+    samples = sample(LogUniform(601), jax.random.key(5), 4, labels)._replace(ids=jnp.full(4, 2))
+
+    def loss(hidden):
+        return sampled_softmax_cross_entropy(
+            hidden, weight, bias, labels, samples, implementation="pallas"
+        )
+
+    with compiling_for(platform, interpret=True):
+        value, gradient = jax.value_and_grad(loss)(hidden)
+    np.testing.assert_allclose(value, 0, atol=1e-5)  # one class is left: the label
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+def test_pointwise_has_the_values_and_gradients_of_xla(platform, dtype, activation):
+    inputs, kernel = normal(0, 2, 9, 7, 24, dtype=dtype), normal(1, 24, 19, dtype=dtype) / 5
+    bias, residual = normal(2, 19, dtype=dtype), normal(3, 2, 5, 4, 19, dtype=dtype)
+
+    def conv(implementation):
+        def of(inputs, kernel, bias, residual):
+            outputs = pointwise_conv(
+                inputs, kernel, bias, residual=residual, strides=2, activation=activation,
+                implementation=implementation,
+            )  # fmt: skip
+            return (outputs.astype(jnp.float32) * jnp.cos(jnp.arange(19.0))).sum(), outputs
+
+        return jax.value_and_grad(of, (0, 1, 2, 3), has_aux=True)
+
+    wanted = conv("matmul")(inputs, kernel, bias, residual)
+    with compiling_for(platform, interpret=True):
+        got = conv("pallas")(inputs, kernel, bias, residual)
+    close(got, wanted, rounding(dtype, 40))
+
+
+def full(hidden, weight, bias, labels):
+    return linear_softmax_cross_entropy(hidden, weight, bias, labels, implementation="pallas")
+
+
+def sampled(hidden, weight, bias, labels):
+    samples = sample(LogUniform(weight.shape[0]), jax.random.key(5), 128, labels)
+    return sampled_softmax_cross_entropy(
+        hidden, weight, bias, labels, samples, implementation="pallas"
+    )
+
+
+def pointwise(hidden, weight, bias, _labels):
+    return pointwise_conv(
+        hidden[:, None], weight.T, bias, activation="relu", implementation="pallas"
+    ).sum()
+
+
+@pytest.mark.parametrize("function", [full, sampled, pointwise])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_gradients_lower_for_both_platforms(function, dtype):
+    """Mosaic for TPU by ``jax.export``; Triton's call is not to be serialised, so it is lowered."""
+    arrays = softmax_problem(dtype, tokens=300, features=96, vocab=5001)
+    with compiling_for("tpu"):
+        gradient = jax.jit(jax.grad(function, (0, 1, 2)))
+        assert "tpu_custom_call" in str(
+            jax.export.export(gradient, platforms=["tpu"])(*arrays).mlir_module()
+        )
+    with compiling_for("gpu"):
+        lowered = jax.jit(jax.grad(function, (0, 1, 2))).trace(*arrays)
+        text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+    assert "__gpu$xla.gpu.triton" in text
