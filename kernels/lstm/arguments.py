@@ -8,8 +8,6 @@ import numpy as np
 
 from jaxnets.kernels.lstm.parameters import GRUParameters, LSTMParameters
 
-IMPLEMENTATIONS = ("scan", "reference")
-
 
 def check_inputs(inputs, features: int) -> None:
     """Raise unless ``inputs`` are [batch, time, features] of floats, not empty."""
@@ -118,7 +116,7 @@ def _check_integers(name: str, array, axes: str, shape: tuple[int, ...]) -> None
         raise ValueError(f"{name} must be {axes} = {shape}, got shape {array.shape}")
 
 
-def check_options(recurrent_dropout, key, truncate, chunk, implementation, *, recompute) -> None:
+def check_options(recurrent_dropout, key, truncate, chunk) -> None:
     """Raise unless the options of a recurrent layer are in range and fit together."""
     if not 0 <= recurrent_dropout < 1:
         raise ValueError(f"recurrent_dropout must lie in [0, 1), got {recurrent_dropout}")
@@ -129,9 +127,3 @@ def check_options(recurrent_dropout, key, truncate, chunk, implementation, *, re
             raise ValueError(f"{name} must be at least 1 step, got {steps}")
     if truncate is not None and chunk is not None:
         raise ValueError("chunk must be left out with truncate, whose windows are the chunks")
-    if implementation not in (None, *IMPLEMENTATIONS):
-        raise ValueError(
-            f"implementation must be None or one of {IMPLEMENTATIONS}, got {implementation!r}"
-        )
-    if implementation == "reference" and (recompute or chunk is not None):
-        raise ValueError("implementation='reference' is one plain loop: no recompute, no chunk")

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Key
 
-from jaxnets.kernels.lstm import arguments, cells, chunks, reference
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.lstm import arguments, cells, chunks, implementations, reference
+from jaxnets.kernels.lstm.accelerated import accelerated_lstm
 from jaxnets.kernels.lstm.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.lstm.scan import Marks, Options, Weights, recur
 from jaxnets.kernels.lstm.stages import row_counts
@@ -63,8 +65,11 @@ def lstm(
       truncate: the gradient does not cross from one window of so many steps to another; the carry
         does (truncated backpropagation through time, Williams and Peng 1990).
       chunk: steps that are projected together; None: chosen by shape. It changes speed and memory.
-      implementation: "scan", the fast one, has reverse-mode derivatives of first and second order;
-        "reference", a plain loop, also has forward mode and higher orders. None is "scan".
+      implementation: "scan", on XLA, has reverse-mode derivatives of first and second order;
+        "reference", a plain loop, also has forward mode and higher orders. "pallas" (GPU with a
+        small hidden size, and TPU) and "cudnn" (NVIDIA, float32) have first derivatives only and
+        not all of the options. None is "scan", unless the tuner measured another to be faster;
+        :func:`jaxnets.kernels.explain` says what can run.
 
     Returns:
       Outputs, [batch, time, output], in the dtype of inputs and kernels; and the carry at each
@@ -74,8 +79,8 @@ def lstm(
     Raises:
       TypeError: inputs, carry or parameters not of floats, lengths or segment_ids not of integers.
       ValueError: shapes that do not fit ([batch, features, time] is named), an option out of its
-        range, or a length out of range where its value is known at trace time. Under ``jit``
-        lengths are clipped to [0, time].
+        range, an implementation that cannot run here, or a length out of range where its value is
+        known at trace time. Under ``jit`` lengths are clipped to [0, time].
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,8 +98,8 @@ def lstm(
         arguments.check_carry("carry[0]", carry[0], (inputs.shape[0], hidden))
         arguments.check_carry("carry[1]", carry[1], (inputs.shape[0], output))
     call = _call(
-        inputs, lengths, segment_ids, key, reverse, recurrent_dropout, recompute, truncate, chunk,
-        implementation,
+        implementations.LSTM, inputs, parameters, lengths, segment_ids, key, reverse,
+        recurrent_dropout, recompute, truncate, chunk, implementation,
     )  # fmt: skip
     return _lstm(call, inputs, carry, parameters, lengths, segment_ids, key)
 
@@ -138,8 +143,8 @@ def gru(
     if carry is not None:
         arguments.check_carry("carry", carry, (inputs.shape[0], hidden))
     call = _call(
-        inputs, lengths, segment_ids, key, reverse, recurrent_dropout, recompute, truncate, chunk,
-        implementation,
+        implementations.GRU, inputs, parameters, lengths, segment_ids, key, reverse,
+        recurrent_dropout, recompute, truncate, chunk, implementation,
     )  # fmt: skip
     return _gru(call, inputs, carry, parameters, lengths, segment_ids, key)
 
@@ -153,23 +158,38 @@ class _Call(NamedTuple):
     truncate: int | None
     chunk: int | None
     implementation: str
+    target: dispatch.Target | None  # of "pallas" and "cudnn"
 
 
 def _call(
-    inputs, lengths, segment_ids, key, reverse, recurrent_dropout, recompute, truncate, chunk,
-    implementation,
+    operation, inputs, parameters, lengths, segment_ids, key, reverse, recurrent_dropout,
+    recompute, truncate, chunk, implementation,
 ):  # fmt: skip
-    """The checks that LSTM and GRU share."""
-    arguments.check_options(
-        recurrent_dropout, key, truncate, chunk, implementation, recompute=recompute
-    )
+    """The checks that LSTM and GRU share, and the implementation."""
+    arguments.check_options(recurrent_dropout, key, truncate, chunk)
     if lengths is not None and segment_ids is not None:
         raise ValueError("lengths must be left out with segment_ids, which mark padding by 0")
     if lengths is not None:
         arguments.check_lengths(lengths, *inputs.shape[:2])
     if segment_ids is not None:
         arguments.check_segment_ids(segment_ids, *inputs.shape[:2])
-    return _Call(reverse, recurrent_dropout, recompute, truncate, chunk, implementation or "scan")
+    used = {
+        "projection": getattr(parameters, "projection", None) is not None,
+        "peepholes": getattr(parameters, "peepholes", None) is not None,
+        "layer_norm": getattr(parameters, "layer_norm", None) is not None,
+        "truncate": truncate is not None, "recompute": bool(recompute), "chunk": chunk is not None,
+        "segment_ids": segment_ids is not None, "recurrent_dropout": recurrent_dropout > 0,
+    }  # fmt: skip
+    batch, time, features = inputs.shape
+    sizes = {
+        "batch": batch, "time": time, "features": features,
+        "hidden": parameters.recurrent_kernel.shape[0],
+        "extras": tuple(name for name, is_used in used.items() if is_used),
+    }  # fmt: skip
+    dtype = jnp.result_type(inputs, *jax.tree.leaves(parameters))
+    chosen = dispatch.choose(operation, dtype, sizes, implementation).implementation
+    target = dispatch.target() if chosen in ("pallas", "cudnn") else None
+    return _Call(reverse, recurrent_dropout, recompute, truncate, chunk, chosen, target)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -189,6 +209,11 @@ def _lstm(call: _Call, inputs, carry, parameters: LSTMParameters, lengths, segme
             return (c, h), h
 
         return _reference(call, step, inputs, (c, h), marks)
+    if call.target is not None:
+        outputs, c, h = accelerated_lstm(
+            call.implementation, call.target, parameters, inputs, c, h, marks, reverse=call.reverse
+        )
+        return outputs, (c, h)
     weights = Weights(
         parameters.input_kernel, parameters.recurrent_kernel, parameters.bias, None,
         parameters.projection, parameters.peepholes,

@@ -64,7 +64,9 @@ CASES = [
     ({"recurrent_dropout": 0.5}, ValueError, "key must be given"),
     ({"truncate": 0}, ValueError, "truncate must be at least 1 step, got 0"),
     ({"truncate": 2, "chunk": 2}, ValueError, "chunk must be left out with truncate"),
-    ({"implementation": "cudnn"}, ValueError, "implementation must be None or one of.*'cudnn'"),
+    ({"implementation": "fast"}, ValueError, "implementation must be None or one of.*'fast'"),
+    ({"implementation": "cudnn"}, ValueError, "'cudnn' cannot run here: cuDNN needs an NVIDIA GPU"),
+    ({"implementation": "pallas"}, ValueError, "'pallas' cannot run here: .* need a GPU or TPU"),
     ({"implementation": "reference", "chunk": 2}, ValueError, "no recompute, no chunk"),
 ]
 

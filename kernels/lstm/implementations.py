@@ -1,0 +1,78 @@
+"""Which implementations of the recurrent layers there are, and what stands in their way."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.lstm import persistent_gpu, persistent_tpu
+from jaxnets.kernels.lstm.persistent import padded_hidden
+
+# What a call uses beyond the plain layer; ``lengths`` and ``reverse`` all implementations have.
+EXTRAS = (
+    "projection", "peepholes", "layer_norm", "truncate", "recompute", "chunk", "segment_ids",
+    "recurrent_dropout",
+)  # fmt: skip
+
+
+def _lacks(sizes, *supported: str) -> str | None:
+    lacking = [extra for extra in sizes["extras"] if extra not in supported]
+    return f"it has no {', '.join(lacking)}" if lacking else None
+
+
+def _reference_obstacle(_where, _dtype, sizes):
+    if {"recompute", "chunk"} & set(sizes["extras"]):
+        return "it is one plain loop: no recompute, no chunk"
+    return None
+
+
+def _pallas_obstacle(where, dtype, sizes):
+    obstacle = dispatch.pallas_obstacle(where, dtype)
+    obstacle = obstacle or _lacks(sizes, "segment_ids", "recurrent_dropout")
+    if obstacle:
+        return obstacle
+    hidden, itemsize = sizes["hidden"], jnp.dtype(dtype).itemsize
+    padded = padded_hidden(where.platform, hidden)
+    if where.platform == "tpu":
+        needed, limit = persistent_tpu.vmem_bytes(padded, itemsize), persistent_tpu.VMEM_BYTES
+        if needed > limit:
+            return (
+                f"hidden = {hidden} needs about {needed / 2**20:.0f} MiB of VMEM, of {limit >> 20}"
+            )
+        return None
+    largest = persistent_gpu.LARGEST_HIDDEN[itemsize]
+    if padded > largest:
+        return (
+            f"hidden must be at most {largest} in {jnp.dtype(dtype).name} for the recurrent kernel "
+            f"to fit a multiprocessor, got {hidden}"
+        )
+    return None
+
+
+def _cudnn_obstacle(where, dtype, sizes):
+    if where.platform != "gpu":
+        return f"cuDNN needs an NVIDIA GPU, this is {where.platform}"
+    if where.interpret:
+        return "cuDNN cannot be interpreted"
+    if dtype != jnp.float32:
+        return f"jax.experimental.rnn takes float32, got {jnp.dtype(dtype).name}"
+    return _lacks(sizes)
+
+
+_SIZES = ("batch", "time", "features", "hidden", "extras")
+
+LSTM = dispatch.register(
+    dispatch.Operation(
+        "lstm",
+        _SIZES,
+        {
+            "scan": dispatch.anywhere,
+            "reference": _reference_obstacle,
+            "pallas": _pallas_obstacle,
+            "cudnn": _cudnn_obstacle,
+        },
+    )
+)
+GRU = dispatch.register(
+    dispatch.Operation("gru", _SIZES, {"scan": dispatch.anywhere, "reference": _reference_obstacle})
+)

@@ -1,0 +1,170 @@
+"""The persistent LSTM for GPU (Triton): a program for some rows of the batch, all of time in it.
+
+The recurrent kernel is one block a gate, loaded once: it fits a multiprocessor's registers and
+shared memory for small hidden sizes only (``LARGEST_HIDDEN``). Beyond that it must be split over
+multiprocessors that wait for each other at every step, which is what cuDNN does.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from jaxnets.kernels.lstm.gate_math import gate_backward, gate_forward
+
+_ROWS = 16  # the least that a tensor core takes; more programs are better than larger ones
+LARGEST_HIDDEN = {4: 64, 2: 128}  # by bytes of a number: four gates' kernels in 64 to 128 KiB
+
+
+def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
+    """``outputs, gates, before_c, c, h``; arguments as in ``persistent.py``."""
+    time, batch, width = x_gates.shape
+    hidden = width // 4
+    optional = [a for a in (keep, mask) if a is not None]
+
+    def run(x_ref, kernel_ref, c_ref, h_ref, lengths_ref, *refs):
+        keep_ref, mask_ref, refs = _optional(refs, keep, mask)
+        out_ref, gates_ref, before_ref, last_c_ref, last_h_ref = refs
+        rows, inside, tile, whole = _places(batch, hidden)
+        kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
+        ends = triton.load(lengths_ref.at[rows], mask=inside, other=0)[:, None]
+        seen_of_h = None
+        if mask_ref is not None:
+            seen_of_h = triton.load(mask_ref.at[tile], mask=whole, other=0.0)
+
+        def step(t, carry):
+            c, h = carry
+            valid = t < ends
+            start_c, start_h = c, h
+            if keep_ref is not None:
+                kept = triton.load(keep_ref.at[t, rows], mask=inside, other=0.0)[:, None]
+                start_c, start_h = c * kept, h * kept
+            seen = start_h if seen_of_h is None else start_h * seen_of_h
+            seen = seen.astype(x_ref.dtype)
+            sums = [
+                triton.load(x_ref.at[t, rows, _gate(n, hidden)], mask=whole, other=0.0).astype(
+                    jnp.float32
+                )
+                + _dot(seen, kernels[n], 0)
+                for n in range(4)
+            ]
+            gates, new_c, new_h = gate_forward(sums, start_c)
+            for n, gate in enumerate(gates):
+                place = gates_ref.at[t, rows, _gate(n, hidden)]
+                triton.store(place, gate.astype(gates_ref.dtype), mask=whole)
+            out = jnp.where(valid, new_h, 0.0).astype(out_ref.dtype)
+            triton.store(out_ref.at[(t, *tile)], out, mask=whole)
+            triton.store(before_ref.at[(t, *tile)], start_c, mask=whole)
+            return jnp.where(valid, new_c, c), jnp.where(valid, new_h, h)
+
+        start = tuple(triton.load(ref.at[tile], mask=whole, other=0.0) for ref in (c_ref, h_ref))
+        c, h = lax.fori_loop(0, time, step, start)
+        triton.store(last_c_ref.at[tile], c, mask=whole)
+        triton.store(last_h_ref.at[tile], h, mask=whole)
+
+    return pl.pallas_call(
+        run, name="lstm_forward", grid=(pl.cdiv(batch, _ROWS),),
+        out_shape=[
+            jax.ShapeDtypeStruct((time, batch, hidden), x_gates.dtype),
+            jax.ShapeDtypeStruct((time, batch, width), x_gates.dtype),
+            jax.ShapeDtypeStruct((time, batch, hidden), jnp.float32),
+            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
+            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
+        ],
+        compiler_params=_parameters(), interpret=interpret,
+    )(x_gates, kernel.astype(x_gates.dtype), c, h, lengths, *optional)  # fmt: skip
+
+
+def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, keep, mask):
+    """``d_gates [time, batch, 4 * hidden], dc, dh`` before the first step."""
+    time, batch, width = gates.shape
+    hidden = width // 4
+    optional = [a for a in (keep, mask) if a is not None]
+
+    def run(gates_ref, before_ref, kernel_ref, d_out_ref, dc_ref, dh_ref, lengths_ref, *refs):
+        keep_ref, mask_ref, refs = _optional(refs, keep, mask)
+        d_gates_ref, first_dc_ref, first_dh_ref = refs
+        rows, inside, tile, whole = _places(batch, hidden)
+        kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
+        ends = triton.load(lengths_ref.at[rows], mask=inside, other=0)[:, None]
+        seen_of_h = None
+        if mask_ref is not None:
+            seen_of_h = triton.load(mask_ref.at[tile], mask=whole, other=0.0)
+
+        def step(m, carry):
+            dc, dh = carry
+            t = time - 1 - m
+            valid = t < ends
+            parts = [
+                triton.load(gates_ref.at[t, rows, _gate(n, hidden)], mask=whole, other=0.0).astype(
+                    jnp.float32
+                )
+                for n in range(4)
+            ]
+            before = triton.load(before_ref.at[(t, *tile)], mask=whole, other=0.0)
+            d_out = triton.load(d_out_ref.at[(t, *tile)], mask=whole, other=0.0)
+            d_sums, new_dc = gate_backward(parts, before, dc, dh + d_out.astype(jnp.float32))
+            new_dh = jnp.zeros((_ROWS, hidden), jnp.float32)
+            for n, d_sum in enumerate(d_sums):
+                d_sum = jnp.where(valid, d_sum, 0.0).astype(d_gates_ref.dtype)
+                place = d_gates_ref.at[t, rows, _gate(n, hidden)]
+                triton.store(place, d_sum, mask=whole)
+                new_dh += _dot(d_sum, kernels[n], 1)
+            if seen_of_h is not None:
+                new_dh = new_dh * seen_of_h
+            if keep_ref is not None:
+                kept = triton.load(keep_ref.at[t, rows], mask=inside, other=0.0)[:, None]
+                new_dc, new_dh = new_dc * kept, new_dh * kept
+            return jnp.where(valid, new_dc, dc), jnp.where(valid, new_dh, dh)
+
+        start = tuple(triton.load(ref.at[tile], mask=whole, other=0.0) for ref in (dc_ref, dh_ref))
+        dc, dh = lax.fori_loop(0, time, step, start)
+        triton.store(first_dc_ref.at[tile], dc, mask=whole)
+        triton.store(first_dh_ref.at[tile], dh, mask=whole)
+
+    return pl.pallas_call(
+        run, name="lstm_backward", grid=(pl.cdiv(batch, _ROWS),),
+        out_shape=[
+            jax.ShapeDtypeStruct((time, batch, width), gates.dtype),
+            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
+            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
+        ],
+        compiler_params=_parameters(), interpret=interpret,
+    )(
+        gates, before_c, kernel.astype(gates.dtype), d_outputs, dc, dh, lengths, *optional
+    )  # fmt: skip
+
+
+def _places(batch: int, hidden: int):
+    """This program's rows, which of them exist, their place in [batch, hidden], and its mask."""
+    first = pl.program_id(0) * _ROWS
+    inside = first + jnp.arange(_ROWS) < batch
+    rows = pl.ds(first, _ROWS)
+    whole = jnp.broadcast_to(inside[:, None], (_ROWS, hidden))
+    return rows, inside, (rows, pl.ds(0, hidden)), whole
+
+
+def _gate(n: int, hidden: int):
+    return pl.ds(n * hidden, hidden)
+
+
+def _optional(refs, keep, mask):
+    """The references of ``keep`` and ``mask``, None where there is none, and the others."""
+    refs = list(refs)
+    keep_ref = None if keep is None else refs.pop(0)
+    mask_ref = None if mask is None else refs.pop(0)
+    return keep_ref, mask_ref, refs
+
+
+def _dot(a, b, contract: int):
+    """``a @ b`` (contract 0) or ``a @ b.T`` (1), accumulated in float32."""
+    return lax.dot_general(
+        a, b, (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _parameters():
+    return triton.CompilerParams(num_warps=4, num_stages=1)

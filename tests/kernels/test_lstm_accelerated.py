@@ -1,0 +1,166 @@
+"""The persistent LSTM of GPU and TPU, interpreted here, and the way to cuDNN and back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import rnn
+
+from jaxnets.kernels import LSTMParameters, compiling_for, explain, lstm
+from jaxnets.kernels.lstm import persistent_tpu
+from jaxnets.kernels.lstm.cudnn import cudnn_lstm, flat_weights
+
+PLATFORMS = ("gpu", "tpu")
+
+
+def problem(batch, time, features, hidden, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 6)
+
+    def normal(key, *shape, scale=1.0):
+        return (scale * jax.random.normal(keys[key], shape)).astype(dtype)
+
+    parameters = LSTMParameters(
+        normal(3, features, 4 * hidden, scale=features**-0.5),
+        normal(4, hidden, 4 * hidden, scale=hidden**-0.5),
+        normal(5, 4 * hidden, scale=0.1),
+    )
+    carry = tuple(normal(n, batch, hidden, scale=0.5).astype(jnp.float32) for n in (1, 2))
+    return normal(0, batch, time, features), carry, parameters
+
+
+def value_and_gradients(implementation, arrays, **options):
+    def loss(inputs, carry, parameters):
+        outputs, (c, h) = lstm(inputs, carry, parameters, implementation=implementation, **options)
+        weights = jnp.cos(jnp.arange(h.shape[1]))
+        total = (outputs.astype(jnp.float32) * weights).sum() + (c * h).sum()
+        return total, (outputs, c, h)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
+
+
+def close(got, wanted, dtype, time, width):
+    # Rounding of each step's sums over the width, carried over the steps.
+    tolerance = 4 * float(jnp.finfo(dtype).eps) * (time + width**0.5)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+
+
+SEGMENTS = jnp.array([1, 1, 1, 2, 3, 3, 3, 0, 0])
+OPTIONS = {
+    "plain": {},
+    "reverse": {"reverse": True},
+    "lengths": {"lengths": jnp.arange(19) % 10},
+    "reverse lengths": {"reverse": True, "lengths": jnp.arange(19) % 10},
+    "packed": {"segment_ids": jnp.tile(SEGMENTS, (19, 1))},
+    "reverse packed": {"segment_ids": jnp.tile(SEGMENTS, (19, 1)), "reverse": True},
+    "dropout": {"recurrent_dropout": 0.3, "key": jax.random.key(9)},
+}
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_values_and_gradients_are_those_of_the_scan(platform, options):
+    """19 rows and 33 units divide no tile of either platform."""
+    arrays = problem(19, 9, 4, 33)
+    wanted = value_and_gradients("scan", arrays, **options)
+    with compiling_for(platform, interpret=True):
+        got = value_and_gradients("pallas", arrays, **options)
+    close(got, wanted, jnp.float32, 9, 33)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_bfloat16(platform):
+    arrays = problem(5, 7, 3, 12, jnp.bfloat16)
+    lengths = jnp.array([7, 0, 3, 1, 6])
+    wanted = value_and_gradients("scan", arrays, lengths=lengths)
+    with compiling_for(platform, interpret=True):
+        got = value_and_gradients("pallas", arrays, lengths=lengths)
+    close(got, wanted, jnp.bfloat16, 7, 12)
+
+
+def test_tpu_in_several_blocks_of_rows_and_chunks_of_time(monkeypatch):
+    """Neither 11 steps nor 19 rows are a multiple of their blocks."""
+    monkeypatch.setattr(persistent_tpu, "_ROWS", 8)
+    monkeypatch.setattr(persistent_tpu, "_CHUNK_BYTES", 4 * 4 * 8 * 512)
+    arrays = problem(19, 11, 4, 33)
+    lengths = jnp.arange(19) % 12
+    wanted = value_and_gradients("scan", arrays, lengths=lengths)
+    with compiling_for("tpu", interpret=True):
+        got = value_and_gradients("pallas", arrays, lengths=lengths)
+    close(got, wanted, jnp.float32, 11, 33)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_padding_may_hold_nan(platform):
+    inputs, carry, parameters = problem(3, 6, 4, 8)
+    lengths = jnp.array([6, 2, 0])
+    spoiled = jnp.where(jnp.arange(6)[None, :, None] < lengths[:, None, None], inputs, jnp.nan)
+    with compiling_for(platform, interpret=True):
+        got = value_and_gradients("pallas", (spoiled, carry, parameters), lengths=lengths)
+        wanted = value_and_gradients("pallas", (inputs, carry, parameters), lengths=lengths)
+    close(got, wanted, jnp.float32, 6, 8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "options", [OPTIONS["reverse lengths"], OPTIONS["packed"], OPTIONS["dropout"]]
+)
+def test_gradients_lower_for_both_platforms(dtype, name):
+    arrays = problem(19, 9, 4, 33, dtype)
+
+    def gradients(*arrays):
+        return value_and_gradients("pallas", arrays, **OPTIONS[name])
+
+    with compiling_for("tpu"):
+        exported = jax.export.export(jax.jit(gradients), platforms=["tpu"])(*arrays)
+    assert str(exported.mlir_module()).count("tpu_custom_call") >= 2
+    with compiling_for("gpu"):
+        lowered = jax.jit(lambda *arrays: gradients(*arrays)).trace(*arrays)
+        text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") >= 2
+
+
+def cudnn_in_jax(inputs, h, c, weights, lengths, features, hidden, *rest):
+    """JAX's own reference of its cuDNN call, on the same flat array of weights."""
+    parts = rnn.unpack_lstm_weights(weights, features, hidden, 1, False)
+    return rnn.lstm_ref(inputs, h, c, *parts, lengths, features, hidden, *rest)
+
+
+def test_cudnn_s_arguments_and_results():
+    """The weights' layout, rows without a step, and the masks, by JAX's reference of the call."""
+    inputs, (c, h), parameters = problem(4, 6, 3, 5)
+    lengths = jnp.array([6, 1, 0, 4])
+    kernels = parameters.input_kernel, parameters.recurrent_kernel, parameters.bias
+    got = cudnn_lstm(inputs, c, h, *kernels, lengths, run=cudnn_in_jax)
+    outputs, (last_c, last_h) = lstm(inputs, (c, h), parameters, lengths=lengths)
+    close(got, (outputs, last_c, last_h), jnp.float32, 6, 5)
+    assert flat_weights(*kernels).size == rnn.get_num_params_in_lstm(3, 5, 1, False)
+
+
+@pytest.mark.parametrize(
+    ("platform", "sizes", "message"),
+    [
+        ("gpu", {"hidden": 100}, "hidden must be at most 64 in float32"),
+        ("tpu", {"hidden": 4096}, "MiB of VMEM"),
+        ("gpu", {"extras": ("peepholes",)}, "it has no peepholes"),
+        ("cpu", {}, "need a GPU or TPU"),
+    ],
+)
+def test_what_cannot_run_says_why(platform, sizes, message):
+    sizes = {"batch": 8, "time": 16, "features": 4, "hidden": 32, "extras": ()} | sizes
+    with compiling_for(platform):
+        text = explain("lstm", **sizes)
+    (line,) = [line for line in text.splitlines() if "pallas" in line]
+    assert "cannot run" in line
+    assert message in line
+
+
+def test_cudnn_can_run_on_a_gpu_only():
+    sizes = {"batch": 8, "time": 16, "features": 4, "hidden": 512, "extras": ()}
+    with compiling_for("gpu"):
+        assert "cudnn: can run" in explain("lstm", **sizes)
+        assert "cudnn: cannot run" in explain("lstm", dtype="bfloat16", **sizes)
+    with compiling_for("tpu"):
+        assert "cudnn: cannot run" in explain("lstm", **sizes)
