@@ -26,6 +26,7 @@ from jaxnets.kernels.softmax.samplers import (
 )
 from jaxnets.kernels.softmax.sparse import Rows, add_rows, gather_rows, rows_from_dense, to_dense
 from jaxnets.kernels.softmax.top_k import linear_top_k
+from jaxnets.kernels.tuning import tune
 
 __all__ = [
     "GRUParameters", "LSTMParameters", "LayerNorm", "LearnedUnigram", "LogUniform", "Rows",
@@ -33,5 +34,5 @@ __all__ = [
     "explain", "fold_batch_norm", "gather_rows", "gru", "in_batch",
     "in_batch_softmax_cross_entropy", "linear_softmax_cross_entropy", "linear_top_k", "lstm",
     "nce_loss", "negative_sampling_loss", "pointwise_conv", "recurrent_layers", "rows_from_dense",
-    "sample", "sampled_softmax_cross_entropy", "to_dense",
+    "sample", "sampled_softmax_cross_entropy", "to_dense", "tune",
 ]  # fmt: skip

@@ -59,6 +59,7 @@ class Operation(NamedTuple):
 
 _OPERATIONS: dict[str, Operation] = {}
 _target: ContextVar[Target | None] = ContextVar("target", default=None)
+_tiles: ContextVar[tuple[int, ...] | None] = ContextVar("tiles", default=None)
 
 
 def register(operation: Operation) -> Operation:
@@ -79,7 +80,7 @@ def target() -> Target:
     chosen = _target.get()
     if chosen is not None:
         return chosen
-    device = jax.config.jax_default_device or jax.devices()[0]
+    device = jax.config.values["jax_default_device"] or jax.devices()[0]
     return Target(device if isinstance(device, str) else device.platform)
 
 
@@ -108,6 +109,16 @@ def compiling_for(platform: str, *, interpret: bool = False) -> Iterator[None]:
         _target.reset(token)
 
 
+@contextlib.contextmanager
+def with_tiles(tiles: tuple[int, ...] | None) -> Iterator[None]:
+    """Has implementations that are asked for by name use ``tiles``; for the tuner."""
+    token = _tiles.set(tiles)
+    try:
+        yield
+    finally:
+        _tiles.reset(token)
+
+
 def choose(
     operation: Operation, dtype: Any, sizes: Mapping[str, Any], requested: str | None = None
 ) -> Choice:
@@ -126,7 +137,7 @@ def choose(
         obstacle = implementations[requested](where, dtype, sizes)
         if obstacle is not None:
             raise ValueError(f"implementation={requested!r} cannot run here: {obstacle}")
-        return Choice(requested, None, "asked for by name")
+        return Choice(requested, _tiles.get(), "asked for by name")
     measured = None if where.interpret else tuning_cache.look_up(operation.name, dtype, sizes)
     if measured is not None and measured.implementation in implementations:
         obstacle = implementations[measured.implementation](where, dtype, sizes)

@@ -120,4 +120,5 @@ def _is_entry(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("implementation"), str):
         return False
     tiles = entry.get("tiles", "absent")
-    return tiles is None or (isinstance(tiles, list) and all(type(n) is int for n in tiles))
+    whole = isinstance(tiles, list) and len(tiles) == 3
+    return tiles is None or (whole and all(type(n) is int and n >= 16 for n in tiles))

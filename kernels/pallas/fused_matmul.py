@@ -41,6 +41,11 @@ class Tiles(NamedTuple):
     depth: int
 
 
+def as_tiles(sizes: tuple[int, ...] | None) -> Tiles | None:
+    """What the dispatcher found in the tuner's cache, as :class:`Tiles`."""
+    return None if sizes is None else Tiles(*sizes)
+
+
 # Not tuned: a tile's product fits the registers of 4 warps, respectively a fraction of VMEM.
 DEFAULT_TILES = {"gpu": Tiles(128, 64, 32), "tpu": Tiles(512, 512, 512)}
 # What the tuner tries beside them.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.pallas.fused_matmul import Tiles
+from jaxnets.kernels.pallas.fused_matmul import Tiles, as_tiles
 from jaxnets.kernels.pointwise import arguments, fused, reference
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 from jaxnets.kernels.pointwise.contractions import apply_kernel, kernel_gradient
@@ -106,7 +106,7 @@ def pointwise_conv(
     dtype = jnp.result_type(inputs, kernel)
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
     target = dispatch.target() if choice.implementation == "pallas" else None
-    tiles = choice.tiles and Tiles(*choice.tiles)
+    tiles = as_tiles(choice.tiles)
     call = _Call(activation, each, groups, channels_first, choice.implementation, target, tiles)
     return _pointwise_conv(call, inputs, kernel, bias, residual)
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Num
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.pallas.fused_matmul import Tiles
+from jaxnets.kernels.pallas.fused_matmul import as_tiles
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.fused import FusedEngine
 from jaxnets.kernels.softmax.one_pass import weighted_sum
@@ -129,7 +129,7 @@ def linear_softmax_cross_entropy(
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
     engine = None
     if choice.implementation == "pallas":
-        engine = FusedEngine(dispatch.target(), choice.tiles and Tiles(*choice.tiles))
+        engine = FusedEngine(dispatch.target(), as_tiles(choice.tiles))
     return _loss(
         engine, options, reduction, return_log_sum_exp, ignore_index,
         hidden, weight, bias, jnp.asarray(labels), weights, temperature,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Num
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.pallas.fused_matmul import Tiles
+from jaxnets.kernels.pallas.fused_matmul import as_tiles
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.sampled_core import candidate_logits, candidate_softmax
 from jaxnets.kernels.softmax.sampled_fused import FusedCall, sampled_log_sum_exp
@@ -101,7 +101,7 @@ def sampled_softmax_cross_entropy(
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
     fused = None
     if choice.implementation == "pallas":
-        fused = FusedCall(dispatch.target(), choice.tiles and Tiles(*choice.tiles))
+        fused = FusedCall(dispatch.target(), as_tiles(choice.tiles))
     return _softmax(fused, subtract_log_q, remove_accidental_hits, reduction, *arrays)
 
 

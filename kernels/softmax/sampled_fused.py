@@ -44,7 +44,8 @@ def sampled_log_sum_exp(call: FusedCall, hidden, table, ids, offset, labels):
     return combine_tiles(largest, total)
 
 
-def _logits(product, offset, ids, labels):
+def _logits(product, rows, labels):
+    offset, ids = rows
     logits = product + offset
     for label in labels:
         logits = jnp.where(ids == label, -jnp.inf, logits)
@@ -52,13 +53,13 @@ def _logits(product, offset, ids, labels):
 
 
 def _tile_statistics(num_sampled: int, product, row_ids, rows, labels, _tiles):
-    logits = _logits(product, *rows, labels)
+    logits = _logits(product, rows, labels)
     return tile_log_sum_exp(jnp.where(row_ids < num_sampled, logits, -jnp.inf))
 
 
 def _tile_gradient(product, _row_ids, rows, columns, _tiles):
     log_sum_exp, cotangent, *labels = columns
-    return (cotangent * jnp.exp(_logits(product, *rows, labels) - log_sum_exp),)
+    return (cotangent * jnp.exp(_logits(product, rows, labels) - log_sum_exp),)
 
 
 def _forward(call: FusedCall, hidden, table, ids, offset, labels):

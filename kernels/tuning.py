@@ -1,0 +1,203 @@
+"""Measures implementations and tiles on the user's device, and keeps the fastest.
+
+:func:`tune` is all there is to call; :mod:`jaxnets.kernels.dispatch` asks the cache it writes
+(:mod:`jaxnets.kernels.tuning_cache`). Nothing is tuned unasked.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.kernels import dispatch, tuning_cache
+from jaxnets.kernels.lstm.parameters import LSTMParameters
+from jaxnets.kernels.lstm.recurrent import lstm
+from jaxnets.kernels.pallas.fused_matmul import DEFAULT_TILES, OTHER_TILES
+from jaxnets.kernels.pointwise.convolution import pointwise_conv
+from jaxnets.kernels.softmax.full import linear_softmax_cross_entropy
+from jaxnets.kernels.softmax.sampled import sampled_softmax_cross_entropy
+from jaxnets.kernels.softmax.samplers import Uniform, sample
+
+_ROUNDS = 5
+
+
+class Timing(NamedTuple):
+    """One candidate: its median seconds, or why it was left out."""
+
+    implementation: str
+    tiles: tuple[int, ...] | None
+    seconds: float | None
+    left_out: str | None
+
+
+def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing]:
+    """Times every implementation of an operation, with its tiles, and keeps the fastest.
+
+    What is timed is a value and all its gradients, on random arrays, the candidates in turn. A
+    candidate that cannot run here, fails, or differs from the default by more than rounding is
+    left out.
+
+    Args:
+      operation: as of :func:`jaxnets.kernels.explain`.
+      dtype: of its arrays.
+      **sizes: what its choice depends on.
+
+    Returns:
+      A :class:`Timing` for each candidate, the fastest first; that one is in the cache now.
+
+    Raises:
+      ValueError: an unknown operation, wrong sizes, options it has no problem for, or a cache file
+        that is not ours.
+
+    Example:
+      >>> import os, tempfile
+      >>> os.environ["JAXNETS_TUNING_CACHE"] = tempfile.mkdtemp() + "/tuning.json"
+      >>> timings = tune("pointwise_conv", positions=64, features=8, out=8, groups=1,
+      ...                channels_first=False)
+      >>> [t.implementation for t in timings if t.seconds is None]  # no GPU or TPU
+      ['pallas']
+      >>> del os.environ["JAXNETS_TUNING_CACHE"]
+    """
+    found = dispatch.operation_named(operation)
+    dispatch.check_sizes(found, sizes)
+    if operation not in _PROBLEMS:
+        raise ValueError(
+            f"operation must be one of {sorted(_PROBLEMS)} to be tuned, got {operation!r}"
+        )
+    if sizes.get("extras") or sizes.get("per_token"):
+        raise ValueError(f"the tuner times the plain layer only, got {sizes}")
+    function, arrays = _PROBLEMS[operation](dtype, **sizes)
+    wanted = None
+    timings, programs = [], []
+    for implementation, tiles in _candidates(found):
+        obstacle = found.implementations[implementation](dispatch.target(), jnp.dtype(dtype), sizes)
+        if obstacle is not None:
+            timings.append(Timing(implementation, tiles, None, obstacle))
+            continue
+        with dispatch.with_tiles(tiles):
+            program = _program(function, implementation)
+            try:
+                results = jax.block_until_ready(program(*arrays))
+            except Exception as error:  # whatever a compiler has to say
+                timings.append(Timing(implementation, tiles, None, str(error).splitlines()[0]))
+                continue
+        wanted = results if wanted is None else wanted
+        if not _agree(results, wanted, dtype):
+            timings.append(Timing(implementation, tiles, None, "its results differ"))
+            continue
+        programs.append((implementation, tiles, program))
+    seconds: list[list[float]] = [[] for _ in programs]
+    for _ in range(_ROUNDS):
+        for (_, _, program), taken in zip(programs, seconds, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(program(*arrays))
+            taken.append(time.perf_counter() - start)
+    measured = [
+        Timing(implementation, tiles, statistics.median(taken), None)
+        for (implementation, tiles, _), taken in zip(programs, seconds, strict=True)
+    ]
+    measured.sort(key=lambda timing: timing.seconds or math.inf)
+    best = measured[0]
+    fastest = tuning_cache.Measured(best.implementation, best.tiles)
+    assert best.seconds is not None
+    tuning_cache.keep(operation, dtype, sizes, fastest, best.seconds)
+    return measured + timings
+
+
+def _candidates(operation: dispatch.Operation):
+    """Implementations, the default first and no reference, each with the tiles to try."""
+    platform = dispatch.target().platform
+    for implementation in operation.implementations:
+        if implementation == "pallas" and operation.name != "lstm" and platform in DEFAULT_TILES:
+            for tiles in (DEFAULT_TILES[platform], *OTHER_TILES[platform]):
+                yield implementation, tuple(tiles)
+        elif implementation != "reference":
+            yield implementation, None
+
+
+def _program(function: Callable, implementation: str) -> Callable:
+    """A compiled value and all its gradients, of a function that is traced anew."""
+
+    def value_and_gradients(*arrays):
+        value, backward = jax.vjp(lambda *a: function(implementation, *a), *arrays)
+        return value, backward(jax.tree.map(jnp.ones_like, value))
+
+    return jax.jit(value_and_gradients)
+
+
+def _agree(results, wanted, dtype) -> bool:
+    """Equal up to the rounding of long sums, by norm."""
+    tolerance = 64 * float(jnp.finfo(dtype).eps)
+    return all(
+        float(jnp.linalg.norm((a - b).astype(jnp.float32).reshape(-1)))
+        <= tolerance * float(jnp.linalg.norm(b.astype(jnp.float32).reshape(-1))) + 1e-30
+        for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(wanted), strict=True)
+    )
+
+
+def _normal(number: int, dtype, *shape: int, scale: float = 1.0) -> jax.Array:
+    return (scale * jax.random.normal(jax.random.key(number), shape)).astype(dtype)
+
+
+def _full(dtype, tokens, features, vocab):
+    labels = jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+
+    def function(implementation, hidden, weight, bias):
+        return linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, implementation=implementation
+        )
+
+    weight = _normal(1, dtype, vocab, features, scale=features**-0.5)
+    return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab))
+
+
+def _sampled(dtype, tokens, features, num_sampled, per_token):
+    vocab = 4 * num_sampled  # the choice does not depend on it: only rows are read
+    labels = jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+    samples = sample(Uniform(vocab), jax.random.key(4), num_sampled, labels)
+
+    def function(implementation, hidden, weight, bias):
+        return sampled_softmax_cross_entropy(
+            hidden, weight, bias, labels, samples, implementation=implementation
+        )
+
+    weight = _normal(1, dtype, vocab, features, scale=features**-0.5)
+    return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab))
+
+
+def _pointwise(dtype, positions, features, out, groups, channels_first):
+    def function(implementation, inputs, kernel, bias):
+        return pointwise_conv(
+            inputs, kernel, bias, activation="relu", groups=groups, channels_first=channels_first,
+            implementation=implementation,
+        )  # fmt: skip
+
+    shape = (1, features, positions) if channels_first else (1, positions, features)
+    kernel = _normal(1, dtype, features // groups, out, scale=features**-0.5)
+    return function, (_normal(0, dtype, *shape), kernel, _normal(2, dtype, out))
+
+
+def _lstm(dtype, batch, time, features, hidden, extras):
+    def function(implementation, inputs, *parameters):
+        return lstm(inputs, None, LSTMParameters(*parameters), implementation=implementation)[0]
+
+    return function, (
+        _normal(0, dtype, batch, time, features),
+        _normal(1, dtype, features, 4 * hidden, scale=features**-0.5),
+        _normal(2, dtype, hidden, 4 * hidden, scale=hidden**-0.5),
+        _normal(3, dtype, 4 * hidden),
+    )
+
+
+_PROBLEMS: dict[str, Callable] = {
+    "linear_softmax_cross_entropy": _full,
+    "lstm": _lstm,
+    "pointwise_conv": _pointwise,
+    "sampled_softmax_cross_entropy": _sampled,
+}
