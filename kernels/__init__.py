@@ -24,15 +24,24 @@ from jaxnets.kernels.softmax.samplers import (
     in_batch,
     sample,
 )
+from jaxnets.kernels.softmax.sharded import sharded_linear_softmax_cross_entropy
+from jaxnets.kernels.softmax.sharded_sampled import (
+    sharded_gather_rows,
+    sharded_sampled_softmax_cross_entropy,
+)
+from jaxnets.kernels.softmax.sharded_sampler import ShardedUnigram
 from jaxnets.kernels.softmax.sparse import Rows, add_rows, gather_rows, rows_from_dense, to_dense
 from jaxnets.kernels.softmax.top_k import linear_top_k
+from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 from jaxnets.kernels.tuning import tune
 
 __all__ = [
     "GRUParameters", "LSTMParameters", "LayerNorm", "LearnedUnigram", "LogUniform", "Rows",
-    "Samples", "Uniform", "Unigram", "add_rows", "checked", "compiling_for", "depthwise_conv",
-    "explain", "fold_batch_norm", "gather_rows", "gru", "in_batch",
-    "in_batch_softmax_cross_entropy", "linear_softmax_cross_entropy", "linear_top_k", "lstm",
-    "nce_loss", "negative_sampling_loss", "pointwise_conv", "recurrent_layers", "rows_from_dense",
-    "sample", "sampled_softmax_cross_entropy", "to_dense", "tune",
+    "Samples", "ShardedUnigram", "Uniform", "Unigram", "VocabSharding", "add_rows", "checked",
+    "compiling_for", "depthwise_conv", "explain", "fold_batch_norm", "gather_rows", "gru",
+    "in_batch", "in_batch_softmax_cross_entropy", "linear_softmax_cross_entropy", "linear_top_k",
+    "lstm", "nce_loss", "negative_sampling_loss", "pointwise_conv", "recurrent_layers",
+    "rows_from_dense", "sample", "sampled_softmax_cross_entropy", "sharded_gather_rows",
+    "sharded_linear_softmax_cross_entropy", "sharded_sampled_softmax_cross_entropy", "to_dense",
+    "tune",
 ]  # fmt: skip

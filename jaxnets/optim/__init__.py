@@ -2,7 +2,9 @@
 
 from jaxnets.optim.partition import partition
 from jaxnets.optim.rows import adagrad, apply_updates, lazy_adam, momentum, rowwise_adagrad, sgd
+from jaxnets.optim.sharded import sharded_init, sharded_update
 
 __all__ = [
     "adagrad", "apply_updates", "lazy_adam", "momentum", "partition", "rowwise_adagrad", "sgd",
+    "sharded_init", "sharded_update",
 ]  # fmt: skip

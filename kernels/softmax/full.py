@@ -112,18 +112,10 @@ def linear_softmax_cross_entropy(
     arguments.check_labels(labels, hidden.shape[:-1], weight.shape[0], ignore_index)
     arguments.check_weights(weights, hidden.shape[:-1])
     arguments.check_reduction(reduction)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {label_smoothing}")
-    if z_loss < 0:
-        raise ValueError(f"z_loss must be at least 0, got {z_loss}")
-    if soft_cap is not None and soft_cap <= 0:
-        raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
     if isinstance(temperature, float | int) and temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    for name, size in (("token_tile", token_tile), ("vocab_tile", vocab_tile)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
     options = Options(label_smoothing, z_loss, soft_cap, token_tile, vocab_tile)
+    check_options(options)
     sizes = {"tokens": labels.size, "features": hidden.shape[-1], "vocab": weight.shape[0]}
     dtype = jnp.result_type(hidden, weight)
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
@@ -134,6 +126,19 @@ def linear_softmax_cross_entropy(
         engine, options, reduction, return_log_sum_exp, ignore_index,
         hidden, weight, bias, jnp.asarray(labels), weights, temperature,
     )  # fmt: skip
+
+
+def check_options(options: Options) -> None:
+    """Raise unless each option is in its range."""
+    if not 0 <= options.label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {options.label_smoothing}")
+    if options.z_loss < 0:
+        raise ValueError(f"z_loss must be at least 0, got {options.z_loss}")
+    if options.soft_cap is not None and options.soft_cap <= 0:
+        raise ValueError(f"soft_cap must be above 0, got {options.soft_cap}")
+    for name in ("token_tile", "vocab_tile"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))

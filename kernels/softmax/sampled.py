@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -92,7 +93,7 @@ def sampled_softmax_cross_entropy(
       >>> bool(jnp.isclose(loss, jnp.log(100.0)))
       True
     """
-    arrays = _check(hidden, weight, bias, labels, samples, weights, reduction)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction)
     sizes = {
         "tokens": hidden.size // hidden.shape[-1], "features": hidden.shape[-1],
         "num_sampled": samples.ids.shape[-1], "per_token": samples.ids.ndim > 1,
@@ -136,7 +137,7 @@ def nce_loss(
       >>> bool(jnp.isclose(loss, 9 * jnp.log(2.0)))
       True
     """
-    arrays = _check(hidden, weight, bias, labels, samples, weights, reduction)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction)
     return _logistic(subtract_log_q, remove_accidental_hits, reduction, *arrays)
 
 
@@ -168,7 +169,7 @@ def negative_sampling_loss(
       >>> bool(jnp.isclose(loss, 6 * jnp.log(2.0)))
       True
     """
-    arrays = _check(hidden, weight, bias, labels, samples, weights, reduction)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction)
     return _logistic(False, remove_accidental_hits, reduction, *arrays)
 
 
@@ -238,7 +239,8 @@ def _in_batch(reduction, hidden, items, labels, log_probability, weights):
     return arguments.reduce_losses(losses, weights, reduction)
 
 
-def _check(hidden, weight, bias, labels, samples, weights, reduction):
+def check(hidden, weight, bias, labels, samples, weights, reduction):
+    """Raise unless arrays, samples and reduction fit; returns them as arrays."""
     hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
     arguments.check_projection(hidden, weight, bias)
     batch = hidden.shape[:-1]
@@ -264,7 +266,7 @@ def _check(hidden, weight, bias, labels, samples, weights, reduction):
 def _softmax(fused, subtract, remove, reduction, hidden, weight, bias, labels, samples, weights):
     if fused is None:
         losses = candidate_softmax(
-            *_candidates(subtract, remove, hidden, weight, bias, labels, samples)
+            *candidates(subtract, remove, weight.shape[0], hidden, weight, bias, labels, samples)
         )
     else:
         losses = _fused(fused, subtract, remove, hidden, weight, bias, labels, samples)
@@ -274,19 +276,28 @@ def _softmax(fused, subtract, remove, reduction, hidden, weight, bias, labels, s
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("nce_loss")
 def _logistic(subtract, remove, reduction, hidden, weight, bias, labels, samples, weights):
-    flat = _candidates(subtract, remove, hidden, weight, bias, labels, samples)
+    flat = candidates(subtract, remove, weight.shape[0], hidden, weight, bias, labels, samples)
     true, sampled = candidate_logits(*flat)
     losses = (jax.nn.softplus(true) - true / true.shape[1]).sum(1) + jax.nn.softplus(sampled).sum(1)
     return arguments.reduce_losses(losses.reshape(hidden.shape[:-1]), weights, reduction)
 
 
-def _candidates(subtract, remove, hidden, weight, bias, labels, samples):
-    """Gathered and flattened: what :mod:`sampled_core` takes."""
-    hidden, labels, ids = _flat(hidden, weight, labels, samples)
+def read_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """``table[ids]``, NaN where an id is out of range."""
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+
+
+def candidates(
+    subtract, remove, vocab: int, hidden, weight, bias, labels, samples, read: Callable = read_rows
+):
+    """Gathered and flattened: what :mod:`sampled_core` takes.
+
+    ``read(table, ids)`` reads weight and bias, which may be parts of tables of ``vocab`` classes.
+    """
+    hidden, labels, ids = _flat(vocab, hidden, labels, samples)
 
     def gather(ids, log_count):
-        rows = weight.at[ids].get(mode="fill", fill_value=jnp.nan)
-        return rows, _offset(subtract, weight, bias, ids, log_count)
+        return read(weight, ids), _offset(subtract, weight, bias, ids, log_count, read)
 
     true = gather(labels, samples.labels_log_expected_count)
     sampled = gather(ids, samples.log_expected_count)
@@ -298,24 +309,24 @@ def _candidates(subtract, remove, hidden, weight, bias, labels, samples):
 
 def _fused(call: FusedCall, subtract, remove, hidden, weight, bias, labels, samples):
     """The losses [tokens] of :func:`candidate_softmax`, by the kernel of ``sampled_fused.py``."""
-    hidden, labels, ids = _flat(hidden, weight, labels, samples)
     vocab, dtype = weight.shape[0], accumulator_dtype(hidden, weight)
+    hidden, labels, ids = _flat(vocab, hidden, labels, samples)
     offset = _offset(subtract, weight, bias, ids, samples.log_expected_count)
     inside = (ids >= 0) & (ids < vocab)
     offset, ids = jnp.where(inside, offset, jnp.nan), jnp.where(inside, ids, 0)
     sampled = sampled_log_sum_exp(
         call, hidden, weight, ids, offset, labels if remove else labels[:, :0]
     )
-    rows = weight.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+    rows = read_rows(weight, labels).astype(dtype)
     true = (hidden.astype(dtype)[:, None] * rows).sum(2)
     true += _offset(subtract, weight, bias, labels, samples.labels_log_expected_count)
     return jnp.logaddexp(sampled, jax.nn.logsumexp(true, 1)) - true.mean(1)
 
 
-def _flat(hidden, weight, labels, samples):
+def _flat(vocab: int, hidden, labels, samples):
     """``hidden [tokens, features]``, ``labels [tokens, num_true]``, ids [(tokens,) num_sampled]."""
-    batch, (vocab, features) = hidden.shape[:-1], weight.shape
-    hidden = hidden.reshape(-1, features)
+    batch = hidden.shape[:-1]
+    hidden = hidden.reshape(-1, hidden.shape[-1])
     tokens = hidden.shape[0]
     num_true = labels.shape[-1] if labels.ndim > len(batch) else 1
     labels = arguments.safe_ids(labels.reshape(tokens, num_true), vocab)
@@ -323,12 +334,12 @@ def _flat(hidden, weight, labels, samples):
     return hidden, labels, ids if ids.ndim == 1 else ids.reshape(tokens, -1)
 
 
-def _offset(subtract, weight, bias, ids, log_count):
+def _offset(subtract, weight, bias, ids, log_count, read: Callable = read_rows):
     """The bias less the log-count, of the shape of ``ids``."""
     dtype = accumulator_dtype(weight)
     offset = jnp.zeros(ids.shape, dtype)
     if bias is not None:
-        offset = bias.at[ids].get(mode="fill", fill_value=jnp.nan).astype(dtype)
+        offset = read(bias, ids).astype(dtype)
     if subtract:
         offset = offset - jax.lax.stop_gradient(log_count.reshape(ids.shape)).astype(dtype)
     return offset

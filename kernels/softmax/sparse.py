@@ -62,26 +62,38 @@ def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]
       >>> row_ids.tolist(), rows[:2].tolist(), local_ids.tolist()
       ([3, 7, 12], [[3.0, 3.0], [7.0, 7.0]], [1, 0, 1])
     """
+    vocab = check_tables(tables, ids)
+    row_ids, local_ids = distinct_ids(ids, vocab)
+    rows = jax.tree.map(lambda table: table.at[row_ids].get(mode="clip"), tables)
+    return row_ids, rows, local_ids
+
+
+def check_tables(tables: Any, ids: Any) -> int:
+    """Raise unless the tables share their first axis and there are ids; returns that axis."""
     leaves = jax.tree.leaves(tables)
     vocabs = {table.shape[:1] for table in leaves}
     if len(vocabs) != 1 or () in vocabs:
         raise ValueError(f"tables must share their first axis, got {[t.shape for t in leaves]}")
-    id_leaves, id_tree = jax.tree.flatten(ids)
+    id_leaves = jax.tree.leaves(ids)
     for leaf in id_leaves:
         arguments.check_integers("ids", leaf)
     if not sum(leaf.size for leaf in id_leaves):
         raise ValueError(
             f"ids must hold at least one id, got shapes {[i.shape for i in id_leaves]}"
         )
-    (vocab,) = vocabs.pop()
-    flat = arguments.safe_ids(jnp.concatenate([leaf.reshape(-1) for leaf in id_leaves]), vocab)
+    return vocabs.pop()[0]
+
+
+def distinct_ids(ids: Any, vocab: int) -> tuple[jax.Array, Any]:
+    """``row_ids [rows]`` and ``local_ids`` of :func:`gather_rows`, for a vocabulary."""
+    leaves, tree = jax.tree.flatten(ids)
+    flat = arguments.safe_ids(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), vocab)
     row_ids, local = _distinct(flat, vocab)
     local = jnp.where(flat < vocab, local, flat.size)
-    rows = jax.tree.map(lambda table: table.at[row_ids].get(mode="clip"), tables)
-    ends = [sum(leaf.size for leaf in id_leaves[: i + 1]) for i in range(len(id_leaves))]
+    ends = [sum(leaf.size for leaf in leaves[: i + 1]) for i in range(len(leaves))]
     pieces = jnp.split(local, ends[:-1])
-    shaped = [p.reshape(leaf.shape) for p, leaf in zip(pieces, id_leaves, strict=True)]
-    return row_ids, rows, jax.tree.unflatten(id_tree, shaped)
+    shaped = [p.reshape(leaf.shape) for p, leaf in zip(pieces, leaves, strict=True)]
+    return row_ids, jax.tree.unflatten(tree, shaped)
 
 
 def rows_from_dense(gradient: jax.Array, num_rows: int) -> Rows:

@@ -5,10 +5,13 @@ appearance is the answer. Where they do not, the process is finished exactly and
 continuous time, with draws arriving at rate 1, class i first appears after Exp(1) / p_i, so the
 classes still missing are those with the earliest of such times, and the draws that repeated a known
 class in between are a Poisson number. That costs O(vocab), and is bounded; no loop waits for luck.
-It is the only way where k is a large part of the vocabulary, since then O(vocab) is O(k).
+It is the only way where k is a large part of the vocabulary, since then O(vocab) is O(k). A sampler
+whose vocabulary is split over devices runs its part of the race on each (:class:`Racing`).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +22,35 @@ from jaxnets.kernels.softmax.ordering import sort_ids
 _TRIES_PER_CLASS = 3
 # From this share of the vocabulary on, the race alone is cheaper than draws that mostly repeat.
 _RACE_SHARE = 16
+
+
+class Arrivals(NamedTuple):
+    """The classes of a race that come first, in order: [count] each; and the mass of the known."""
+
+    times: jax.Array
+    ids: jax.Array
+    probability: jax.Array
+    known: jax.Array  # [], the probability of the classes that do not race
+
+
+@runtime_checkable
+class Racing(Protocol):
+    """A sampler with a race of its own."""
+
+    def race(self, key: jax.Array, known_ids: jax.Array) -> Arrivals:
+        """The first ``known_ids.size`` classes to arrive that are not among ``known_ids``."""
+
+
+def race(key: jax.Array, probability: jax.Array, known_ids: jax.Array, count: int) -> Arrivals:
+    """The first ``count`` of the classes of ``probability [vocab]`` to arrive.
+
+    ``known_ids`` do not race; ids out of range are none.
+    """
+    known = jnp.zeros(probability.shape, bool).at[known_ids].set(True, mode="drop")
+    arrival = jax.random.exponential(key, probability.shape) / probability
+    times, ids = lax.top_k(-jnp.where(known, jnp.inf, arrival), count)
+    mass = jnp.where(known, probability, 0).sum()
+    return Arrivals(-times, ids, probability[ids], mass)
 
 
 def draw_unique(sampler, key: jax.Array, num_sampled: int) -> tuple[jax.Array, jax.Array]:
@@ -62,20 +94,19 @@ def _finish(sampler, key, ids, found, tries):
     """Race the classes not yet among ``ids[:found]`` until all ``num_sampled`` are found."""
     num_sampled, vocab = ids.size, sampler.vocab
     clock_key, repeat_key = jax.random.split(key)
-    probability = jnp.exp(sampler.log_probability(jnp.arange(vocab, dtype=jnp.int32)))
-    known = jnp.zeros(vocab, bool).at[ids].set(True, mode="drop")
-    arrival = jax.random.exponential(clock_key, (vocab,)) / probability
-    arrival = jnp.where(known, jnp.inf, arrival)
-    times, order = lax.top_k(-arrival, num_sampled)
-    times = -times
+    if isinstance(sampler, Racing):
+        first = sampler.race(clock_key, ids)
+    else:
+        everyone = jnp.exp(sampler.log_probability(jnp.arange(vocab, dtype=jnp.int32)))
+        first = race(clock_key, everyone, ids, num_sampled)
+    times, order, probability, known = first
     missing = num_sampled - found
     end = times[missing - 1]
     slots = jnp.arange(num_sampled)
     ids = jnp.where(slots < found, ids, order[slots - found])
     # A class repeats, at its own rate, from its first appearance (or from now) to the end.
     repeats = (
-        jnp.where(slots < missing, probability[order] * jnp.maximum(end - times, 0), 0).sum()
-        + end * jnp.where(known, probability, 0).sum()
+        jnp.where(slots < missing, probability * jnp.maximum(end - times, 0), 0).sum() + end * known
     )
     repeated = jax.random.poisson(repeat_key, repeats)
     return ids.astype(jnp.int32), (tries + missing + repeated).astype(jnp.int32)

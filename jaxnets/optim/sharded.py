@@ -1,0 +1,78 @@
+"""Row-sparse optimisers on tables that are split over devices: each updates its own rows."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import PartitionSpec as P
+
+from jaxnets.kernels.softmax.sharded_sampled import local_rows
+from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
+from jaxnets.optim.rows import RowState, apply_updates, is_rows
+
+
+def sharded_init(
+    sharding: VocabSharding, optimizer: optax.GradientTransformation, tables: Any
+) -> RowState:
+    """The state of an optimiser of this package, split as the tables are.
+
+    Args:
+      sharding: over which axes the tables' first axis is split.
+      optimizer: of this package, for example :func:`jaxnets.optim.adagrad`.
+      tables: of arrays [vocab, ...].
+    """
+    return sharding.run(optimizer.init, (sharding.table_spec,), _split(sharding), tables)
+
+
+def _split(sharding: VocabSharding) -> Any:
+    """How a state is laid out: its tables as the tables are, its count everywhere."""
+    step: Any = P()
+    return RowState(step, sharding.table_spec)
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(3, 4))
+def sharded_update(
+    sharding: VocabSharding,
+    optimizer: optax.GradientTransformation,
+    gradients: Any,
+    state: RowState,
+    tables: Any,
+) -> tuple[Any, RowState]:
+    """``(tables, state)`` after a step; nothing is sent, and no table is gone over.
+
+    Args:
+      sharding: over which axes the tables' first axis is split.
+      optimizer: of this package.
+      gradients: like ``tables`` with :class:`jaxnets.kernels.Rows`, on all devices.
+      state: of :func:`sharded_init`; it and ``tables`` are donated.
+      tables: of arrays [vocab, ...].
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxnets import optim
+      >>> from jaxnets.kernels import Rows
+      >>> sharding = VocabSharding(jax.make_mesh((1,), ("vocab",)), "vocab")
+      >>> optimizer, table = optim.sgd(0.5), jnp.ones((4, 1))
+      >>> state = sharded_init(sharding, optimizer, table)
+      >>> gradient = Rows(jnp.array([1, 3]), jnp.ones((2, 1)))
+      >>> table, state = sharded_update(sharding, optimizer, gradient, state, table)
+      >>> table[:, 0].tolist()
+      [1.0, 0.5, 1.0, 0.5]
+    """
+
+    def on_device(gradients, state, tables):
+        local = jax.tree.map(
+            lambda rows, table: local_rows(sharding, rows, table.shape[0]), gradients, tables,
+            is_leaf=is_rows,
+        )  # fmt: skip
+        updates, state = optimizer.update(local, state, tables)
+        return apply_updates(tables, updates), state
+
+    split = _split(sharding)
+    return sharding.run(
+        on_device, (P(), split, sharding.table_spec), (sharding.table_spec, split),
+        gradients, state, tables,
+    )  # fmt: skip

@@ -1,0 +1,115 @@
+"""How an output layer is split over devices, and what every sharded function does first."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+class VocabSharding(NamedTuple):
+    """Classes split over one or more axes of a mesh, tokens over another.
+
+    mesh: of devices, with axes of any type.
+    vocab: the axis, or the axes, over which the first axis of tables is split; None: every device
+      has the whole table (of gathered rows, say).
+    tokens: the axis over which the first axis of hidden states and labels is split; None: every
+      device sees all tokens.
+
+    Example:
+      >>> import jax
+      >>> sharding = VocabSharding(jax.make_mesh((1, 1), ("data", "vocab")), "vocab", "data")
+      >>> sharding.table_spec, sharding.token_spec, sharding.shards
+      (P('vocab',), P('data',), 1)
+    """
+
+    mesh: Mesh
+    vocab: str | tuple[str, ...] | None
+    tokens: str | None = None
+
+    @property
+    def table_spec(self) -> P:
+        """Of tables [vocab, ...], biases [vocab] and their optimizer state."""
+        return P(self.vocab) if self.vocab else P()
+
+    @property
+    def token_spec(self) -> P:
+        """Of hidden states [..., features], labels [...] and losses [...]."""
+        return P(self.tokens) if self.tokens else P()
+
+    @property
+    def vocab_axes(self) -> tuple[str, ...]:
+        """The axes of ``vocab``, as a tuple."""
+        if self.vocab is None:
+            return ()
+        return (self.vocab,) if isinstance(self.vocab, str) else self.vocab
+
+    @property
+    def shards(self) -> int:
+        """How many parts the vocabulary is in."""
+        return math.prod(self.mesh.shape[axis] for axis in self.vocab_axes)
+
+    def check(self, vocab: int, tokens_shape: tuple[int, ...]) -> None:
+        """Raise unless the axes are the mesh's and divide the arrays."""
+        axes = (*self.vocab_axes, *((self.tokens,) if self.tokens else ()))
+        if unknown := [axis for axis in axes if axis not in self.mesh.shape]:
+            raise ValueError(f"sharding names {unknown}, the mesh has {self.mesh.axis_names}")
+        if len(set(axes)) != len(axes):
+            raise ValueError(f"sharding must name an axis once, got {axes}")
+        if vocab % self.shards:
+            raise ValueError(
+                f"vocab must be a multiple of the {self.shards} shards, got {vocab}: pad weight "
+                "with rows of zeros and bias with -inf"
+            )
+        parts = self.mesh.shape[self.tokens] if self.tokens else 1
+        if not tokens_shape or tokens_shape[0] % parts:
+            raise ValueError(
+                f"the first axis of hidden must be a multiple of the {parts} devices of "
+                f"{self.tokens!r}, got shape {tokens_shape}"
+            )
+
+    def place(self, array, spec: P):
+        """``array`` laid out as ``spec`` says, where the mesh's axes are explicit.
+
+        XLA lays arrays out by itself where they are not.
+        """
+        if array is None or AxisType.Explicit not in self.mesh.axis_types:
+            return array
+        return jax.sharding.reshard(array, NamedSharding(self.mesh, spec))
+
+    def run(self, function, in_specs, out_specs, *arrays):
+        """``shard_map`` of a function that does its own collectives and is not differentiated."""
+        placed = jax.tree.map(self.place, arrays, jax.tree.broadcast(in_specs, arrays))
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+        )(*placed)
+
+    def local_ids(self, ids: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        """Inside ``run``: ids into this device's ``size`` classes, and which of them are its own.
+
+        What is another's becomes ``size``, out of bounds.
+        """
+        local = ids - self.start(size)
+        own = (local >= 0) & (local < size)
+        return jnp.where(own, local, size).astype(jnp.int32), own
+
+    def start(self, size: int):
+        """Inside ``run``: the first class of this device."""
+        return lax.axis_index(self.vocab_axes) * size if self.vocab_axes else 0
+
+    def sum_over_vocab(self, tree):
+        """Inside ``run``: the sum over the shards of the vocabulary."""
+        return lax.psum(tree, self.vocab_axes) if self.vocab_axes else tree
+
+    def max_over_vocab(self, array):
+        """Inside ``run``: the maximum over the shards of the vocabulary."""
+        return lax.pmax(array, self.vocab_axes) if self.vocab_axes else array
+
+    def sum_over_tokens(self, tree):
+        """Inside ``run``: the sum over the devices that have other tokens."""
+        return lax.psum(tree, self.tokens) if self.tokens else tree
