@@ -2,6 +2,9 @@ import jax
 import jaxtyping
 import pytest
 
+# Eight devices for what is split over devices; whatever is not runs on the first, as it would.
+jax.config.update("jax_num_cpu_devices", 8)
+
 
 @pytest.fixture
 def x64():

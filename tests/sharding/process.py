@@ -1,0 +1,85 @@
+"""One of two processes with four devices each: run by ``test_two_processes.py``."""
+
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+
+
+def main(address: str, number: int) -> None:
+    """Prints the largest relative differences from one device, of two steps of training."""
+    jax.distributed.initialize(address, num_processes=2, process_id=number)
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import AxisType, NamedSharding
+
+    from jaxnets import optim
+    from jaxnets.kernels import (
+        LogUniform,
+        VocabSharding,
+        linear_softmax_cross_entropy,
+        sample,
+        sharded_linear_softmax_cross_entropy,
+    )
+    from tests.sharding.test_communication import row_step as sharded_row_step
+    from tests.sharding.test_sharded import row_step
+
+    assert jax.device_count() == 8
+    assert jax.process_count() == 2
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
+    # The vocabulary across both processes, so that its sums go over the wire.
+    sharding = VocabSharding(mesh, ("data", "vocab"))
+    vocab, features, tokens = 1600, 24, 16
+
+    def normal(seed, *shape):
+        return np.asarray(jax.random.normal(jax.random.key(seed), shape))
+
+    def split(array, spec):
+        return jax.make_array_from_callback(
+            array.shape, NamedSharding(mesh, spec), lambda index: array[index]
+        )
+
+    hidden, weight, bias = normal(0, tokens, features), normal(1, vocab, features), normal(2, vocab)
+    labels = np.arange(tokens, dtype=np.int32) * 97 % vocab
+    placed = (
+        split(hidden, sharding.token_spec), split(weight, sharding.table_spec),
+        split(bias, sharding.table_spec), split(labels, sharding.token_spec),
+    )  # fmt: skip
+
+    def difference(got, wanted):
+        worst = 0.0
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            b = np.asarray(b)
+            for shard in a.addressable_shards:
+                part = np.abs(np.asarray(shard.data) - b[shard.index]).max()
+                worst = max(worst, float(part / max(np.abs(b).max(), 1e-3)))
+        return worst
+
+    def sharded(hidden, weight, bias, labels):
+        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, bias, labels)
+
+    def single(hidden, weight, bias):
+        return linear_softmax_cross_entropy(hidden, weight, bias, jnp.asarray(labels))
+
+    got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed)
+    wanted = jax.value_and_grad(single, (0, 1, 2))(*map(jnp.asarray, (hidden, weight, bias)))
+    exact = difference(got, wanted)
+
+    optimizer = optim.adagrad(0.1)
+    tables = {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
+    samples = sample(LogUniform(vocab), jax.random.key(5), 48, jnp.asarray(labels))
+    wanted = row_step(
+        optimizer, tables, optimizer.init(tables), jnp.asarray(hidden), jnp.asarray(labels), samples
+    )
+    split_tables = {"weight": placed[1], "bias": placed[2]}
+    state = jax.jit(lambda tables: optim.sharded_init(sharding, optimizer, tables))(split_tables)
+    everywhere = jax.tree.map(lambda a: split(np.asarray(a), jax.P()), samples)
+    step = jax.jit(lambda *a: sharded_row_step(sharding, *a))
+    got = step(everywhere, split_tables, state, placed[0], placed[3])
+    print("differences", exact, difference(got, wanted), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,200 @@
+"""What goes over the wire, read from compiled programs: tokens and rows, never the vocabulary."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from benchmarks.scaling import Layout, collectives, exact_cost, sampled_cost
+from jaxnets import optim
+from jaxnets.kernels import (
+    LogUniform,
+    Rows,
+    ShardedUnigram,
+    Unigram,
+    VocabSharding,
+    sample,
+    sharded_gather_rows,
+    sharded_linear_softmax_cross_entropy,
+    sharded_sampled_softmax_cross_entropy,
+)
+
+TOKENS, FEATURES, SAMPLED = 96, 32, 64
+SCALARS = 64  # bytes: the mean over the devices
+VOCABS = (4_000, 64_000)
+
+
+def sharding_over(vocab, tokens=None):
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
+    return VocabSharding(mesh, vocab, tokens)
+
+
+def arrays(sharding, vocab):
+    tokens = NamedSharding(sharding.mesh, sharding.token_spec)
+    table = NamedSharding(sharding.mesh, sharding.table_spec)
+    return jax.device_put(
+        (jnp.ones((TOKENS, FEATURES)), jnp.ones((vocab, FEATURES)), jnp.ones(vocab),
+         jnp.arange(TOKENS, dtype=jnp.int32)),
+        (tokens, table, table, tokens),
+    )  # fmt: skip
+
+
+def sent(function, *arguments):
+    """Bytes of the collectives of a compiled function, in all and the largest."""
+    found = collectives(jax.jit(function).lower(*arguments).compile().as_text())
+    sizes = [collective.bytes for collective in found]
+    return sum(sizes), max(sizes)
+
+
+def test_the_reader_of_collectives():
+    text = """
+      %a = f32[20,32]{1,0} all-reduce(%x), channel_id=1
+      %b = (f32[], bf16[4]{0}) all-reduce-start(%y, %z)
+      %c = s32[7]{0} all-gather(%w), dimensions={0}
+      %d = f32[9]{0} add(%a, %all-reduce.3)
+    """
+    assert [tuple(c) for c in collectives(text)] == [
+        ("all-reduce", 20 * 32 * 4), ("all-reduce", 4 + 8), ("all-gather", 28)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("vocab_axes", "token_axis", "token_shards", "vocab_shards"),
+    [("vocab", None, 1, 4), (("data", "vocab"), None, 1, 8), ("vocab", "data", 2, 4)],
+)
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_the_exact_loss_sends_what_the_model_says(
+    vocab, vocab_axes, token_axis, token_shards, vocab_shards
+):
+    sharding = sharding_over(vocab_axes, token_axis)
+
+    def loss(hidden, weight, bias, labels):
+        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, bias, labels)
+
+    total, _ = sent(jax.value_and_grad(loss, (0, 1, 2)), *arrays(sharding, vocab))
+    layout = Layout(vocab, FEATURES, TOKENS // token_shards, vocab_shards, token_shards)
+    predicted = exact_cost(layout).wire_bytes
+    assert predicted <= total <= predicted + SCALARS
+    if token_axis is None:  # nothing in it grows with the vocabulary
+        assert predicted == exact_cost(layout._replace(vocab=10**9)).wire_bytes
+
+
+def row_step(sharding, samples, tables, state, hidden, labels):
+    ids, rows, local = sharded_gather_rows(
+        sharding, tables, {"labels": labels, "samples": samples.ids}
+    )
+    local_samples = samples._replace(ids=local["samples"])
+
+    def loss(rows):
+        return sharded_sampled_softmax_cross_entropy(
+            sharding._replace(vocab=None), hidden, rows["weight"], rows["bias"], local["labels"],
+            local_samples,
+        )  # fmt: skip
+
+    value, gradient = jax.value_and_grad(loss)(rows)
+    gradients = {name: Rows(ids, values) for name, values in gradient.items()}
+    return value, *optim.sharded_update(sharding, optim.adagrad(0.1), gradients, state, tables)
+
+
+@pytest.mark.parametrize(
+    ("vocab_axes", "token_axis", "token_shards"), [("vocab", None, 1), ("vocab", "data", 2)]
+)
+def test_a_row_sparse_step_sends_rows_and_not_the_vocabulary(vocab_axes, token_axis, token_shards):
+    sharding = sharding_over(vocab_axes, token_axis)
+    totals = []
+    for vocab in VOCABS:
+        hidden, weight, bias, labels = arrays(sharding, vocab)
+        tables = {"weight": weight, "bias": bias}
+        state = optim.sharded_init(sharding, optim.adagrad(0.1), tables)
+        samples = sample(LogUniform(vocab), jax.random.key(0), SAMPLED, labels)
+
+        def step(tables, state, hidden, labels, samples=samples):
+            return row_step(sharding, samples, tables, state, hidden, labels)
+
+        total, _ = sent(step, tables, state, hidden, labels)
+        totals.append(total)
+    assert totals[0] == totals[1]
+    layout = Layout(
+        VOCABS[0], FEATURES, TOKENS // token_shards, 4, token_shards, num_sampled=SAMPLED
+    )
+    predicted = sampled_cost(layout).wire_bytes
+    assert predicted <= totals[0] <= predicted + SCALARS
+
+
+def test_the_exact_loss_computes_and_holds_what_the_model_says():
+    vocab, tile = 65_536, 1024
+    sharding = sharding_over("vocab")
+
+    def loss(hidden, weight, bias, labels):
+        return sharded_linear_softmax_cross_entropy(
+            sharding, hidden, weight, bias, labels, vocab_tile=tile
+        )
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))
+    compiled = gradient.lower(*arrays(sharding, vocab)).compile()
+    predicted = exact_cost(Layout(vocab, FEATURES, TOKENS, vocab_shards=4))
+    costs = compiled.cost_analysis()
+    assert costs is not None
+    # XLA counts the body of a loop once. Beside the matmuls are some 5 operations a logit, of
+    # 8 * 32 in the matmuls.
+    assert 1 < costs["flops"] * (vocab // 4 // tile) / predicted.flops < 1.1
+    memory = compiled.memory_analysis()
+    held = sum(getattr(memory, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp"))
+    tiles = 4 * 4 * TOKENS * tile  # a few tiles of logits
+    tokens = 8 * 4 * TOKENS * FEATURES
+    assert predicted.resident_bytes < held < 1.05 * predicted.resident_bytes + tiles + tokens
+
+
+def test_a_row_sparse_step_computes_and_holds_what_the_model_says():
+    vocab, sharding = 65_536, sharding_over("vocab")
+    hidden, weight, bias, labels = arrays(sharding, vocab)
+    tables = {"weight": weight, "bias": bias}
+    state = optim.sharded_init(sharding, optim.adagrad(0.1), tables)
+    samples = sample(LogUniform(vocab), jax.random.key(0), SAMPLED, labels)
+    step = jax.jit(
+        lambda *state: row_step(sharding, samples, *state, hidden, labels), donate_argnums=(0, 1)
+    )
+    compiled = step.lower(tables, state).compile()
+    layout = Layout(vocab, FEATURES, TOKENS, vocab_shards=4, num_sampled=SAMPLED)
+    predicted = sampled_cost(layout)
+    costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    assert costs is not None
+    # The forward's product, or what is computed of it again, is one of the three matmuls.
+    assert 2 / 3 < costs["flops"] / predicted.flops < 1.2
+    # Tables and state are updated where they are; the rest has the size of the rows.
+    assert memory.alias_size_in_bytes >= predicted.resident_bytes
+    rows = 4 * (TOKENS + SAMPLED) * (FEATURES + 1)
+    assert memory.temp_size_in_bytes < 16 * rows
+    assert memory.argument_size_in_bytes < predicted.resident_bytes + 16 * rows
+
+
+def test_the_sampled_loss_with_a_dense_gradient_does_not_send_it():
+    sharding = sharding_over("vocab", "data")
+    totals = []
+    for vocab in VOCABS:
+        hidden, weight, bias, labels = arrays(sharding, vocab)
+        samples = sample(LogUniform(vocab), jax.random.key(0), SAMPLED, labels)
+
+        def loss(hidden, weight, bias, labels, samples=samples):
+            return sharded_sampled_softmax_cross_entropy(
+                sharding, hidden, weight, bias, labels, samples
+            )
+
+        totals.append(sent(jax.grad(loss, (0, 1, 2)), hidden, weight, bias, labels)[0])
+    assert totals[0] == totals[1] < 4 * VOCABS[1] * FEATURES // 4
+
+
+@pytest.mark.parametrize("unique", [False, True])
+def test_a_split_sampler_sends_its_draws(unique):
+    sharding = sharding_over("vocab")
+    totals = []
+    for vocab in VOCABS:
+        sampler = ShardedUnigram.split(sharding, Unigram.from_counts(jnp.arange(vocab) + 1))
+
+        def draw(sampler, key, labels):
+            return sample(sampler, key, SAMPLED, labels, unique=unique)
+
+        totals.append(sent(draw, sampler, jax.random.key(0), jnp.arange(5))[0])
+    assert totals[0] == totals[1]
+    # Three draws a sample, a look-up of each in three tables, and the race's first arrivals.
+    assert totals[0] <= 4 * SAMPLED * (3 * 2 + 3 * 4 + 4) + SCALARS

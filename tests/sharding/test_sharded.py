@@ -1,0 +1,335 @@
+"""Losses, samplers and row-sparse steps on eight devices: equal to those on one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from scipy import stats
+
+from jaxnets import optim
+from jaxnets.kernels import (
+    LogUniform,
+    Rows,
+    ShardedUnigram,
+    Unigram,
+    VocabSharding,
+    compiling_for,
+    gather_rows,
+    linear_softmax_cross_entropy,
+    sample,
+    sampled_softmax_cross_entropy,
+    sharded_gather_rows,
+    sharded_linear_softmax_cross_entropy,
+    sharded_sampled_softmax_cross_entropy,
+)
+
+VOCAB, FEATURES, BATCH, TIME = 1600, 24, 8, 3
+
+
+def make_mesh(kind=AxisType.Auto):
+    return jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind, kind))
+
+
+SHARDINGS = {
+    "vocab and tokens": lambda mesh: VocabSharding(mesh, "vocab", "data"),
+    "vocab over all": lambda mesh: VocabSharding(mesh, ("data", "vocab")),
+    "vocab only": lambda mesh: VocabSharding(mesh, "vocab"),
+    "tokens only": lambda mesh: VocabSharding(mesh, None, "data"),
+}
+
+
+def normal(seed, *shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def problem(dtype=jnp.float32):
+    labels = jax.random.randint(jax.random.key(3), (BATCH, TIME), 0, VOCAB)
+    return (
+        normal(0, BATCH, TIME, FEATURES, dtype=dtype),
+        normal(1, VOCAB, FEATURES, dtype=dtype),
+        normal(2, VOCAB, dtype=dtype),
+        labels,
+    )
+
+
+def place(sharding, hidden, weight, bias, labels):
+    tokens = NamedSharding(sharding.mesh, sharding.token_spec)
+    table = NamedSharding(sharding.mesh, sharding.table_spec)
+    return jax.device_put((hidden, weight, bias, labels), (tokens, table, table, tokens))
+
+
+def close(got, wanted, dtype=jnp.float32):
+    """Sums over features and classes in another order, each of them rounded."""
+    tolerance = 8 * float(jnp.finfo(dtype).eps) * FEATURES**0.5
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", SHARDINGS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_exact_loss(kind, name, dtype):
+    sharding = SHARDINGS[name](make_mesh(kind))
+    arrays = problem(dtype)
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 5}
+
+    def loss(hidden, weight, bias, labels):
+        return linear_softmax_cross_entropy(hidden, weight, bias, labels, **options)
+
+    def sharded(hidden, weight, bias, labels):
+        return sharded_linear_softmax_cross_entropy(
+            sharding, hidden, weight, bias, labels, **options
+        )
+
+    wanted = jax.value_and_grad(loss, (0, 1, 2))(*arrays)
+    placed = place(sharding, *arrays)
+    got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed)
+    close(got, wanted, dtype)
+    for gradient, array in zip(got[1], placed, strict=False):
+        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_exact_loss_by_pallas_on_each_shard(platform):
+    sharding = SHARDINGS["vocab and tokens"](make_mesh())
+    arrays = problem()
+
+    def loss(implementation, hidden, weight, bias, labels):
+        return sharded_linear_softmax_cross_entropy(
+            sharding, hidden, weight, bias, labels, implementation=implementation
+        )
+
+    gradient = jax.value_and_grad(loss, (1, 2, 3))
+    wanted = gradient("tiled", *place(sharding, *arrays))
+    with compiling_for(platform, interpret=True):
+        got = gradient("pallas", *place(sharding, *arrays))
+    close(got, wanted)
+
+
+def test_exact_loss_without_bias_and_a_loss_for_each_token():
+    sharding = SHARDINGS["vocab and tokens"](make_mesh())
+    hidden, weight, bias, labels = place(sharding, *problem())
+    cotangent = normal(7, BATCH, TIME)
+
+    def loss(hidden, weight, labels, function):
+        losses = function(hidden, weight, None, labels, reduction="none", soft_cap=4.0)
+        return (losses * cotangent).sum(), losses
+
+    def sharded(*arrays, **options):
+        return sharded_linear_softmax_cross_entropy(sharding, *arrays, **options)
+
+    gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    got = gradient(hidden, weight, labels, sharded)
+    del bias
+    whole = problem()
+    close(got, gradient(whole[0], whole[1], whole[3], linear_softmax_cross_entropy))
+
+
+def test_classes_that_pad_the_vocabulary_have_no_effect():
+    """A whole shard of bias -inf is no class, and no NaN."""
+    sharding = SHARDINGS["vocab only"](make_mesh())
+    hidden, weight, bias, labels = problem()
+    labels, kept = labels % 1200, 1200  # the last of the four shards is padding
+    padded_bias = jnp.where(jnp.arange(VOCAB) < kept, bias, -jnp.inf)
+
+    def sharded(hidden, weight, bias):
+        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, bias, labels)
+
+    def loss(hidden, weight, bias):
+        return linear_softmax_cross_entropy(hidden, weight, bias, labels)
+
+    got = jax.value_and_grad(sharded, (0, 1, 2))(hidden, weight, padded_bias)
+    wanted = jax.value_and_grad(loss, (0, 1, 2))(hidden, weight[:kept], bias[:kept])
+    close((got[0], got[1][0], got[1][1][:kept], got[1][2][:kept]), (wanted[0], *wanted[1]))
+    assert not got[1][1][kept:].any()
+
+
+def test_a_label_out_of_range_is_nan_as_on_one_device():
+    sharding = SHARDINGS["vocab and tokens"](make_mesh())
+    hidden, weight, bias, labels = problem()
+
+    @jax.jit
+    def losses(labels):
+        return sharded_linear_softmax_cross_entropy(
+            sharding, hidden, weight, bias, labels, reduction="none"
+        )
+
+    found = losses(labels.at[2, 1].set(VOCAB).at[4, 0].set(-1))
+    assert np.argwhere(np.isnan(found)).tolist() == [[2, 1], [4, 0]]
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", SHARDINGS)
+@pytest.mark.parametrize("num_true", [0, 2])
+def test_sampled_loss(kind, name, num_true):
+    sharding = SHARDINGS[name](make_mesh(kind))
+    hidden, weight, bias, labels = problem()
+    if num_true:
+        labels = jax.random.randint(jax.random.key(4), (BATCH, TIME, num_true), 0, VOCAB)
+    samples = sample(LogUniform(VOCAB), jax.random.key(5), 64, labels)
+
+    def loss(hidden, weight, bias, labels):
+        return sampled_softmax_cross_entropy(hidden, weight, bias, labels, samples)
+
+    def sharded(hidden, weight, bias, labels):
+        return sharded_sampled_softmax_cross_entropy(
+            sharding, hidden, weight, bias, labels, samples
+        )
+
+    wanted = jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias, labels)
+    placed = place(sharding, hidden, weight, bias, labels)
+    close(jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed), wanted)
+    without = jax.jit(jax.grad(lambda h, w, y: sharded(h, w, None, y), (0, 1)))
+    got = without(placed[0], placed[1], placed[3])
+    close(got, jax.grad(loss, (0, 1))(hidden, weight, None, labels))
+
+
+OPTIMIZERS = {
+    "sgd": optim.sgd(0.3),
+    "momentum": optim.momentum(0.3),
+    "adagrad": optim.adagrad(0.3),
+    "rowwise_adagrad": optim.rowwise_adagrad(0.3),
+    "lazy_adam": optim.lazy_adam(0.3),
+}
+
+
+def row_step(optimizer, tables, state, hidden, labels, samples):
+    """A step on one device."""
+    ids, rows, local = gather_rows(tables, {"labels": labels, "samples": samples.ids})
+
+    def loss(rows):
+        return sampled_softmax_cross_entropy(
+            hidden, rows["weight"], rows["bias"], local["labels"],
+            samples._replace(ids=local["samples"]),
+        )  # fmt: skip
+
+    value, gradient = jax.value_and_grad(loss)(rows)
+    updates = {name: Rows(ids, values) for name, values in gradient.items()}
+    updates, state = optimizer.update(updates, state)
+    return value, optim.apply_updates(tables, updates), state
+
+
+def sharded_row_step(sharding, optimizer, tables, state, hidden, labels, samples):
+    """The same step on all of them."""
+    ids, rows, local = sharded_gather_rows(
+        sharding, tables, {"labels": labels, "samples": samples.ids}
+    )
+    on_rows = sharding._replace(vocab=None)
+
+    def loss(rows):
+        return sharded_sampled_softmax_cross_entropy(
+            on_rows, hidden, rows["weight"], rows["bias"], local["labels"],
+            samples._replace(ids=local["samples"]),
+        )  # fmt: skip
+
+    value, gradient = jax.value_and_grad(loss)(rows)
+    gradients = {name: Rows(ids, values) for name, values in gradient.items()}
+    tables, state = optim.sharded_update(sharding, optimizer, gradients, state, tables)
+    return value, tables, state
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("split", ["vocab and tokens", "vocab over all"])
+def test_row_sparse_steps(name, split):
+    """Three steps: losses, tables and every array of the optimizer's state."""
+    sharding, optimizer = SHARDINGS[split](make_mesh()), OPTIMIZERS[name]
+    hidden, weight, bias, labels = problem()
+    tables = {"weight": weight, "bias": bias}
+    state = optimizer.init(tables)
+    layout = NamedSharding(sharding.mesh, sharding.table_spec)
+    split_tables = jax.device_put(tables, layout)
+    split_state = optim.sharded_init(sharding, optimizer, split_tables)
+    for leaf in jax.tree.leaves(split_state.tables):
+        assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
+    for step in range(3):
+        samples = sample(LogUniform(VOCAB), jax.random.key(step), 48, labels)
+        wanted, tables, state = row_step(optimizer, tables, state, hidden, labels, samples)
+        got, split_tables, split_state = sharded_row_step(
+            sharding, optimizer, split_tables, split_state, hidden, labels, samples
+        )
+        labels = (labels + 7) % VOCAB
+        close((got, split_tables, split_state), (wanted, tables, state))
+
+
+COUNTS = np.arange(1, VOCAB + 1) % 97
+
+
+def sharded_unigram(counts=COUNTS):
+    return ShardedUnigram.split(SHARDINGS["vocab only"](make_mesh()), Unigram.from_counts(counts))
+
+
+def test_a_split_unigram_draws_as_a_whole_one():
+    whole, split = Unigram.from_counts(COUNTS), sharded_unigram()
+    labels = jnp.array([3, 500, 1599])
+    for unique in (False, True):
+        wanted = sample(whole, jax.random.key(1), 50, labels, unique=unique)
+        got = sample(split, jax.random.key(1), 50, labels, unique=unique)
+        for a, b in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_split_race_has_the_distribution_of_repeated_draws():
+    """Inclusion of each class among 4 of 8, by chi-squared: a false alarm in 10^4 runs."""
+    counts = np.array([1, 2, 3, 4, 5, 6, 7, 12])
+    split, keys = sharded_unigram(counts), jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.jit(jax.vmap(lambda key: sample(split, key, 4, jnp.array([0])).ids))(keys)
+    assert all(len(set(row)) == 4 for row in np.asarray(drawn).tolist())
+    included = np.bincount(np.asarray(drawn).reshape(-1), minlength=8)
+    # Exact inclusion probabilities, over all orders of successive draws without replacement.
+    probability = counts / counts.sum()
+    exact = np.zeros(8)
+
+    def follow(chosen, mass, chance):
+        if len(chosen) == 4:
+            exact[list(chosen)] += chance
+            return
+        for k in set(range(8)) - set(chosen):
+            follow((*chosen, k), mass + probability[k], chance * probability[k] / (1 - mass))
+
+    follow((), 0.0, 1.0)
+    variance = len(keys) * exact * (1 - exact)
+    z = (included - len(keys) * exact) / np.sqrt(variance)
+    # The counts are negatively correlated, so their largest is bounded by that of 8 independent.
+    assert np.abs(z).max() < stats.norm.isf(1e-4 / 2 / 8)
+
+
+def test_tries_of_the_split_race_are_those_of_repeated_draws():
+    """Mean tries until 4 of 8 are found, within 4.5 standard errors: 7 false alarms in 10^6."""
+    counts = np.array([1, 2, 3, 4, 5, 6, 7, 12])
+    split, keys = sharded_unigram(counts), jax.random.split(jax.random.key(1), 4000)
+    tries = np.asarray(
+        jax.jit(jax.vmap(lambda key: sample(split, key, 4, jnp.array([0])).tries))(keys), float
+    )
+    generator = np.random.default_rng(0)
+    direct = []
+    for row in generator.choice(8, (4000, 400), p=counts / counts.sum()):
+        firsts = np.sort(np.unique(row, return_index=True)[1])
+        direct.append(firsts[3] + 1)
+    error = np.sqrt((tries.var() + np.var(direct)) / 4000)
+    assert abs(tries.mean() - np.mean(direct)) < 4.5 * error
+
+
+def test_bad_shardings():
+    mesh = make_mesh()
+    hidden, weight, bias, labels = problem()
+
+    def loss(sharding, weight=weight, hidden=hidden, labels=labels):
+        bias = jnp.zeros(weight.shape[0])
+        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, bias, labels)
+
+    with pytest.raises(ValueError, match=r"sharding names \['model'\], the mesh has"):
+        loss(VocabSharding(mesh, "model"))
+    with pytest.raises(ValueError, match="must name an axis once"):
+        loss(VocabSharding(mesh, "vocab", "vocab"))
+    with pytest.raises(ValueError, match="multiple of the 4 shards, got 1599: pad weight"):
+        loss(VocabSharding(mesh, "vocab"), weight=weight[:-1])
+    with pytest.raises(ValueError, match="multiple of the 2 devices of 'data'"):
+        loss(VocabSharding(mesh, "vocab", "data"), hidden=hidden[:7], labels=labels[:7])
+    samples = sample(LogUniform(VOCAB), jax.random.key(5), 4, labels, per_token=True)
+    with pytest.raises(ValueError, match="shared by all tokens"):
+        sharded_sampled_softmax_cross_entropy(
+            VocabSharding(mesh, "vocab"), hidden, weight, bias, labels, samples
+        )
