@@ -77,7 +77,9 @@ def recurrent_layers(
     final = []
     for number, directions in enumerate(layers):
         if number and dropout:
-            kept = jax.random.bernoulli(_fold(key, number, 2), 1 - dropout, inputs.shape)
+            kept = jax.random.bernoulli(
+                _fold(key, number, 2), jnp.float32(1 - dropout), inputs.shape
+            )
             inputs = jnp.where(kept, inputs / (1 - dropout), 0).astype(inputs.dtype)
         outputs, ends = [], []
         for reverse, parameters in enumerate(directions):

@@ -45,9 +45,10 @@ def _platform(target: Target):
 
 
 def _forward(target: Target, x_gates, kernel, c, h, lengths, keep, mask):
-    outputs, gates, before_c, last_c, last_h = _platform(target).forward(
-        target.interpret, x_gates, kernel, c, h, lengths, keep, mask
-    )
+    with jax.enable_x64(False):  # indices are int32 in a kernel, whatever the user's default
+        outputs, gates, before_c, last_c, last_h = _platform(target).forward(
+            target.interpret, x_gates, kernel, c, h, lengths, keep, mask
+        )
     residuals = (kernel, h, lengths, keep, mask, outputs, gates, before_c)
     return (outputs, last_c, last_h), residuals
 
@@ -55,9 +56,10 @@ def _forward(target: Target, x_gates, kernel, c, h, lengths, keep, mask):
 def _backward(target: Target, residuals, cotangents):
     kernel, h, lengths, keep, mask, outputs, gates, before_c = residuals
     d_outputs, dc, dh = cotangents
-    d_gates, dc, dh = _platform(target).backward(
-        target.interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, keep, mask
-    )
+    with jax.enable_x64(False):
+        d_gates, dc, dh = _platform(target).backward(
+            target.interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, keep, mask
+        )
     before_h = jnp.concatenate([h[None].astype(outputs.dtype), outputs[:-1]])
     for factor in (None if keep is None else keep[:, :, None], mask):
         if factor is not None:

@@ -266,7 +266,7 @@ def _marks(call: _Call, inputs, output, lengths, segment_ids, key, accumulator) 
         else:
             resets = jnp.concatenate([never, changes], axis=1)
     if call.recurrent_dropout:
-        kept = jax.random.bernoulli(key, 1 - call.recurrent_dropout, (batch, output))
+        kept = jax.random.bernoulli(key, jnp.float32(1 - call.recurrent_dropout), (batch, output))
         mask = kept.astype(accumulator) / (1 - call.recurrent_dropout)
     return Marks(lengths, resets, mask)
 

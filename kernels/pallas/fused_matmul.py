@@ -97,11 +97,12 @@ def fused_matmul(
     tiles = tiles or DEFAULT_TILES[target.platform]
     dtype = jnp.promote_types(left.dtype, right.dtype)
     left, right = left.astype(dtype), right.astype(dtype)
-    if target.platform == "tpu":
-        if left_ids is not None:
-            left = left.at[left_ids].get(mode="fill", fill_value=jnp.nan)
-        return _mosaic(target, tiles, epilogue, outputs, name, left, right, inputs)
-    return _triton(target, tiles, epilogue, outputs, name, left, right, inputs, left_ids)
+    if target.platform == "tpu" and left_ids is not None:
+        left, left_ids = left.at[left_ids].get(mode="fill", fill_value=jnp.nan), None
+    with jax.enable_x64(False):  # indices are int32 in a kernel, whatever the user's default
+        if target.platform == "tpu":
+            return _mosaic(target, tiles, epilogue, outputs, name, left, right, inputs)
+        return _triton(target, tiles, epilogue, outputs, name, left, right, inputs, left_ids)
 
 
 def reference(

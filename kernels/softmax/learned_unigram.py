@@ -75,7 +75,7 @@ class LearnedUnigram:
 
     def draw(self, key, shape):
         """Independent draws: a rank in [0, total), and the leaf that holds it."""
-        rank = jax.random.randint(key, shape, 0, self._total())
+        rank = jax.random.randint(key, shape, 0, self._total(), jnp.int32)
         node = jnp.zeros(shape, jnp.int32)
         for level in reversed(self.levels):
             sums = jnp.cumsum(level[node], axis=-1)

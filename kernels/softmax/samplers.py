@@ -156,12 +156,15 @@ def _check_vocab(vocab: int) -> None:
         raise ValueError(f"vocab must lie in [1, {arguments.INT32_MAX}] (int32 ids), got {vocab}")
 
 
-@jax.tree_util.register_dataclass
+# JAX 0.10 takes two dataclasses without arrays for one if their static fields are equal, and may
+# then run the other's program (PyTreeDef compares fields, not classes). So the next two are
+# registered as static themselves.
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class Uniform:
     """Every class alike: p = 1 / vocab."""
 
-    vocab: int = _static()
+    vocab: int
 
     def __post_init__(self):
         _check_vocab(self.vocab)
@@ -171,13 +174,13 @@ class Uniform:
         return self.vocab
 
     def draw(self, key, shape):
-        return jax.random.randint(key, shape, 0, self.vocab)
+        return jax.random.randint(key, shape, 0, self.vocab, jnp.int32)
 
     def log_probability(self, ids):
         return jnp.full(ids.shape, -np.log(self.vocab), jnp.float32)
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_static
 @dataclass(frozen=True)
 class LogUniform:
     """Zipf's law for ids sorted by falling frequency: p(k) = log((k + 2) / (k + 1)) / log(V + 1).
@@ -185,7 +188,7 @@ class LogUniform:
     The "log-uniform" or Zipfian candidate sampler of TensorFlow.
     """
 
-    vocab: int = _static()
+    vocab: int
 
     def __post_init__(self):
         _check_vocab(self.vocab)
@@ -243,8 +246,8 @@ class Unigram:
 
     def draw(self, key, shape):
         slot_key, side_key = jax.random.split(key)
-        slot = jax.random.randint(slot_key, shape, 0, self.vocab)
-        stay = jax.random.uniform(side_key, shape) < self.threshold[slot]
+        slot = jax.random.randint(slot_key, shape, 0, self.vocab, jnp.int32)
+        stay = jax.random.uniform(side_key, shape, jnp.float32) < self.threshold[slot]
         return jnp.where(stay, slot, self.alias[slot])
 
     def log_probability(self, ids):

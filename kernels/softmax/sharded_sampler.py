@@ -63,11 +63,12 @@ class ShardedUnigram:
 
     def draw(self, key, shape):
         slot_key, side_key = jax.random.split(key)
-        slot = jax.random.randint(slot_key, shape, 0, self.vocab)
+        slot = jax.random.randint(slot_key, shape, 0, self.vocab, jnp.int32)
         # One look-up for both tables; an int32 and a float32 that are sent as they are.
         threshold = take_sharded(self.sharding, self.threshold, slot)
         alias = _take_ids(self.sharding, self.alias, slot)
-        return jnp.where(jax.random.uniform(side_key, shape) < threshold, slot, alias)
+        stay = jax.random.uniform(side_key, shape, jnp.float32) < threshold
+        return jnp.where(stay, slot, alias)
 
     def log_probability(self, ids):
         return take_sharded(self.sharding, self.log_p, ids)

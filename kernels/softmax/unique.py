@@ -47,7 +47,7 @@ def race(key: jax.Array, probability: jax.Array, known_ids: jax.Array, count: in
     ``known_ids`` do not race; ids out of range are none.
     """
     known = jnp.zeros(probability.shape, bool).at[known_ids].set(True, mode="drop")
-    arrival = jax.random.exponential(key, probability.shape) / probability
+    arrival = jax.random.exponential(key, probability.shape, jnp.float32) / probability
     times, ids = lax.top_k(-jnp.where(known, jnp.inf, arrival), count)
     mass = jnp.where(known, probability, 0).sum()
     return Arrivals(-times, ids, probability[ids], mass)
@@ -108,5 +108,5 @@ def _finish(sampler, key, ids, found, tries):
     repeats = (
         jnp.where(slots < missing, probability * jnp.maximum(end - times, 0), 0).sum() + end * known
     )
-    repeated = jax.random.poisson(repeat_key, repeats)
+    repeated = jax.random.poisson(repeat_key, repeats, dtype=jnp.int32)
     return ids.astype(jnp.int32), (tries + missing + repeated).astype(jnp.int32)

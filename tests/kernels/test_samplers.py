@@ -26,6 +26,14 @@ def samplers():
     ]
 
 
+def test_jit_can_tell_samplers_apart():
+    """Their tree structures are what it looks a program up by; JAX compares fields, not classes."""
+    structures = [jax.tree.structure(s) for s in [*samplers(), Uniform(1000)]]
+    distinct = [s for n, s in enumerate(structures) if s not in structures[:n]]
+    # The unigrams of one support differ by their arrays only, as they should.
+    assert len(distinct) == len(structures) - 1
+
+
 @pytest.mark.parametrize("sampler", samplers(), ids=lambda s: f"{type(s).__name__}{s.vocab}")
 def test_frequencies_follow_the_probabilities(sampler):
     """Chi-squared over all classes; false alarms 1e-4 each."""

@@ -1,0 +1,467 @@
+"""What works with what: every public function of the kernels, in every way that it is used.
+
+A cell of the table is an experiment: the function is run, transformed and compared with itself, or
+lowered for a platform. ``test_matrix.py`` runs each and holds it against ``docs/support.md``;
+``python -m tests.support.matrix`` writes that page from the outcomes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from jaxnets.kernels import (
+    GRUParameters,
+    LearnedUnigram,
+    LogUniform,
+    LSTMParameters,
+    Rows,
+    Uniform,
+    Unigram,
+    VocabSharding,
+    add_rows,
+    checked,
+    compiling_for,
+    depthwise_conv,
+    fold_batch_norm,
+    gather_rows,
+    gru,
+    in_batch,
+    in_batch_softmax_cross_entropy,
+    linear_softmax_cross_entropy,
+    linear_top_k,
+    lstm,
+    nce_loss,
+    negative_sampling_loss,
+    pointwise_conv,
+    recurrent_layers,
+    rows_from_dense,
+    sample,
+    sampled_softmax_cross_entropy,
+    sharded_gather_rows,
+    sharded_linear_softmax_cross_entropy,
+    sharded_sampled_softmax_cross_entropy,
+    to_dense,
+)
+
+PAGE = Path(__file__).parents[2] / "docs" / "support.md"
+YES, NO, NONE = "yes", "no", "-"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+TRANSFORMATIONS = ("jit", "grad", "jvp", "vmap", "remat", "scan", "shard_map")
+PLATFORMS = ("cpu", "gpu", "tpu")
+
+VOCAB, FEATURES, TOKENS, HIDDEN, TIME = 48, 6, 8, 5, 4
+
+
+class Subject(NamedTuple):
+    """A function of float arrays (what is differentiated) to a tree of arrays.
+
+    ``platforms``: the Pallas implementations need one to be compiled for.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    differentiable: bool = True
+    platforms: tuple[str, ...] = PLATFORMS
+    pallas: bool = False
+
+    def arrays(self, dtype: Any, seed: int = 0) -> list[jax.Array]:
+        """Random arrays of its shapes."""
+        keys = jax.random.split(jax.random.key(seed), len(self.shapes))
+        return [
+            (0.5 * jax.random.normal(key, shape)).astype(dtype)
+            for key, shape in zip(keys, self.shapes, strict=True)
+        ]
+
+
+LABELS = jnp.arange(TOKENS) * 5 % VOCAB
+SAMPLES = sample(LogUniform(VOCAB), jax.random.key(1), 16, LABELS)
+LENGTHS = jnp.array([4, 0, 2, 1, 3, 4, 2, 1])
+_SOFTMAX = ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
+_LSTM = (
+    (TOKENS, TIME, FEATURES), (FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,)
+)  # fmt: skip
+_CONV = ((TOKENS, 3, 4, FEATURES), (FEATURES, 7), (7,))
+
+
+def _full(implementation, hidden, weight, bias):
+    return linear_softmax_cross_entropy(
+        hidden, weight, bias, LABELS, vocab_tile=20, implementation=implementation
+    )
+
+
+def _full_tokens(hidden, weight, bias):
+    return linear_softmax_cross_entropy(hidden, weight, bias, LABELS, reduction="none")
+
+
+def _sampled(loss, hidden, weight, bias, **options):
+    return loss(hidden, weight, bias, LABELS, SAMPLES, **options)
+
+
+def _lstm(implementation, inputs, *parameters):
+    outputs, (c, h) = lstm(
+        inputs, None, LSTMParameters(*parameters), lengths=LENGTHS, implementation=implementation
+    )
+    return outputs, c, h
+
+
+def _gru(implementation, inputs, *parameters):
+    return gru(
+        inputs, None, GRUParameters(*parameters), lengths=LENGTHS, implementation=implementation
+    )
+
+
+def _layers(inputs, *parameters):
+    first = LSTMParameters(*parameters)
+    wide = first._replace(input_kernel=jnp.tile(first.input_kernel[:HIDDEN], (2, 1)))
+    outputs, _ = recurrent_layers(inputs, None, [[first, first], [wide]])
+    return outputs
+
+
+def _conv(implementation, inputs, kernel, bias):
+    return pointwise_conv(inputs, kernel, bias, activation="gelu", implementation=implementation)
+
+
+def _rows(table):
+    row_ids, rows, local_ids = gather_rows(table, LABELS)
+    return add_rows(table, Rows(row_ids, 2 * rows)), rows[local_ids]
+
+
+def _draw(sampler, hidden):
+    """Depends on its input by a key only: what is tested is the rest."""
+    seed = (hidden * 0).sum().astype(jnp.int32)
+    drawn = sample(sampler, jax.random.fold_in(jax.random.key(0), seed), 8, LABELS)
+    return drawn.log_expected_count, drawn.labels_log_expected_count
+
+
+def _sharding(tokens=True):
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
+    return VocabSharding(mesh, "vocab", "data" if tokens else None)
+
+
+def _sharded_rows(table):
+    return sharded_gather_rows(_sharding(), table, LABELS)[1]
+
+
+_UNIGRAM = Unigram.from_counts(np.arange(VOCAB) + 1)
+_LEARNED = LearnedUnigram.create(VOCAB).update(LABELS)
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject("linear_softmax_cross_entropy, tiled", partial(_full, "tiled"), _SOFTMAX),
+        Subject("the same, a loss for each token", _full_tokens, _SOFTMAX),
+        *(
+            Subject(f"linear_softmax_cross_entropy, pallas {platform}", partial(_full, "pallas"),
+                    _SOFTMAX, platforms=(platform,), pallas=True)
+            for platform in ("gpu", "tpu")
+        ),
+        Subject("sampled_softmax_cross_entropy, gathered",
+                partial(_sampled, sampled_softmax_cross_entropy, implementation="gathered"),
+                _SOFTMAX),
+        *(
+            Subject(f"sampled_softmax_cross_entropy, pallas {platform}",
+                    partial(_sampled, sampled_softmax_cross_entropy, implementation="pallas"),
+                    _SOFTMAX, platforms=(platform,), pallas=True)
+            for platform in ("gpu", "tpu")
+        ),
+        Subject("nce_loss", partial(_sampled, nce_loss), _SOFTMAX),
+        Subject("negative_sampling_loss", partial(_sampled, negative_sampling_loss), _SOFTMAX),
+        Subject("in_batch_softmax_cross_entropy",
+                lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
+                (_SOFTMAX[0], _SOFTMAX[0])),
+        Subject("linear_top_k", lambda h, w, b: linear_top_k(h, w, b, 3)[0], _SOFTMAX, False),
+        Subject("checked",
+                lambda h, w, b: checked(linear_softmax_cross_entropy)(h, w, b, LABELS)[1],
+                _SOFTMAX, False),
+        Subject("sample, Uniform", partial(_draw, Uniform(VOCAB)), _SOFTMAX[:1], False),
+        Subject("sample, LogUniform", partial(_draw, LogUniform(VOCAB)), _SOFTMAX[:1], False),
+        Subject("sample, Unigram", partial(_draw, _UNIGRAM), _SOFTMAX[:1], False),
+        Subject("sample, LearnedUnigram", partial(_draw, _LEARNED), _SOFTMAX[:1], False),
+        Subject("in_batch", lambda h: in_batch(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
+                _SOFTMAX[:1], False),
+        Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
+        Subject("rows_from_dense, to_dense", lambda g: to_dense(rows_from_dense(g, VOCAB), VOCAB),
+                (_SOFTMAX[1],), False),
+        Subject("lstm, scan", partial(_lstm, "scan"), _LSTM),
+        Subject("lstm, reference", partial(_lstm, "reference"), _LSTM),
+        *(
+            Subject(f"lstm, pallas {platform}", partial(_lstm, "pallas"), _LSTM,
+                    platforms=(platform,), pallas=True)
+            for platform in ("gpu", "tpu")
+        ),
+        Subject("gru, scan", partial(_gru, "scan"),
+                ((TOKENS, TIME, FEATURES), (FEATURES, 15), (5, 15), (15,), (15,))),
+        Subject("gru, reference", partial(_gru, "reference"),
+                ((TOKENS, TIME, FEATURES), (FEATURES, 15), (5, 15), (15,), (15,))),
+        Subject("recurrent_layers", _layers, _LSTM),
+        Subject("pointwise_conv, matmul", partial(_conv, "matmul"), _CONV),
+        Subject("pointwise_conv, reference", partial(_conv, "reference"), _CONV),
+        *(
+            Subject(f"pointwise_conv, pallas {platform}", partial(_conv, "pallas"), _CONV,
+                    platforms=(platform,), pallas=True)
+            for platform in ("gpu", "tpu")
+        ),
+        Subject("depthwise_conv", lambda x, w: depthwise_conv(x, w),
+                (_CONV[0], (3, 3, FEATURES))),
+        Subject("fold_batch_norm",
+                lambda k, b, m, v, s, o: fold_batch_norm(k, b, m, v * v + 0.5, s, o),
+                (_CONV[1], *[(7,)] * 5)),
+        Subject("sharded_linear_softmax_cross_entropy",
+                lambda h, w, b: sharded_linear_softmax_cross_entropy(_sharding(), h, w, b, LABELS),
+                _SOFTMAX),
+        Subject("sharded_sampled_softmax_cross_entropy",
+                lambda h, w, b: sharded_sampled_softmax_cross_entropy(
+                    _sharding(), h, w, b, LABELS, SAMPLES), _SOFTMAX),
+        Subject("sharded_gather_rows", _sharded_rows, (_SOFTMAX[1],), False),
+    )
+}  # fmt: skip
+
+
+def scalar(tree) -> jax.Array:
+    """A weighted sum of all float leaves, to differentiate."""
+    leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
+    return sum(
+        (a.astype(jnp.float32) * jnp.cos(jnp.arange(a.size, dtype=jnp.float32)).reshape(a.shape))
+        .sum()
+        for a in leaves
+    )  # fmt: skip
+
+
+def scale(tree) -> float:
+    """The sum of the sizes of what :func:`scalar` adds up, which may cancel."""
+    return sum(float(jnp.abs(a).sum()) for a in jax.tree.leaves(tree))
+
+
+def compare(got, wanted, dtype, factor: float = 1.0, size: float = 1e-2) -> None:
+    """Equal up to the rounding of sums of some tens of terms, of at least ``size``."""
+    tolerance = factor * 64 * float(jnp.finfo(dtype).eps)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert np.isfinite(b).all()
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), size))
+
+
+# Each experiment: (function of arrays, arrays) -> None, or an AssertionError for a wrong number, or
+# whatever JAX raises for what it does not support.
+
+
+def _jit(function, arrays):
+    compare(jax.jit(function)(*arrays), function(*arrays), jnp.float32)
+
+
+def _differentiated(function):
+    def loss(*arrays):
+        return scalar(function(*arrays))
+
+    return loss
+
+
+def _grad(function, arrays):
+    """Against finite differences along a random direction."""
+    loss = _differentiated(function)
+    argnums = tuple(range(len(arrays)))
+    gradients = jax.grad(loss, argnums)(*arrays)
+    direction = [jax.random.normal(jax.random.key(9 + n), a.shape) for n, a in enumerate(arrays)]
+    slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+    step = 1e-2
+    ends = [
+        loss(*[a + sign * step * d for a, d in zip(arrays, direction, strict=True)])
+        for sign in (1, -1)
+    ]
+    numeric = (ends[0] - ends[1]) / (2 * step)
+    norm = sum((d**2).sum() for d in direction) ** 0.5
+    size = max(1.0, float(sum((g**2).sum() for g in gradients) ** 0.5))
+    # The third derivative, and the rounding of two float32 sums divided by the step.
+    assert abs(float(slope - numeric)) < 2e-3 * size * float(norm)
+
+
+def _jvp(function, arrays):
+    loss = _differentiated(function)
+    tangents = [jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in arrays]
+    _, slope = jax.jvp(loss, tuple(arrays), tuple(tangents))
+    gradients = jax.grad(loss, tuple(range(len(arrays))))(*arrays)
+    terms = jnp.concatenate([(g * t).reshape(-1) for g, t in zip(gradients, tangents, strict=True)])
+    tolerance = 64 * float(jnp.finfo(jnp.float32).eps) * float(jnp.abs(terms).sum())
+    assert abs(float(slope - terms.sum())) < tolerance
+
+
+def _vmap(function, arrays):
+    stacked = [jnp.stack([a, a / 2, -a]) for a in arrays]
+    got = jax.vmap(function)(*stacked)
+    each = [function(*[a[n] for a in stacked]) for n in range(3)]
+    compare(got, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), jnp.float32)
+
+
+def _remat(function, arrays):
+    argnums = tuple(range(len(arrays)))
+    wanted = jax.grad(_differentiated(function), argnums)(*arrays)
+    got = jax.jit(jax.grad(jax.checkpoint(_differentiated(function)), argnums))(*arrays)
+    compare(got, wanted, jnp.float32)
+
+
+def _scan(function, arrays):
+    def step(total, factor):
+        return total + scalar(function(*[factor * a for a in arrays])), None
+
+    factors = jnp.array([1.0, 0.5, -1.0])
+    got, _ = jax.lax.scan(step, jnp.float32(0), factors)
+    each = [function(*[factor * a for a in arrays]) for factor in factors]
+    compare(got, sum(map(scalar, each)), jnp.float32, size=scale(each))
+
+
+def _shard_map(function, arrays):
+    """Data parallelism by hand: a problem on each of two devices, their losses summed."""
+    mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
+
+    def on_device(*parts):
+        return jax.lax.psum(scalar(function(*[part[0] for part in parts])), "batch")
+
+    stacked = [jnp.stack([a, a / 2]) for a in arrays]
+    specs = tuple(P("batch") for _ in arrays)
+    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
+    got = jax.jit(mapped)(*stacked)
+    each = [function(*[a[n] for a in stacked]) for n in range(2)]
+    compare(got, sum(map(scalar, each)), jnp.float32, size=scale(each))
+
+
+_EXPERIMENTS = {
+    "jit": _jit, "grad": _grad, "jvp": _jvp, "vmap": _vmap, "remat": _remat, "scan": _scan,
+    "shard_map": _shard_map,
+}  # fmt: skip
+
+
+def transformation(subject: Subject, name: str) -> str:
+    """Whether the transformation works, compared with the function as it is."""
+    if name in ("grad", "jvp", "remat") and not subject.differentiable:
+        return NONE
+    with _compiled_for(subject):
+        return _attempt(_EXPERIMENTS[name], subject.function, subject.arrays(jnp.float32))
+
+
+def dtype(subject: Subject, name: str) -> str:
+    """Whether the function takes a dtype, compared with itself in float32 on the same numbers."""
+    with jax.enable_x64(name == "float64"):
+        arrays = subject.arrays(name)
+        same = [a.astype(jnp.float32) for a in arrays]
+    with _compiled_for(subject):
+        wanted = subject.function(*same)
+
+    def experiment(function, arrays):
+        coarser = max(jnp.finfo(name).eps, jnp.finfo(jnp.float32).eps)
+        got = function(*arrays)
+        compare(got, wanted, jnp.float32, factor=float(coarser / jnp.finfo(jnp.float32).eps))
+
+    with jax.enable_x64(name == "float64"), _compiled_for(subject):
+        return _attempt(experiment, subject.function, arrays)
+
+
+def platform(subject: Subject, name: str) -> str:
+    """On CPU it runs, as in other cells; for others it lowers, with its gradient if it has one."""
+    if name not in subject.platforms:
+        return NONE
+    if name == "cpu":
+        return YES
+    function = subject.function
+    if subject.differentiable:
+        function = jax.value_and_grad(
+            lambda *arrays: scalar(subject.function(*arrays)), tuple(range(len(subject.shapes)))
+        )
+    arrays = subject.arrays(jnp.float32)
+    wanted = "cuda" if name == "gpu" else name
+
+    def experiment(function, arrays):
+        traced = jax.jit(function).trace(*arrays)
+        assert traced.lower(lowering_platforms=(wanted,)).as_text()
+        if not subject.pallas or name == "tpu":
+            exported = jax.export.export(jax.jit(function), platforms=[wanted])(*arrays)
+            assert exported.platforms == (wanted,)
+
+    with compiling_for(name) if subject.pallas else contextlib.nullcontext():
+        return _attempt(experiment, function, arrays)
+
+
+def _compiled_for(subject: Subject):
+    if subject.pallas:
+        return compiling_for(subject.platforms[0], interpret=True)
+    return contextlib.nullcontext()
+
+
+def _attempt(experiment, function, arrays) -> str:
+    """``YES``, or ``NO`` where JAX or a check of ours refuses; a wrong number is an error."""
+
+    def fresh(*arrays):  # a function of its own, so that no trace of another target is reused
+        return function(*arrays)
+
+    try:
+        experiment(fresh, arrays)
+    except AssertionError:
+        raise
+    except (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError):
+        return NO
+    return YES
+
+
+COLUMNS = (
+    *(("dtype", name, dtype) for name in DTYPES),
+    *(("transformation", name, transformation) for name in TRANSFORMATIONS),
+    *(("platform", name, platform) for name in PLATFORMS),
+)
+
+
+def rows_of(page: str) -> dict[str, dict[str, str]]:
+    """The cells of the page, by function and column."""
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    names = [name.strip() for name in lines[0].strip("|").split("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    return {row[0]: dict(zip(names[1:], row[1:], strict=True)) for row in rows}
+
+
+_INTRODUCTION = """# What works with what
+
+Written by `python -m tests.support.matrix` from the outcomes of its experiments, which the tests
+repeat, cell by cell. **yes**: the result was compared, value or gradient, with the function as it
+is. **no**: refused with an error. **-**: does not apply (not differentiable, or another platform's
+kernel).
+
+- *dtype*: float32 results of the same numbers, within the dtype's rounding.
+- *grad* against finite differences; *jvp* against grad; *vmap*, *remat*, *scan* and *shard_map*
+  against the function called by itself. shard_map is data parallelism by hand, around a function;
+  the `sharded_` functions have one inside, and do not go into another.
+- *platform*: on CPU everything runs. For gpu (CUDA) and tpu, values and gradients are **lowered**
+  here, not run: XLA functions by `jax.export`, Pallas kernels to Triton and Mosaic, whose numbers
+  are those of interpret mode. `lstm` by cuDNN is not listed: it cannot be traced without a GPU.
+- A forward mode (jvp) is refused where the reverse mode is written by hand; `"reference"`
+  implementations have it.
+
+"""
+
+
+def write() -> None:
+    """Runs every experiment and writes the page."""
+    names = [name for _, name, _ in COLUMNS]
+    lines = ["| function | " + " | ".join(names) + " |", "| --- |" + " :---: |" * len(names)]
+    for subject in SUBJECTS.values():
+        cells = [experiment(subject, name) for _, name, experiment in COLUMNS]
+        lines.append(f"| {subject.name} | " + " | ".join(cells) + " |")
+        print(lines[-1], file=sys.stderr)
+    PAGE.write_text(_INTRODUCTION + "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    write()
