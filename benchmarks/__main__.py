@@ -1,4 +1,4 @@
-"""python -m benchmarks softmax | sequences | pointwise | compare."""
+"""python -m benchmarks softmax | sequences | pointwise | compare, or --profile."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import typer
 from rich.console import Console
 
-from benchmarks import epochs, exact, quality, recurrent, report, steps, vowels
+from benchmarks import epochs, exact, profiling, quality, recurrent, report, steps, vowels
 from benchmarks import pointwise as pointwise_cases
 from benchmarks.compare import compare as compare_results
-from benchmarks.harness import Case, compiled_case, machine, recycle_memory
+from benchmarks.harness import compiled_case, machine, recycle_memory
+from benchmarks.profiling import trace
 from jaxnets.kernels import pointwise_conv
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -30,6 +30,19 @@ Profile = Annotated[
 ]
 
 
+@app.callback(invoke_without_command=True)
+def main(
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a step of each kernel, and say what is hot.")
+    ] = False,
+    traces: Annotated[Path, typer.Option(help="Folder for the traces.")] = Path("results/traces"),
+) -> None:
+    """Comparisons with what people use today, and traces of the kernels."""
+    if profile:
+        profiling.run(Console(), traces)
+        raise typer.Exit
+
+
 @app.command()
 def softmax(output: Output = Path("results"), full: Full = False, profile: Profile = None) -> None:
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
@@ -37,7 +50,7 @@ def softmax(output: Output = Path("results"), full: Full = False, profile: Profi
     peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
         case = steps.sampled_case(1_000_000, 128, 1024, 1024)
-        trace(case, profile)
+        trace(case.run, profile)
         console.print(f"trace of ten steps at 1,000,000 classes: {profile}")
     limits = machine()
     benchmarks, bars = exact.run(limits, full, peers)
@@ -58,7 +71,7 @@ def sequences(
     if profile is not None:
         arrays = recurrent.problem(*recurrent.SHAPES[0])
         step = partial(recurrent.step, recurrent.ours)
-        trace(compiled_case("lstm", step, *arrays), profile)
+        trace(compiled_case("lstm", step, *arrays).run, profile)
         console.print(f"trace of ten steps of an LSTM, {recurrent.SHAPES[0]}: {profile}")
     limits = machine()
     benchmarks, bars = recurrent.run(limits, full, peers)
@@ -80,7 +93,8 @@ def pointwise(
     recycled = recycle_memory()
     if profile is not None:
         arrays = pointwise_cases.problem(*pointwise_cases.SHAPES[0])
-        trace(compiled_case("pointwise", pointwise_cases.step(pointwise_conv), *arrays), profile)
+        case = compiled_case("pointwise", pointwise_cases.step(pointwise_conv), *arrays)
+        trace(case.run, profile)
         console.print(f"trace of ten steps of {pointwise_cases.SHAPES[0]}: {profile}")
     limits = machine()
     benchmarks, bars, roofline = pointwise_cases.run(limits, full, peers)
@@ -97,14 +111,6 @@ def find_peers(console: Console, *names: str) -> dict[str, bool]:
         if not here:
             console.print(f"{name} is absent, so not compared with (make peers installs it)")
     return peers
-
-
-def trace(case: Case, folder: Path) -> None:
-    """Writes a trace of ten runs."""
-    jax.block_until_ready(case.run())
-    with jax.profiler.trace(str(folder)):
-        for _ in range(10):
-            jax.block_until_ready(case.run())
 
 
 def finish(console: Console, output: Path, *, full: bool, **result: Any) -> None:

@@ -25,6 +25,7 @@ class Case:
     name: str
     run: Callable[[], Any]
     flops: float | None = None  # of the matmuls, by their formula
+    program: str = ""  # the compiled program's text, where XLA made one
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,8 +50,8 @@ def compiled_case(
     assert memory is not None, "this backend reports no memory"
     info["temp_bytes"] = memory.temp_size_in_bytes
     info["output_bytes"] = memory.output_size_in_bytes
-    costs = compiled.cost_analysis()
-    if costs and " while(" not in (compiled.as_text() or ""):  # XLA counts the body of a loop once
+    costs, program = compiled.cost_analysis(), compiled.as_text() or ""
+    if costs and " while(" not in program:  # XLA counts the body of a loop once
         info.setdefault("bytes", costs["bytes accessed"])
     state, rest = list(arrays[:carried]), arrays[carried:]
 
@@ -60,7 +61,7 @@ def compiled_case(
             state[:] = results[:carried]
         return results
 
-    return Case(name, run, flops, info)
+    return Case(name, run, flops, program, info)
 
 
 def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = None) -> list[dict]:

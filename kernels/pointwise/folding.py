@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+@jax.named_scope("fold_batch_norm")
 def fold_batch_norm(
     kernel: Float[Array, "*window out"],
     bias: Float[Array, " out"] | None,

@@ -141,6 +141,7 @@ def nce_loss(
     return _logistic(subtract_log_q, remove_accidental_hits, reduction, *arrays)
 
 
+@jax.named_scope("negative_sampling_loss")
 def negative_sampling_loss(
     hidden: Float[Array, "*batch features"],
     weight: Float[Array, "vocab features"],

@@ -276,6 +276,7 @@ def _alias_table(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.array(threshold), np.array(alias)
 
 
+@jax.named_scope("in_batch")
 def in_batch(labels, log_probability, *, unique: bool = True) -> Samples:
     """The labels of a batch as its candidates: nothing is drawn, no other row is read.
 

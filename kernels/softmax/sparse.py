@@ -37,6 +37,7 @@ class Rows(NamedTuple):
     values: jax.Array
 
 
+@jax.named_scope("gather_rows")
 def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]:
     """The rows of ``tables`` that ``ids`` name, each once, and ids into them.
 
@@ -96,6 +97,7 @@ def distinct_ids(ids: Any, vocab: int) -> tuple[jax.Array, Any]:
     return row_ids, jax.tree.unflatten(tree, shaped)
 
 
+@jax.named_scope("rows_from_dense")
 def rows_from_dense(gradient: jax.Array, num_rows: int) -> Rows:
     """The rows of a dense ``gradient [vocab, ...]`` that are not 0, at most ``num_rows`` of them.
 
@@ -108,6 +110,7 @@ def rows_from_dense(gradient: jax.Array, num_rows: int) -> Rows:
     return Rows(ids, gradient.at[ids].get(mode="fill", fill_value=0))
 
 
+@jax.named_scope("add_rows")
 def add_rows(table: jax.Array, rows: Rows) -> jax.Array:
     """``table [vocab, ...]`` with ``rows`` added; in place where the table is donated."""
     return table.at[rows.ids].add(
@@ -118,6 +121,7 @@ def add_rows(table: jax.Array, rows: Rows) -> jax.Array:
     )
 
 
+@jax.named_scope("set_rows")
 def set_rows(table: jax.Array, rows: Rows) -> jax.Array:
     """``table [vocab, ...]`` with ``rows`` put in; in place where the table is donated."""
     return table.at[rows.ids].set(

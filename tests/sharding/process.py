@@ -4,12 +4,11 @@ import sys
 
 import jax
 
-jax.config.update("jax_num_cpu_devices", 4)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-
 
 def main(address: str, number: int) -> None:
     """Prints the largest relative differences from one device, of two steps of training."""
+    jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, num_processes=2, process_id=number)
     import jax.numpy as jnp
     import numpy as np
