@@ -1,0 +1,539 @@
+"""Any shape, dtype or size: the right numbers, or an error that names an argument.
+
+Each function is called on arguments that fit, and on the same with one of them spoiled: an axis
+dropped, added, swapped, emptied or off by one, or another dtype. What it accepts must equal a plain
+formula in float64 of numpy. Examples are the same in each run; ``--hypothesis-seed=random`` and
+``JAXNETS_FUZZ=1000`` look for new ones.
+"""
+
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from jaxnets.kernels import (
+    GRUParameters,
+    LogUniform,
+    LSTMParameters,
+    Rows,
+    Uniform,
+    add_rows,
+    compiling_for,
+    depthwise_conv,
+    fold_batch_norm,
+    gather_rows,
+    gru,
+    in_batch_softmax_cross_entropy,
+    linear_softmax_cross_entropy,
+    linear_top_k,
+    lstm,
+    nce_loss,
+    negative_sampling_loss,
+    pointwise_conv,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+from jaxnets.kernels.softmax import reference
+
+pytestmark = pytest.mark.usefixtures("users_checks")
+
+EXAMPLES = int(os.environ.get("JAXNETS_FUZZ", "25"))
+FLOATS = ("float32", "bfloat16", "float16")
+
+
+def fuzzed(strategy, examples=EXAMPLES):
+    def decorate(test):
+        checks = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+        limits = settings(
+            max_examples=examples, deadline=None, derandomize="JAXNETS_FUZZ" not in os.environ,
+            suppress_health_check=checks, database=None,
+        )  # fmt: skip
+        return limits(given(strategy)(test))
+
+    return decorate
+
+
+def array(draw, *shape, dtype="float32", seed=0):
+    """Numbers in [-1, 1] that bfloat16 has exactly."""
+    generator = np.random.default_rng(seed + draw(st.integers(0, 3)))
+    return jnp.asarray(generator.integers(-8, 9, shape) / 8, dtype)
+
+
+@st.composite
+def spoiled(draw, arguments):
+    """The arguments of a strategy, as they are or with one array changed."""
+    given_arguments = dict(draw(arguments))
+    arrays = [name for name, value in given_arguments.items() if isinstance(value, jax.Array)]
+    how = draw(
+        st.sampled_from(["nothing"] * 6 + ["drop", "add", "swap", "empty", "longer", "dtype"])
+    )
+    name = draw(st.sampled_from(arrays))
+    value = given_arguments[name]
+    axis = draw(st.integers(0, max(value.ndim - 1, 0)))
+    if how == "dtype":
+        integers = jnp.issubdtype(value.dtype, jnp.integer)
+        given_arguments[name] = value.astype(jnp.float32 if integers else jnp.int32)
+    elif how == "add":
+        given_arguments[name] = value[None]
+    elif how != "nothing":
+        assume(value.ndim)
+        changed = {
+            "drop": lambda: jnp.take(value, 0, axis) if value.shape[axis] else value,
+            "swap": lambda: jnp.swapaxes(value, axis, -1),
+            "empty": lambda: jax.lax.slice_in_dim(value, 0, 0, axis=axis),
+            "longer": lambda: jnp.concatenate([value, value[:1]]) if axis == 0 else value.T,
+        }
+        given_arguments[name] = changed[how]()
+    return given_arguments
+
+
+def outcome(function, arguments):
+    """The result, or the message of a ``TypeError`` or ``ValueError``; anything else is a bug."""
+    try:
+        return function(**arguments), None
+    except (TypeError, ValueError) as error:
+        return None, str(error)
+
+
+def holds(function, plain, arguments, depth):
+    """``function`` equals ``plain``, or says what is wrong with which argument."""
+    got, message = outcome(function, arguments)
+    if message is not None:
+        assert any(name in message for name in arguments), f"no argument is named: {message}"
+        return
+    with np.errstate(over="ignore"):
+        wanted = plain(**{
+            name: np.asarray(a, np.float64 if jnp.issubdtype(a.dtype, jnp.floating) else np.int64)
+            if isinstance(a, jax.Array) else a
+            for name, a in arguments.items()
+        })  # fmt: skip
+    coarsest = max(
+        float(jnp.finfo(a.dtype).eps)
+        for a in jax.tree.leaves(arguments)
+        if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jnp.floating)
+    )
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape
+        tolerance = 16 * coarsest * (depth + 1) * max(1.0, np.abs(b[np.isfinite(b)]).max(initial=0))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance)
+
+
+def log_sum_exp(logits):
+    top = logits.max(-1, keepdims=True)
+    return (top + np.log(np.exp(logits - top).sum(-1, keepdims=True)))[..., 0]
+
+
+@st.composite
+def projections(draw):
+    tokens, features, vocab = (draw(st.integers(1, n)) for n in (9, 7, 40))
+    batch = draw(st.sampled_from([(tokens,), (tokens, 2), ()]))
+    dtype = draw(st.sampled_from(FLOATS))
+    return {
+        "hidden": array(draw, *batch, features, dtype=dtype),
+        "weight": array(draw, vocab, features, dtype=dtype, seed=10),
+        "bias": draw(st.sampled_from([None, array(draw, vocab, seed=20)])),
+        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab, batch)),
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+        "soft_cap": draw(st.sampled_from([None, 3.0])),
+        "z_loss": draw(st.sampled_from([0.0, 0.01])),
+    }
+
+
+def plain_full(hidden, weight, bias, labels, label_smoothing, soft_cap, z_loss):
+    logits = hidden @ weight.T + (0 if bias is None else bias)
+    if soft_cap is not None:
+        logits = soft_cap * np.tanh(logits / soft_cap)
+    z = log_sum_exp(logits)
+    label = np.take_along_axis(logits, labels[..., None], -1)[..., 0]
+    return z - (1 - label_smoothing) * label - label_smoothing * logits.mean(-1) + z_loss * z**2
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_linear_softmax_cross_entropy(platform):
+    implementation = None if platform == "cpu" else "pallas"
+
+    @fuzzed(spoiled(projections()), EXAMPLES if platform == "cpu" else EXAMPLES // 2)
+    def run(arguments):
+        def losses(**arguments):
+            with compiling_for(platform, interpret=platform != "cpu"):
+                return linear_softmax_cross_entropy(
+                    **arguments, reduction="none", vocab_tile=16, implementation=implementation
+                )
+
+        holds(losses, plain_full, arguments, 7)
+
+    run()
+
+
+@st.composite
+def sampled_problems(draw):
+    arguments = draw(projections())
+    batch = arguments["labels"].shape
+    vocab = arguments["weight"].shape[0]
+    num_true = draw(st.sampled_from([None, 1, 3]))
+    if num_true is not None:
+        arguments["labels"] = jnp.asarray(
+            np.random.default_rng(5).integers(0, vocab, (*batch, num_true))
+        )
+    sampler = draw(st.sampled_from([Uniform, LogUniform]))(vocab)
+    count = draw(st.integers(1, vocab))
+    unique = draw(st.booleans())
+    for name in ("label_smoothing", "soft_cap", "z_loss"):
+        del arguments[name]
+    arguments["samples"] = sample(
+        sampler, jax.random.key(count), count, arguments["labels"], unique=unique,
+        per_token=draw(st.booleans()) and arguments["labels"].ndim == len(batch) and bool(batch),
+    )  # fmt: skip
+    return arguments
+
+
+def flattened(plain, batch_axes):
+    """A reference on [tokens, ...], in float32 of JAX, for the tolerance of the coarsest input."""
+
+    def run(hidden, weight, bias, labels, samples, **options):
+        batch = hidden.shape[:-1]
+        tokens = int(np.prod(batch))
+        flat = samples._replace(
+            ids=samples.ids if samples.ids.ndim == 1 else samples.ids.reshape(tokens, -1),
+            log_expected_count=samples.log_expected_count
+            if samples.ids.ndim == 1
+            else samples.log_expected_count.reshape(tokens, -1),
+            labels_log_expected_count=samples.labels_log_expected_count.reshape(tokens, -1),
+        )
+        losses = plain(
+            jnp.asarray(hidden.reshape(tokens, -1), jnp.float32), jnp.asarray(weight, jnp.float32),
+            None if bias is None else jnp.asarray(bias, jnp.float32),
+            jnp.asarray(labels.reshape(tokens, -1)), flat, **options,
+        )  # fmt: skip
+        return np.asarray(losses).reshape(batch)
+
+    return run
+
+
+LOSSES = {
+    "sampled": (sampled_softmax_cross_entropy, reference.sampled_softmax_cross_entropy, {}),
+    "nce": (nce_loss, reference.noise_contrastive, {"remove_accidental_hits": False}),
+    "negative": (
+        negative_sampling_loss,
+        reference.noise_contrastive,
+        {"remove_accidental_hits": False, "subtract_log_q": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_sampled_losses(name):
+    loss, plain, options = LOSSES[name]
+
+    @fuzzed(spoiled(sampled_problems()))
+    def run(arguments):
+        holds(
+            lambda **given: loss(**given, reduction="none"),
+            lambda **given: flattened(plain, None)(**given, **options), arguments, 7,
+        )  # fmt: skip
+
+    run()
+
+
+@st.composite
+def item_batches(draw):
+    batch, features = draw(st.integers(1, 9)), draw(st.integers(1, 7))
+    dtype = draw(st.sampled_from(FLOATS))
+    return {
+        "hidden": array(draw, batch, features, dtype=dtype),
+        "items": array(draw, batch, features, dtype=dtype, seed=10),
+        "labels": jnp.asarray(np.random.default_rng(batch).integers(0, 5, batch)),
+        "log_probability": draw(st.sampled_from([None, -jnp.abs(array(draw, batch, seed=20))])),
+    }
+
+
+def plain_in_batch(hidden, items, labels, log_probability):
+    scores = hidden @ items.T - (0 if log_probability is None else log_probability)
+    hits = (labels[:, None] == labels) & ~np.eye(len(labels), dtype=bool)
+    return log_sum_exp(np.where(hits, -np.inf, scores)) - np.diagonal(scores)
+
+
+@fuzzed(spoiled(item_batches()))
+def test_in_batch_softmax(arguments):
+    def losses(**given):
+        return in_batch_softmax_cross_entropy(**given, reduction="none")
+
+    holds(losses, plain_in_batch, arguments, 7)
+
+
+@fuzzed(spoiled(projections()), EXAMPLES // 2)
+def test_linear_top_k(arguments):
+    chosen = {name: arguments[name] for name in ("hidden", "weight", "bias")}
+
+    def plain(hidden, weight, bias):
+        return np.sort(hidden @ weight.T + (0 if bias is None else bias))[..., ::-1][..., :2]
+
+    def best(**given):
+        return linear_top_k(**given, k=2, vocab_tile=16)[0]
+
+    if chosen["weight"].shape[0] < 2:
+        with pytest.raises((ValueError, TypeError)):
+            best(**chosen)
+    else:
+        holds(best, plain, chosen, 7)
+
+
+@st.composite
+def tables(draw):
+    vocab, features = draw(st.integers(1, 30)), draw(st.integers(1, 4))
+    shape = draw(st.sampled_from([(5,), (2, 3), ()]))
+    return {
+        "tables": array(draw, vocab, features),
+        "ids": jnp.asarray(np.random.default_rng(vocab).integers(0, vocab, shape)),
+    }
+
+
+@fuzzed(spoiled(tables()))
+def test_rows(arguments):
+    def doubled(tables, ids):
+        row_ids, rows, local = gather_rows(tables, ids)
+        return rows[local], add_rows(tables, Rows(row_ids, rows))
+
+    def plain(tables, ids):
+        ids = ids.astype(int)
+        touched = np.isin(np.arange(len(tables)), ids)
+        return tables[ids], np.where(touched.reshape(-1, *[1] * (tables.ndim - 1)), 2, 1) * tables
+
+    if not jnp.issubdtype(arguments["tables"].dtype, jnp.floating):
+        arguments["tables"] = arguments["tables"].astype(jnp.float32)  # any dtype is a table's
+    ids = arguments["ids"]
+    assume(arguments["tables"].ndim and (ids < arguments["tables"].shape[0]).all())
+    holds(doubled, plain, arguments, 1)
+
+
+@st.composite
+def draws(draw):
+    vocab = draw(st.integers(1, 300))
+    shape = draw(st.sampled_from([(), (3,), (2, 2)]))
+    return {
+        "sampler": draw(st.sampled_from([Uniform, LogUniform]))(vocab),
+        "num_sampled": draw(st.integers(-1, 310)),
+        "labels": jnp.asarray(np.random.default_rng(vocab).integers(0, vocab, shape)),
+        "unique": draw(st.booleans()),
+        "per_token": draw(st.booleans()),
+    }
+
+
+@fuzzed(spoiled(draws()))
+def test_sample(arguments):
+    samples, message = outcome(sample, {**arguments, "key": jax.random.key(0)})
+    if message is not None:
+        assert any(name in message for name in arguments), message
+        return
+    shape, vocab = arguments["labels"].shape, arguments["sampler"].vocab
+    count = arguments["num_sampled"]
+    ids = np.asarray(samples.ids)
+    assert ids.shape == ((*shape, count) if arguments["per_token"] else (count,))
+    assert ids.dtype == np.int32
+    assert ((ids >= 0) & (ids < vocab)).all()
+    if arguments["unique"]:
+        assert all(len(set(row)) == count for row in ids.reshape(-1, count).tolist())
+    assert np.isfinite(samples.log_expected_count).all()
+    assert samples.labels_log_expected_count.shape == shape
+
+
+@st.composite
+def sequences(draw):
+    batch, time, features, hidden = (draw(st.integers(1, n)) for n in (5, 6, 4, 5))
+    dtype = draw(st.sampled_from(FLOATS))
+    return {
+        "inputs": array(draw, batch, time, features, dtype=dtype),
+        "input_kernel": array(draw, features, 4 * hidden, dtype=dtype, seed=10),
+        "recurrent_kernel": array(draw, hidden, 4 * hidden, dtype=dtype, seed=20),
+        "bias": array(draw, 4 * hidden, dtype=dtype, seed=30),
+        "lengths": draw(
+            st.sampled_from(
+                [None, jnp.asarray(np.random.default_rng(batch).integers(0, time + 1, batch))]
+            )
+        ),
+        "reverse": draw(st.booleans()),
+    }
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def plain_recurrence(step, inputs, widths, lengths, reverse):
+    outputs = np.zeros((*inputs.shape[:2], widths))
+    for row in range(len(inputs)):
+        length = inputs.shape[1] if lengths is None else int(lengths[row])
+        state = None
+        for t in range(length - 1, -1, -1) if reverse else range(length):
+            state = step(inputs[row, t], state)
+            outputs[row, t] = state[-1]
+    return outputs
+
+
+def plain_lstm(inputs, input_kernel, recurrent_kernel, bias, lengths, reverse):
+    hidden = recurrent_kernel.shape[0]
+
+    def step(x, state):
+        c, h = state or (np.zeros(hidden), np.zeros(hidden))
+        i, f, g, o = np.split(x @ input_kernel + h @ recurrent_kernel + bias, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return c, sigmoid(o) * np.tanh(c)
+
+    return plain_recurrence(step, inputs, hidden, lengths, reverse)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_lstm(platform):
+    implementation = None if platform == "cpu" else "pallas"
+
+    @fuzzed(spoiled(sequences()), EXAMPLES if platform == "cpu" else EXAMPLES // 3)
+    def run(arguments):
+        def outputs(inputs, input_kernel, recurrent_kernel, bias, lengths, reverse):
+            parameters = LSTMParameters(input_kernel, recurrent_kernel, bias)
+            with compiling_for(platform, interpret=platform != "cpu"):
+                return lstm(
+                    inputs, None, parameters, lengths=lengths, reverse=reverse,
+                    implementation=implementation,
+                )[0]  # fmt: skip
+
+        holds(outputs, plain_lstm, arguments, 12)
+
+    run()
+
+
+@st.composite
+def gru_sequences(draw):
+    arguments = draw(sequences())
+    width = arguments["bias"].shape[0] // 4 * 3
+    for name in ("input_kernel", "recurrent_kernel", "bias"):
+        arguments[name] = arguments[name][..., :width]
+    return {**arguments, "recurrent_bias": arguments["bias"][::-1]}
+
+
+@fuzzed(spoiled(gru_sequences()), EXAMPLES // 2)
+def test_gru(arguments):
+    def outputs(inputs, lengths, reverse, **parameters):
+        return gru(inputs, None, GRUParameters(**parameters), lengths=lengths, reverse=reverse)[0]
+
+    def plain(inputs, input_kernel, recurrent_kernel, bias, recurrent_bias, lengths, reverse):
+        hidden = recurrent_kernel.shape[0]
+
+        def step(x, state):
+            h = np.zeros(hidden) if state is None else state[0]
+            x_r, x_z, x_n = np.split(x @ input_kernel + bias, 3)
+            h_r, h_z, h_n = np.split(h @ recurrent_kernel + recurrent_bias, 3)
+            r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+            return ((1 - z) * np.tanh(x_n + r * h_n) + z * h,)
+
+        return plain_recurrence(step, inputs, hidden, lengths, reverse)
+
+    holds(outputs, plain, arguments, 12)
+
+
+@st.composite
+def maps(draw):
+    spatial = draw(st.sampled_from([(), (5,), (3, 4), (2, 3, 2)]))
+    features, out, groups = (
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 5)),
+        draw(st.integers(1, 2)),
+    )
+    batch, dtype = draw(st.integers(1, 3)), draw(st.sampled_from(FLOATS))
+    return {
+        "inputs": array(draw, batch, *spatial, features * groups, dtype=dtype),
+        "kernel": array(draw, features, out * groups, dtype=dtype, seed=10),
+        "bias": draw(st.sampled_from([None, array(draw, out * groups, seed=20)])),
+        "groups": groups,
+        "strides": draw(st.integers(1, 3)),
+        "activation": draw(st.sampled_from([None, "relu", "tanh"])),
+    }
+
+
+def plain_pointwise(inputs, kernel, bias, groups, strides, activation):
+    inputs = inputs[(slice(None), *[slice(None, None, strides)] * (inputs.ndim - 2))]
+    parts = zip(np.split(inputs, groups, -1), np.split(kernel, groups, -1), strict=True)
+    total = np.concatenate([x @ w for x, w in parts], -1) + (0 if bias is None else bias)
+    return {None: total, "relu": np.maximum(total, 0), "tanh": np.tanh(total)}[activation]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_pointwise_conv(platform):
+    implementation = None if platform == "cpu" else "pallas"
+
+    @fuzzed(spoiled(maps()), EXAMPLES if platform == "cpu" else EXAMPLES // 2)
+    def run(arguments):
+        if implementation:
+            assume(arguments["groups"] == 1)
+
+        def outputs(**given):
+            with compiling_for(platform, interpret=platform != "cpu"):
+                return pointwise_conv(**given, implementation=implementation)
+
+        holds(outputs, plain_pointwise, arguments, 5)
+
+    run()
+
+
+@st.composite
+def windows(draw):
+    size = draw(st.integers(1, 6))
+    axes = draw(st.integers(1, 2))
+    channels, width = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    return {
+        "inputs": array(draw, 2, *[size] * axes, channels),
+        "kernel": array(draw, *[width] * axes, channels, seed=10),
+        "strides": draw(st.integers(1, 2)),
+        "padding": draw(st.sampled_from(["SAME", "VALID"])),
+    }
+
+
+def plain_depthwise(inputs, kernel, strides, padding):
+    window, sizes = kernel.shape[:-1], inputs.shape[1:-1]
+    if padding == "SAME":
+        outs = [-(-n // strides) for n in sizes]
+        total = [
+            max((o - 1) * strides + w - n, 0) for o, w, n in zip(outs, window, sizes, strict=True)
+        ]
+        inputs = np.pad(inputs, [(0, 0), *[(p // 2, p - p // 2) for p in total], (0, 0)])
+    else:
+        outs = [(n - w) // strides + 1 for n, w in zip(sizes, window, strict=True)]
+    result = np.zeros((inputs.shape[0], *outs, inputs.shape[-1]))
+    for place in np.ndindex(*outs):
+        patch = tuple(
+            slice(p * strides, p * strides + w) for p, w in zip(place, window, strict=True)
+        )
+        axes = tuple(range(1, len(window) + 1))
+        result[(slice(None), *place)] = (inputs[(slice(None), *patch)] * kernel).sum(axes)
+    return result
+
+
+@fuzzed(spoiled(windows()), EXAMPLES // 2)
+def test_depthwise_conv(arguments):
+    holds(depthwise_conv, plain_depthwise, arguments, 9)
+
+
+@st.composite
+def norms(draw):
+    features, out = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    return {
+        "kernel": array(draw, features, out),
+        "bias": draw(st.sampled_from([None, array(draw, out, seed=10)])),
+        "mean": array(draw, out, seed=20),
+        "variance": jnp.abs(array(draw, out, seed=30)) + 0.5,
+        "scale": array(draw, out, seed=40),
+        "offset": array(draw, out, seed=50),
+    }
+
+
+@fuzzed(spoiled(norms()))
+def test_fold_batch_norm(arguments):
+    def plain(kernel, bias, mean, variance, scale, offset):
+        factor = scale / np.sqrt(variance + 1e-5)
+        return kernel * factor, ((0 if bias is None else bias) - mean) * factor + offset
+
+    holds(fold_batch_norm, plain, arguments, 2)

@@ -1,0 +1,115 @@
+"""In a training loop: one compile, no tracer that escapes, the same numbers for the same key."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import LogUniform, Uniform, compiling_for, lstm, recurrent_layers, sample
+from jaxnets.kernels.lstm.parameters import LSTMParameters
+from tests.support.matrix import SUBJECTS, scalar
+
+RUNNABLE = [name for name in SUBJECTS if "pallas" not in name]
+
+
+class Compiles(logging.Handler):
+    """Counts the programs that JAX compiles."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def emit(self, record):
+        if "Finished XLA compilation" in record.getMessage():
+            self.names.append(record.getMessage())
+
+
+@pytest.fixture
+def compiles():
+    handler, logger = Compiles(), logging.getLogger("jax._src.dispatch")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    yield handler
+    logger.removeHandler(handler)
+    logger.setLevel(level)
+    logger.propagate = propagate
+
+
+def test_the_counter_counts(compiles):
+    jax.jit(lambda a: a * 3 + 1)(jnp.ones(7)).block_until_ready()
+    assert compiles.names
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_no_compile_after_the_first_call(name, compiles):
+    """Called eagerly, as in a notebook: its own jit must find its program again."""
+    subject = SUBJECTS[name]
+    arrays = [subject.arrays(jnp.float32, seed) for seed in range(3)]
+    jax.block_until_ready(subject.function(*arrays[0]))
+    if subject.differentiable:
+        gradient = jax.jit(jax.grad(lambda *a: scalar(subject.function(*a))))
+        jax.block_until_ready(gradient(*arrays[0]))
+    compiles.names.clear()
+    for step in arrays[1:]:
+        jax.block_until_ready(subject.function(*step))
+        if subject.differentiable:
+            jax.block_until_ready(gradient(*step))
+    assert not compiles.names
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_no_tracer_escapes(name):
+    subject = SUBJECTS[name]
+    platform = subject.platforms[0] if subject.pallas else "cpu"
+    with jax.checking_leaks(), compiling_for(platform, interpret=subject.pallas):
+
+        def function(*arrays):  # traced anew, since leaks are looked for while tracing
+            return scalar(subject.function(*arrays))
+
+        traced = jax.grad(function) if subject.differentiable else function
+        jax.make_jaxpr(traced)(*subject.arrays(jnp.float32))
+
+
+@pytest.mark.parametrize("name", RUNNABLE)
+def test_the_same_numbers_again(name):
+    """Bit by bit, in this process and after its programs are compiled anew."""
+    subject = SUBJECTS[name]
+    arrays = subject.arrays(jnp.float32)
+    first = jax.tree.map(np.asarray, jax.jit(lambda *a: subject.function(*a))(*arrays))
+    again = jax.jit(lambda *a: subject.function(*a))(*arrays)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+PARAMETERS = LSTMParameters(jnp.ones((3, 8)) / 3, jnp.ones((2, 8)) / 2, jnp.zeros(8))
+DRAWS = {
+    "sample": lambda key: sample(LogUniform(500), key, 20, jnp.arange(3)).ids,
+    "sample for each token": lambda key: sample(
+        Uniform(500), key, 20, jnp.arange(3), per_token=True
+    ).ids,
+    "recurrent dropout": lambda key: lstm(
+        jnp.ones((4, 5, 3)), None, PARAMETERS, recurrent_dropout=0.5, key=key
+    )[0],
+    "dropout between layers": lambda key: recurrent_layers(
+        jnp.ones((4, 5, 3)), None,
+        [[PARAMETERS], [PARAMETERS._replace(input_kernel=jnp.ones((2, 8)))]],
+        dropout=0.5, key=key,
+    )[0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_key_is_all_that_chance_depends_on(name):
+    """Eagerly, under jit, in x64 and on another device; another key gives something else."""
+    draw, keys = DRAWS[name], [jax.random.key(n) for n in range(2)]
+    first = np.asarray(draw(keys[0]))
+    np.testing.assert_allclose(jax.jit(draw)(keys[0]), first, rtol=1e-6)
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(jax.jit(lambda key: draw(key))(keys[0]), first, rtol=1e-6)
+    with jax.default_device(jax.devices()[1]):
+        np.testing.assert_allclose(draw(keys[0]), first, rtol=1e-6)
+    assert not np.allclose(draw(keys[1]), first)
