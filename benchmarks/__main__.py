@@ -1,4 +1,4 @@
-"""python -m benchmarks softmax | sequences | pointwise | compare, or --profile."""
+"""python -m benchmarks softmax | sequences | pointwise | accelerators | compare, or --profile."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from benchmarks import accelerators as accelerator_cases
 from benchmarks import epochs, exact, profiling, quality, recurrent, report, steps, vowels
 from benchmarks import pointwise as pointwise_cases
 from benchmarks.compare import compare as compare_results
@@ -101,6 +102,17 @@ def pointwise(
     finish(
         console, output, name="pointwise", full=full, machine_info=limits, peers=peers,
         benchmarks=benchmarks, bars=bars, roofline=roofline, recycled_memory=recycled,
+    )  # fmt: skip
+
+
+@app.command()
+def accelerators(output: Output = Path("results")) -> None:
+    """Every implementation that can run on this device beside the others."""
+    limits = machine()
+    benchmarks, bars = accelerator_cases.run(limits)
+    finish(
+        Console(), output, name="accelerators", full=True, machine_info=limits, peers={},
+        benchmarks=benchmarks, bars=bars,
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -66,13 +67,13 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
     """
     found = dispatch.operation_named(operation)
     dispatch.check_sizes(found, sizes)
-    if operation not in _PROBLEMS:
+    if operation not in PROBLEMS:
         raise ValueError(
-            f"operation must be one of {sorted(_PROBLEMS)} to be tuned, got {operation!r}"
+            f"operation must be one of {sorted(PROBLEMS)} to be tuned, got {operation!r}"
         )
     if sizes.get("extras") or sizes.get("per_token"):
         raise ValueError(f"the tuner times the plain layer only, got {sizes}")
-    function, arrays = _PROBLEMS[operation](dtype, **sizes)
+    function, arrays = PROBLEMS[operation](dtype, **sizes)
     wanted = None
     timings, programs = [], []
     for implementation, tiles in _candidates(found):
@@ -81,7 +82,7 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
             timings.append(Timing(implementation, tiles, None, obstacle))
             continue
         with dispatch.with_tiles(tiles):
-            program = _program(function, implementation)
+            program = jax.jit(value_and_gradients(partial(function, implementation)))
             try:
                 results = jax.block_until_ready(program(*arrays))
             except Exception as error:  # whatever a compiler has to say
@@ -121,14 +122,14 @@ def _candidates(operation: dispatch.Operation):
             yield implementation, None
 
 
-def _program(function: Callable, implementation: str) -> Callable:
-    """A compiled value and all its gradients, of a function that is traced anew."""
+def value_and_gradients(function: Callable) -> Callable:
+    """The function's value and the gradients of all its arrays, for a cotangent of ones."""
 
-    def value_and_gradients(*arrays):
-        value, backward = jax.vjp(lambda *a: function(implementation, *a), *arrays)
+    def both(*arrays):
+        value, backward = jax.vjp(function, *arrays)
         return value, backward(jax.tree.map(jnp.ones_like, value))
 
-    return jax.jit(value_and_gradients)
+    return both
 
 
 def _agree(results, wanted, dtype) -> bool:
@@ -195,7 +196,8 @@ def _lstm(dtype, batch, time, features, hidden, extras):
     )
 
 
-_PROBLEMS: dict[str, Callable] = {
+# ``(dtype, **sizes) -> function(implementation, *arrays), arrays`` for each operation.
+PROBLEMS: dict[str, Callable] = {
     "linear_softmax_cross_entropy": _full,
     "lstm": _lstm,
     "pointwise_conv": _pointwise,

@@ -1,0 +1,44 @@
+"""The comparison of implementations on one device: what runs, and that it agrees."""
+
+import pytest
+
+from benchmarks import accelerators
+from jaxnets.kernels import compiling_for
+
+LIMITS = {"matmul_flops": 1e11, "copy_bytes_per_s": 1e10}
+
+
+def test_on_cpu_the_defaults_run_and_agree_with_the_naive(monkeypatch):
+    first = accelerators.SHAPES[0]
+    small = {"tokens": 32, "features": 16, "vocab": 200}
+    monkeypatch.setattr(accelerators, "SHAPES", ((first[0], "float32", {}, small),))
+    rows, bars = accelerators.run(LIMITS)
+    assert [row["name"] for row in rows] == ["tiled", "naive optax"]
+    (difference,) = [value for name, value in bars.items() if "relative difference" in name]
+    assert difference < 1e-5  # sums of 200 terms in float32
+
+
+@pytest.mark.parametrize("shape", accelerators.SHAPES, ids=lambda shape: shape[0])
+def test_every_shape_has_a_default_on_cpu(shape):
+    operation, dtype, _, small = shape
+    made = accelerators.cases(operation, dtype, small)
+    assert made[0].name in ("tiled", "gathered", "scan", "matmul")
+
+
+def test_on_a_gpu_the_kernels_are_among_the_cases():
+    operation, _, _, small = accelerators.SHAPES[-1]
+    with compiling_for("gpu", interpret=True):
+        made = accelerators.cases(operation, "float32", small | {"positions": 64})
+    assert [case.name for case in made] == ["matmul", "pallas"]
+
+
+@pytest.mark.parametrize("shape", accelerators.SHAPES, ids=lambda shape: shape[0])
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_large_shapes_can_run_some_kernel(shape, platform):
+    """Their kernels are not refused, so that the comparison there has something to compare."""
+    from jaxnets.kernels import explain
+
+    operation, dtype, large, _ = shape
+    with compiling_for(platform):
+        text = explain(operation, dtype=dtype, **large)
+    assert text.count("can run") >= 1, text
