@@ -40,6 +40,50 @@ def kernel_gradient(inputs: jax.Array, gradient: jax.Array, *, channels_first: b
     return lax.optimization_barrier(_dot(gradient, rows, (0, 0), dtype)).T
 
 
+# Gradients of the outputs that a tile of the backward takes, and from where on it is worth a loop.
+_TILE_BYTES = 3.6 * 2**20
+_TILED_BYTES = 8 * 2**20
+
+
+def wants_tiles(inputs: jax.Array, gradient: jax.Array) -> bool:
+    """Whether the backward is faster in tiles of rows on a CPU: each reads its gradient once.
+
+    So where that is larger than the inputs, and than the cache; measured on one CPU.
+    """
+    return gradient.nbytes > _TILED_BYTES and gradient.shape[2] > inputs.shape[2]
+
+
+def tiled_gradients(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array):
+    """The gradients of inputs, kernel and bias, a tile of rows at a time; channels last."""
+    dtype = jnp.promote_types(jnp.result_type(inputs, gradient), jnp.float32)
+    rows, d_rows = inputs.reshape(-1, inputs.shape[2]), gradient.reshape(-1, gradient.shape[2])
+    count = max(1, round(gradient.nbytes / _TILE_BYTES))
+    size = rows.shape[0] // count
+    transposed = lax.optimization_barrier(kernel.T)
+
+    def one(x, g):
+        d_inputs = _dot(g, transposed, (1, 0), dtype).astype(inputs.dtype)
+        return d_inputs, _dot(x, g, (0, 0), dtype), g.sum(0, dtype=dtype)
+
+    def step(n, state):
+        d_inputs, d_kernel, d_bias = state
+        # Behind the barrier the slices are copies: matmuls read those faster than slices.
+        tile = lax.optimization_barrier(
+            tuple(lax.dynamic_slice_in_dim(a, n * size, size) for a in (rows, d_rows))
+        )
+        part, kernel_part, bias_part = one(*tile)
+        d_inputs = lax.dynamic_update_slice_in_dim(d_inputs, part, n * size, 0)
+        return d_inputs, d_kernel + kernel_part, d_bias + bias_part
+
+    zeros = jnp.zeros_like(rows), jnp.zeros(kernel.shape, dtype), jnp.zeros(kernel.shape[1], dtype)
+    d_inputs, d_kernel, d_bias = lax.fori_loop(0, count, step, zeros)
+    if rest := rows.shape[0] - count * size:
+        part, kernel_part, bias_part = one(rows[-rest:], d_rows[-rest:])
+        d_inputs = lax.dynamic_update_slice_in_dim(d_inputs, part, count * size, 0)
+        d_kernel, d_bias = d_kernel + kernel_part, d_bias + bias_part
+    return d_inputs.reshape(inputs.shape), d_kernel, d_bias
+
+
 def _dot(a, b, contract, dtype):
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(a, b, dimensions, preferred_element_type=dtype)

@@ -15,7 +15,12 @@ from jaxnets.kernels import dispatch
 from jaxnets.kernels.pallas.fused_matmul import Tiles, as_tiles
 from jaxnets.kernels.pointwise import arguments, fused, reference
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
-from jaxnets.kernels.pointwise.contractions import apply_kernel, kernel_gradient
+from jaxnets.kernels.pointwise.contractions import (
+    apply_kernel,
+    kernel_gradient,
+    tiled_gradients,
+    wants_tiles,
+)
 
 
 def _pallas_obstacle(where, dtype, sizes):
@@ -107,7 +112,10 @@ def pointwise_conv(
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
     target = dispatch.target() if choice.implementation == "pallas" else None
     tiles = as_tiles(choice.tiles)
-    call = _Call(activation, each, groups, channels_first, choice.implementation, target, tiles)
+    on_cpu = dispatch.target().platform == "cpu" and groups == 1 and not channels_first
+    call = _Call(
+        activation, each, groups, channels_first, choice.implementation, target, tiles, on_cpu
+    )
     return _pointwise_conv(call, inputs, kernel, bias, residual)
 
 
@@ -121,6 +129,7 @@ class _Call(NamedTuple):
     implementation: str
     target: dispatch.Target | None  # of Pallas
     tiles: Tiles | None
+    tiles_on_cpu: bool  # the backward may run in tiles
 
 
 @partial(jax.jit, static_argnums=0)
@@ -220,24 +229,29 @@ def _convolve_backward(call: _Call, kept_arrays, gradient):
         wide = jnp.promote_types(gradient.dtype, jnp.float32)
         slope = ACTIVATIONS[call.activation].slope(kept.astype(wide))
         gradient = (gradient.astype(wide) * slope).astype(gradient.dtype)
+    tiled = call.tiles_on_cpu and wants_tiles(inputs, gradient)
+    gradients = (
+        tiled_gradients(inputs, kernel, gradient)
+        if tiled
+        else _whole(call, inputs, kernel, gradient)
+    )
+    return (
+        gradients[0].astype(inputs.dtype),
+        gradients[1].astype(kernel.dtype),
+        None if bias is None else gradients[2].astype(bias.dtype),
+        None if residual is None else gradient.astype(residual.dtype),
+    )
+
+
+def _whole(call: _Call, inputs, kernel, gradient):
+    """The gradients of inputs, kernel and bias; XLA drops that of a bias that is not there."""
     axis, layout = _channels(call), {"channels_first": call.channels_first}
     parts = _split(call, inputs, axis), _split(call, kernel, 1), _split(call, gradient, axis)
     triples = list(zip(*parts, strict=True))
-    inputs_gradient = _join([apply_kernel(g, w.T, **layout) for _, w, g in triples], axis)
-    kernel_gradients = [kernel_gradient(x, g, **layout) for x, _, g in triples]
-    bias_gradient = residual_gradient = None
-    if bias is not None:
-        wide = jnp.promote_types(gradient.dtype, jnp.float32)
-        positions = (0, 2) if call.channels_first else (0, 1)
-        bias_gradient = gradient.sum(positions, dtype=wide).astype(bias.dtype)
-    if residual is not None:
-        residual_gradient = gradient.astype(residual.dtype)
-    return (
-        inputs_gradient.astype(inputs.dtype),
-        _join(kernel_gradients, 1).astype(kernel.dtype),
-        bias_gradient,
-        residual_gradient,
-    )
+    d_inputs = _join([apply_kernel(g, w.T, **layout) for _, w, g in triples], axis)
+    d_kernel = _join([kernel_gradient(x, g, **layout) for x, _, g in triples], 1)
+    wide = jnp.promote_types(gradient.dtype, jnp.float32)
+    return d_inputs, d_kernel, gradient.sum((0, 2) if call.channels_first else (0, 1), dtype=wide)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)

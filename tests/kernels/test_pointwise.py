@@ -10,6 +10,7 @@ from jax import export, lax
 from jax.test_util import check_grads
 
 from jaxnets.kernels import fold_batch_norm, pointwise_conv
+from jaxnets.kernels.pointwise import contractions
 
 SHAPES = {0: (), 1: (7,), 2: (5, 6), 3: (3, 4, 5)}
 
@@ -256,3 +257,38 @@ def test_bad_folding(users_checks, name):
         fold_batch_norm(jnp.ones((6, 4)), **vectors | {name: jnp.ones(3)})
     with pytest.raises(ValueError, match="epsilon must be positive, got 0"):
         fold_batch_norm(jnp.ones((6, 4)), **vectors, epsilon=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"strides": 2}])
+@pytest.mark.parametrize("tile_bytes", [400, 1000, 10**6])
+def test_a_backward_in_tiles_is_the_whole_one(monkeypatch, options, tile_bytes):
+    """Tiles that divide the rows, that leave some over, and one for all; first and second order."""
+    inputs, kernel, bias = problem(features=4, out=9, residual=False)
+
+    def loss(*arrays):
+        return jnp.sin(pointwise_conv(*arrays, **options)).sum()
+
+    def derivatives():
+        jax.clear_caches()
+        first = jax.grad(loss, (0, 1, 2))(inputs, kernel, bias)
+        second = jax.grad(lambda w: (jax.grad(loss)(inputs, w, bias) ** 2).sum())(kernel)
+        return *first, second
+
+    wanted = derivatives()
+    monkeypatch.setattr(contractions, "_TILED_BYTES", 0)
+    monkeypatch.setattr(contractions, "_TILE_BYTES", tile_bytes)
+    # Sums of at most 60 rows, in another order.
+    assert_close(derivatives(), wanted, 8 * 60**0.5 * 1.2e-7)
+
+
+def test_a_large_widening_gradient_runs_in_tiles():
+    """A loop in the compiled program, and none where the outputs are the narrower side."""
+    wide, narrow = (jnp.ones((1, 20_000, features)) for features in (128, 8))
+
+    def text(inputs, out):
+        kernel = jnp.ones((inputs.shape[2], out))
+        step = jax.jit(jax.grad(lambda x, w: (pointwise_conv(x, w) ** 2).sum(), (0, 1)))
+        return step.lower(inputs, kernel).compile().as_text()
+
+    assert " while(" in text(narrow, 128)
+    assert " while(" not in text(wide, 8)
