@@ -361,7 +361,7 @@ def test_truncation_cuts_the_gradient_and_nothing_else(x64):
     assert reached.tolist() == [False] * 12 + [True]  # the last window holds the last step alone
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(batch=st.integers(1, 12), time=st.integers(1, 9), chunk=st.integers(1, 10), data=st.data())
 def test_any_shape_chunk_and_lengths(batch, time, chunk, data):
     lengths = data.draw(st.lists(st.integers(0, time), min_size=batch, max_size=batch))
