@@ -1,7 +1,6 @@
-"""A step of the LSTM besides its matmuls, forward and backward, on one array a gate.
+"""What both persistent kernels share: a step of the LSTM besides its matmuls, one array a gate.
 
-What both persistent kernels share. ``cells.py`` has the same for XLA, on the gates side by side,
-which its CPU backend runs faster.
+``cells.py`` has the same for XLA, on the gates side by side, which its CPU backend runs faster.
 """
 
 from __future__ import annotations
@@ -30,3 +29,11 @@ def gate_backward(gates, before_c, dc, dh):
         dh * tanh_c * o * (1 - o),
     )
     return d_sums, dc * f
+
+
+def take_optional(refs, keep, mask):
+    """The references of ``keep`` and ``mask``, None where there is none, and the others."""
+    refs = list(refs)
+    keep_ref = None if keep is None else refs.pop(0)
+    mask_ref = None if mask is None else refs.pop(0)
+    return keep_ref, mask_ref, refs

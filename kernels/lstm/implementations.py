@@ -34,7 +34,7 @@ def _pallas_obstacle(where, dtype, sizes):
     hidden, itemsize = sizes["hidden"], jnp.dtype(dtype).itemsize
     padded = padded_hidden(where.platform, hidden)
     if where.platform == "tpu":
-        needed, limit = persistent_tpu.vmem_bytes(padded, itemsize), persistent_tpu.VMEM_BYTES
+        needed, limit = persistent_tpu.vmem_bytes(padded, itemsize), persistent_tpu.vmem_limit()
         if needed > limit:
             return (
                 f"hidden = {hidden} needs about {needed / 2**20:.0f} MiB of VMEM, of {limit >> 20}"

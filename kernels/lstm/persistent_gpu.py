@@ -13,7 +13,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxnets.kernels.lstm.gate_math import gate_backward, gate_forward
+from jaxnets.kernels.lstm.gate_math import gate_backward, gate_forward, take_optional
 
 _ROWS = 16  # the least that a tensor core takes; more programs are better than larger ones
 LARGEST_HIDDEN = {4: 64, 2: 128}  # by bytes of a number: four gates' kernels in 64 to 128 KiB
@@ -26,7 +26,7 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
     optional = [a for a in (keep, mask) if a is not None]
 
     def run(x_ref, kernel_ref, c_ref, h_ref, lengths_ref, *refs):
-        keep_ref, mask_ref, refs = _optional(refs, keep, mask)
+        keep_ref, mask_ref, refs = take_optional(refs, keep, mask)
         out_ref, gates_ref, before_ref, last_c_ref, last_h_ref = refs
         rows, inside, tile, whole = _places(batch, hidden)
         kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
@@ -85,7 +85,7 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
     optional = [a for a in (keep, mask) if a is not None]
 
     def run(gates_ref, before_ref, kernel_ref, d_out_ref, dc_ref, dh_ref, lengths_ref, *refs):
-        keep_ref, mask_ref, refs = _optional(refs, keep, mask)
+        keep_ref, mask_ref, refs = take_optional(refs, keep, mask)
         d_gates_ref, first_dc_ref, first_dh_ref = refs
         rows, inside, tile, whole = _places(batch, hidden)
         kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
@@ -149,14 +149,6 @@ def _places(batch: int, hidden: int):
 
 def _gate(n: int, hidden: int):
     return pl.ds(n * hidden, hidden)
-
-
-def _optional(refs, keep, mask):
-    """The references of ``keep`` and ``mask``, None where there is none, and the others."""
-    refs = list(refs)
-    keep_ref = None if keep is None else refs.pop(0)
-    mask_ref = None if mask is None else refs.pop(0)
-    return keep_ref, mask_ref, refs
 
 
 def _dot(a, b, contract: int):

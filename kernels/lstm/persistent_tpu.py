@@ -13,11 +13,20 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from jaxnets.kernels.lstm.gate_math import gate_backward, gate_forward
+from jaxnets.kernels.lstm.gate_math import gate_backward, gate_forward, take_optional
 
 _ROWS = 128  # of the batch at a time
-_CHUNK_BYTES = 2 * 2**20  # of a chunk's gates; some five such blocks are in VMEM, twice each
-VMEM_BYTES = 96 * 2**20  # asked for; a v4 and later have 128 MiB
+_BLOCKS = 10  # of the size of a chunk's gates, that are in VMEM at one time
+_SHARE = 32  # of the VMEM, for each
+
+
+def vmem_limit() -> int:
+    """What the kernels ask for: three quarters of this TPU's VMEM, or a v5p's where there is none.
+
+    A v4 has 16 MiB, a v5p and a v7x 64, a v5e and a v6e 128.
+    """
+    here = jax.default_backend() == "tpu"
+    return (tpu.get_tpu_info().vmem_capacity_bytes if here else 64 * 2**20) * 3 // 4
 
 
 def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
@@ -28,7 +37,7 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
 
     def run(*refs):
         x_ref, kernel_ref, c_ref, h_ref, lengths_ref, *rest = refs
-        keep_ref, mask_ref, rest = _optional(rest, keep, mask)
+        keep_ref, mask_ref, rest = take_optional(rest, keep, mask)
         out_ref, gates_ref, before_ref, last_c_ref, last_h_ref, c_now, h_now = rest
         first = plan.first_step()
 
@@ -85,7 +94,7 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
 
     def run(*refs):
         gates_ref, before_ref, kernel_ref, d_out_ref, dc_ref, dh_ref, lengths_ref, *rest = refs
-        keep_ref, mask_ref, rest = _optional(rest, keep, mask)
+        keep_ref, mask_ref, rest = take_optional(rest, keep, mask)
         d_gates_ref, first_dc_ref, first_dh_ref, dc_now, dh_now = rest
         first = plan.first_step()
 
@@ -133,7 +142,8 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
 
 def vmem_bytes(hidden: int, itemsize: int) -> int:
     """About what the kernels need for a padded hidden size, the recurrent kernel twice."""
-    return 2 * 4 * hidden * hidden * itemsize + 10 * max(_CHUNK_BYTES, _ROWS * 4 * hidden * 4)
+    step = _ROWS * 4 * hidden * 4
+    return 2 * 4 * hidden * hidden * itemsize + _BLOCKS * max(vmem_limit() // _SHARE, step)
 
 
 class _Plan:
@@ -142,7 +152,7 @@ class _Plan:
     def __init__(self, x_gates, *, backward: bool):
         time, batch, width = x_gates.shape
         self.block_rows = min(batch, _ROWS)
-        self.chunk = max(1, min(time, _CHUNK_BYTES // (4 * self.block_rows * width)))
+        self.chunk = max(1, min(time, vmem_limit() // _SHARE // (4 * self.block_rows * width)))
         self.chunks = pl.cdiv(time, self.chunk)
         self.grid = (pl.cdiv(batch, self.block_rows), self.chunks)
         self.backward = backward
@@ -178,14 +188,6 @@ class _Plan:
         return arrays, specs
 
 
-def _optional(refs, keep, mask):
-    """The references of ``keep`` and ``mask``, None where there is none, and the others."""
-    refs = list(refs)
-    keep_ref = None if keep is None else refs.pop(0)
-    mask_ref = None if mask is None else refs.pop(0)
-    return keep_ref, mask_ref, refs
-
-
 def _dot(a, b):
     return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
 
@@ -196,5 +198,5 @@ def _dot_transposed(a, b):
 
 def _parameters():
     return tpu.CompilerParams(
-        dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_limit()
     )

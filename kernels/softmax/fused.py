@@ -4,10 +4,10 @@ The forward pass is one kernel: each tile of logits, classes x tokens, leaves a 
 exponentials and its share of the label's logit. The backward pass goes over the vocabulary in
 chunks: the kernel computes a chunk's logits again and writes their gradient, label and all, in the
 dtype of the hidden states; two plain matmuls, at which XLA's libraries are hard to beat, turn it
-into the rows of the weights' gradient and into a share of the hidden states'. So five matmuls of
-the size tokens x features x vocab in all, four if nothing but the forward's is counted twice, and
-temporaries of ``_CHUNK`` logits. (Compare "Cut Your Losses in Large-Vocabulary Language Models",
-Wijmans et al. 2025, section 4, which adds up the gradients by atomics.)
+into the rows of the weights' gradient and into a share of the hidden states'. So four matmuls of
+the size tokens x features x vocab in all, and temporaries of ``_CHUNK`` logits. (Compare "Cut Your
+Losses in Large-Vocabulary Language Models", Wijmans et al. 2025, section 4, which adds up the
+gradients by atomics.)
 """
 
 from __future__ import annotations

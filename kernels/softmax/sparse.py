@@ -102,7 +102,14 @@ def rows_from_dense(gradient: jax.Array, num_rows: int) -> Rows:
     """The rows of a dense ``gradient [vocab, ...]`` that are not 0, at most ``num_rows`` of them.
 
     For tests and for moving over: it reads the whole gradient.
+
+    Raises:
+      ValueError: a gradient without rows, or ``num_rows`` below 1.
     """
+    if not gradient.size or not gradient.ndim:
+        raise ValueError(f"gradient must be [vocab, ...] and not empty, got {gradient.shape}")
+    if num_rows < 1:
+        raise ValueError(f"num_rows must be at least 1, got {num_rows}")
     vocab = gradient.shape[0]
     touched = jnp.any(gradient.reshape(vocab, -1) != 0, axis=1)
     (ids,) = jnp.nonzero(touched, size=num_rows, fill_value=vocab)

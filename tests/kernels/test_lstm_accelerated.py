@@ -83,7 +83,8 @@ def test_bfloat16(platform):
 def test_tpu_in_several_blocks_of_rows_and_chunks_of_time(monkeypatch):
     """Neither 11 steps nor 19 rows are a multiple of their blocks."""
     monkeypatch.setattr(persistent_tpu, "_ROWS", 8)
-    monkeypatch.setattr(persistent_tpu, "_CHUNK_BYTES", 4 * 4 * 8 * 512)
+    four_steps = 4 * 4 * 8 * 512
+    monkeypatch.setattr(persistent_tpu, "vmem_limit", lambda: 32 * four_steps)
     arrays = problem(19, 11, 4, 33)
     lengths = jnp.arange(19) % 12
     wanted = value_and_gradients("scan", arrays, lengths=lengths)

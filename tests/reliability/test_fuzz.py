@@ -21,12 +21,14 @@ from jaxnets.kernels import (
     LSTMParameters,
     Rows,
     Uniform,
+    Unigram,
     add_rows,
     compiling_for,
     depthwise_conv,
     fold_batch_norm,
     gather_rows,
     gru,
+    in_batch,
     in_batch_softmax_cross_entropy,
     linear_softmax_cross_entropy,
     linear_top_k,
@@ -34,10 +36,16 @@ from jaxnets.kernels import (
     nce_loss,
     negative_sampling_loss,
     pointwise_conv,
+    recurrent_layers,
+    rows_from_dense,
     sample,
     sampled_softmax_cross_entropy,
+    sharded_gather_rows,
+    sharded_linear_softmax_cross_entropy,
+    to_dense,
 )
 from jaxnets.kernels.softmax import reference
+from tests.sharding.test_sharded import SHARDINGS, make_mesh
 
 pytestmark = pytest.mark.usefixtures("users_checks")
 
@@ -537,3 +545,142 @@ def test_fold_batch_norm(arguments):
         return kernel * factor, ((0 if bias is None else bias) - mean) * factor + offset
 
     holds(fold_batch_norm, plain, arguments, 2)
+
+
+@fuzzed(spoiled(sequences()), EXAMPLES // 2)
+def test_recurrent_layers(arguments):
+    """Two directions of one layer are its two ways, side by side."""
+
+    def outputs(inputs, input_kernel, recurrent_kernel, bias, lengths, reverse):
+        parameters = LSTMParameters(input_kernel, recurrent_kernel, bias)
+        directions = [parameters, parameters] if reverse else [parameters]
+        return recurrent_layers(inputs, None, [directions], lengths=lengths)[0]
+
+    def plain(inputs, input_kernel, recurrent_kernel, bias, lengths, reverse):
+        ways = [
+            plain_lstm(inputs, input_kernel, recurrent_kernel, bias, lengths, way)
+            for way in ((False, True) if reverse else (False,))
+        ]
+        return np.concatenate(ways, axis=-1)
+
+    holds(outputs, plain, arguments, 12)
+
+
+@pytest.mark.parametrize("name", ["vocab and tokens", "vocab over all"])
+def test_sharded_softmax(name):
+    """Sizes that do not divide the devices are refused, by name."""
+    sharding = SHARDINGS[name](make_mesh())
+
+    @fuzzed(spoiled(projections()), EXAMPLES // 2)
+    def run(arguments):
+        def losses(**given):
+            return sharded_linear_softmax_cross_entropy(
+                sharding, **given, reduction="none", vocab_tile=16
+            )
+
+        holds(losses, plain_full, arguments, 7)
+
+    run()
+
+
+@st.composite
+def splittable(draw):
+    """Projections whose sizes do divide eight devices."""
+    arguments = draw(projections())
+    tokens, vocab = 8 * draw(st.integers(1, 2)), 8 * draw(st.integers(1, 6))
+    features = arguments["weight"].shape[1]
+    dtype = arguments["hidden"].dtype
+    return {
+        **arguments,
+        "hidden": array(draw, tokens, 3, features, dtype=dtype),
+        "weight": array(draw, vocab, features, dtype=dtype, seed=10),
+        "bias": draw(st.sampled_from([None, array(draw, vocab, seed=20)])),
+        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab, (tokens, 3))),
+    }
+
+
+@fuzzed(spoiled(splittable()), EXAMPLES // 2)
+def test_sharded_softmax_of_sizes_that_divide(arguments):
+    sharding = SHARDINGS["vocab and tokens"](make_mesh())
+
+    def losses(**given):
+        return sharded_linear_softmax_cross_entropy(
+            sharding, **given, reduction="none", vocab_tile=16
+        )
+
+    holds(losses, plain_full, arguments, 7)
+
+
+@fuzzed(spoiled(tables()), EXAMPLES // 2)
+def test_sharded_rows(arguments):
+    sharding = SHARDINGS["vocab only"](make_mesh())
+    arguments["tables"] = arguments["tables"].astype(jnp.float32)
+    ids = arguments["ids"]
+    assume(arguments["tables"].ndim and (ids < arguments["tables"].shape[0]).all())
+
+    def read(tables, ids):
+        _, rows, local = sharded_gather_rows(sharding, tables, ids)
+        return rows[local]
+
+    got, message = outcome(read, arguments)
+    if message is not None:  # a table of no multiple of four rows is a vocab that does not divide
+        assert any(name in message for name in ("tables", "ids", "vocab")), message
+        return
+    np.testing.assert_array_equal(got, arguments["tables"][ids])
+
+
+@st.composite
+def labelled(draw):
+    shape = draw(st.sampled_from([(5,), (2, 3), (1,)]))
+    return {
+        "labels": jnp.asarray(np.random.default_rng(0).integers(0, 4, shape)),
+        "log_probability": -jnp.abs(array(draw, *shape)) - 0.1,
+        "unique": draw(st.booleans()),
+    }
+
+
+@fuzzed(spoiled(labelled()))
+def test_in_batch(arguments):
+    """Expected counts of as many draws as there are labels; a repeat counts never, if unique."""
+
+    def counts(**given):
+        samples = in_batch(**given)
+        return samples.ids, jnp.exp(-samples.log_expected_count)
+
+    def plain(labels, log_probability, unique):
+        ids, p = labels.reshape(-1), np.exp(log_probability.reshape(-1))
+        expected = 1 - (1 - p) ** ids.size if unique else ids.size * p
+        repeats = np.array([unique and ids[n] in ids[:n] for n in range(ids.size)], bool)
+        return ids, np.where(repeats, 0, 1 / expected)
+
+    if arguments["log_probability"].dtype == jnp.int32:  # rounded to 0: certain classes
+        arguments["log_probability"] = arguments["log_probability"] - 1.0
+    holds(counts, plain, arguments, 6)
+
+
+@fuzzed(spoiled(tables()), EXAMPLES // 2)
+def test_rows_from_dense(arguments):
+    """All rows that are not 0 come back, where there is room for them."""
+    gradient = arguments["tables"]
+    got, message = outcome(
+        lambda tables: to_dense(rows_from_dense(tables, len(tables)), len(tables)),
+        {"tables": gradient},
+    )
+    if message is None:
+        np.testing.assert_array_equal(got, gradient)
+    else:
+        assert 0 in gradient.shape or gradient.ndim == 0
+        assert "gradient must be" in message or "num_rows must be" in message
+
+
+@fuzzed(st.lists(st.sampled_from([0.0, 1.0, 3.0, 0.5, -1.0, float("nan")]), max_size=9))
+def test_unigram_of_any_counts(counts):
+    """Its probabilities are the shares of the counts, or the counts are named."""
+    got, message = outcome(Unigram.from_counts, {"counts": np.array(counts)})
+    if message is not None:
+        assert "counts" in message
+        assert not counts or not sum(counts) or not all(count >= 0 for count in counts)
+        return
+    np.testing.assert_allclose(jnp.exp(got.log_p), np.array(counts) / sum(counts), rtol=1e-5)
+    drawn = np.asarray(got.draw(jax.random.key(0), (200,)))
+    assert set(drawn.tolist()) <= {n for n, count in enumerate(counts) if count}
