@@ -176,7 +176,7 @@ class Comparison(NamedTuple):
     title: str
     about: Callable[[dict], str]
     tables: tuple[Table, ...]
-    plot: tuple[str, Callable[[dict], str]]
+    plot: tuple[str, Callable[[dict], str]] | None = None  # beside that of the times
 
 
 def print_tables(result: dict, console: Console) -> None:
@@ -276,6 +276,10 @@ def _about_pointwise(result: dict) -> str:
     return f"float32; freed memory is {memory}, for ours and for the peers alike."
 
 
+def _about_accelerators(result: dict) -> str:
+    return "A value and all gradients, by every implementation that can run on this device."
+
+
 COMPARISONS = {
     "softmax": Comparison(
         "Full versus sampled softmax",
@@ -294,6 +298,9 @@ COMPARISONS = {
         _about_pointwise,
         (BARS, ROOFLINE, TIMES),
         ("Roofline", _plot_roofline),
+    ),
+    "accelerators": Comparison(
+        "Implementations on this device", _about_accelerators, (BARS, TIMES)
     ),
 }
 
@@ -318,7 +325,10 @@ def page(result: dict) -> str:
         f"Peers absent: {', '.join(absent) or 'none'}."
     )
     tables = [_html_table(table, result) for table in comparison.tables]
-    title, plot = comparison.plot
+    plot = ""
+    if comparison.plot is not None:
+        title, draw = comparison.plot
+        plot = f"<h2>{title}</h2>{draw(result)}"
     style = (
         "body{font:15px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}"
         "table{border-collapse:collapse}td,th{padding:.15em .7em;border-bottom:1px solid #ccc;"
@@ -327,6 +337,6 @@ def page(result: dict) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{comparison.title}</title>"
         f"<style>{style}</style><h1>{comparison.title}</h1><p>{html.escape(about)}"
-        f"<p>{html.escape(comparison.about(result))}{tables[0]}<h2>{title}</h2>{plot(result)}"
+        f"<p>{html.escape(comparison.about(result))}{tables[0]}{plot}"
         f"{''.join(tables[1:-1])}<h2>Time</h2>{_plot_times(result)}{tables[-1]}</html>\n"
     )

@@ -1,7 +1,11 @@
 """The comparison of implementations on one device: what runs, and that it agrees."""
 
-import pytest
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import __main__ as command
 from benchmarks import accelerators
 from jaxnets.kernels import compiling_for
 
@@ -16,6 +20,19 @@ def test_on_cpu_the_defaults_run_and_agree_with_the_naive(monkeypatch):
     assert [row["name"] for row in rows] == ["tiled", "naive optax"]
     (difference,) = [value for name, value in bars.items() if "relative difference" in name]
     assert difference < 1e-5  # sums of 200 terms in float32
+
+
+def test_the_command_writes_a_report(monkeypatch, tmp_path):
+    operation, _, _, small = accelerators.SHAPES[0]
+    shape = (operation, "float32", {}, small | {"vocab": 200})
+    monkeypatch.setattr(accelerators, "SHAPES", (shape,))
+    machine = LIMITS | {"cpu": "c", "cores": 2, "device": "cpu", "jax": "0", "python": "3"}
+    monkeypatch.setattr(command, "machine", lambda: machine)
+    result = CliRunner().invoke(command.app, ["accelerators", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "accelerators.json").read_text())
+    assert [row["name"] for row in report["benchmarks"]] == ["tiled", "naive optax"]
+    assert "naive optax / tiled, time" in (tmp_path / "accelerators.html").read_text()
 
 
 @pytest.mark.parametrize("shape", accelerators.SHAPES, ids=lambda shape: shape[0])
