@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import json
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,9 +16,8 @@ from benchmarks import accelerators as accelerator_cases
 from benchmarks import epochs, exact, profiling, quality, recurrent, report, steps, vowels
 from benchmarks import pointwise as pointwise_cases
 from benchmarks.compare import compare as compare_results
-from benchmarks.harness import compiled_case, machine, recycle_memory
+from benchmarks.harness import machine, recycle_memory
 from benchmarks.profiling import trace
-from jaxnets.kernels import pointwise_conv
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -50,8 +48,7 @@ def softmax(output: Output = Path("results"), full: Full = False, profile: Profi
     console = Console()
     peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
-        case = steps.sampled_case(1_000_000, 128, 1024, 1024)
-        trace(case.run, profile)
+        trace(profiling.sampled_case().run, profile)
         console.print(f"trace of ten steps at 1,000,000 classes: {profile}")
     limits = machine()
     benchmarks, bars = exact.run(limits, full, peers)
@@ -70,9 +67,7 @@ def sequences(
     console = Console()
     peers = find_peers(console, "keras", "tensorflow", "torch")
     if profile is not None:
-        arrays = recurrent.problem(*recurrent.SHAPES[0])
-        step = partial(recurrent.step, recurrent.ours)
-        trace(compiled_case("lstm", step, *arrays).run, profile)
+        trace(profiling.lstm_case().run, profile)
         console.print(f"trace of ten steps of an LSTM, {recurrent.SHAPES[0]}: {profile}")
     limits = machine()
     benchmarks, bars = recurrent.run(limits, full, peers)
@@ -93,9 +88,7 @@ def pointwise(
     peers = find_peers(console, "torch")
     recycled = recycle_memory()
     if profile is not None:
-        arrays = pointwise_cases.problem(*pointwise_cases.SHAPES[0])
-        case = compiled_case("pointwise", pointwise_cases.step(pointwise_conv), *arrays)
-        trace(case.run, profile)
+        trace(profiling.pointwise_case().run, profile)
         console.print(f"trace of ten steps of {pointwise_cases.SHAPES[0]}: {profile}")
     limits = machine()
     benchmarks, bars, roofline = pointwise_cases.run(limits, full, peers)

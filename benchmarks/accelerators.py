@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.exact import naive_loss
-from benchmarks.harness import Case, compiled_case, measure
+from benchmarks.harness import Case, compiled_case, difference, measure
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.tuning import PROBLEMS, value_and_gradients
+from jaxnets.kernels.tuning import PROBLEMS, labels_of, value_and_gradients
 
 Sizes = dict[str, Any]
 # Operation, dtype and sizes: for a GPU or TPU, and for a CPU.
@@ -62,8 +62,7 @@ def cases(operation: str, dtype: str, sizes: Sizes) -> list[Case]:
         for name in runnable
     ]
     if operation == "linear_softmax_cross_entropy":
-        labels = jax.random.randint(jax.random.key(3), (sizes["tokens"],), 0, sizes["vocab"])
-        naive = partial(_naive, labels)
+        naive = partial(_naive, labels_of(sizes["tokens"], sizes["vocab"]))
         made.append(compiled_case("naive optax", value_and_gradients(naive), *arrays))
     return made
 
@@ -90,14 +89,7 @@ def run(limits: dict) -> tuple[list[dict], dict]:
             bars[f"{group}: {case.name} / {made[0].name}, time"] = (
                 seconds[case.name] / seconds[made[0].name]
             )
-            bars[f"{group}: {case.name} against {made[0].name}, relative difference"] = max(
-                _difference(a, b)
-                for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(results[0]), strict=True)
+            bars[f"{group}: {case.name} against {made[0].name}, relative difference"] = difference(
+                result, results[0]
             )
     return rows, bars
-
-
-def _difference(a, b) -> float:
-    """The norm of the difference over that of the second."""
-    a, b = (x.astype(jnp.float32).reshape(-1) for x in (a, b))
-    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from pytest_benchmark.stats import Stats
 from rich.progress import track
 
@@ -102,6 +103,14 @@ def _seconds(case: Case, iterations: int) -> float:
     for _ in range(iterations):
         jax.block_until_ready(case.run())
     return (time.perf_counter() - start) / iterations
+
+
+def difference(actual: Any, expected: Any) -> float:
+    """The largest difference of any array, relative to the array's largest value."""
+    return max(
+        float(np.abs(np.asarray(a) - np.asarray(e)).max() / np.abs(np.asarray(e)).max())
+        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
+    )
 
 
 def recycle_memory() -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from benchmarks.harness import Case, compiled_case, measure
+from benchmarks.harness import Case, compiled_case, difference, measure
 from jaxnets.convert import dense_to_conv
 from jaxnets.kernels import depthwise_conv, pointwise_conv
 
@@ -104,18 +104,11 @@ LAYERS = {
 }
 
 
-def _largest_difference(results, wanted) -> float:
-    return max(
-        float(np.abs(np.asarray(a) - np.asarray(b)).max() / np.abs(np.asarray(b)).max())
-        for a, b in zip(results, wanted, strict=True)
-    )
-
-
 def _compare(shape, out, limits, rounds, torch: bool, names) -> tuple[list[dict], list, float]:
     """Rows of forward and gradient in one shape, its points of the roofline, and the difference."""
     arrays = problem(shape, out)
     label = f"{list(shape)} to {out}"
-    rows, points, difference = [], [], 0.0
+    rows, points, largest = [], [], 0.0
     peers = _torch_cases(arrays, flops_and_bytes(shape, out, gradient=False)[0]) if torch else ()
     for gradient in (False, True):
         flops, least = flops_and_bytes(shape, out, gradient=gradient)
@@ -131,7 +124,7 @@ def _compare(shape, out, limits, rounds, torch: bool, names) -> tuple[list[dict]
         results = [jax.block_until_ready(case.run()) for case in cases]
         if not gradient:
             results = [[r.permute(0, 2, 3, 1) if hasattr(r, "permute") else r] for r in results]
-        difference = max(difference, *(_largest_difference(r, results[0]) for r in results[1:]))
+        largest = max(largest, *(difference(r, results[0]) for r in results[1:]))
         del results
         rows += measure(f"{label}, {what}", cases, rounds, limits)
         seconds = {row["name"]: row["stats"]["median"] for row in rows[-len(cases) :]}
@@ -140,7 +133,7 @@ def _compare(shape, out, limits, rounds, torch: bool, names) -> tuple[list[dict]
             "limit_s": max(flops / limits["matmul_flops"], least / limits["copy_bytes_per_s"]),
             "ours_s": seconds["ours"], "flax_s": seconds["flax nnx.Conv"],
         })  # fmt: skip
-    return rows, points, difference
+    return rows, points, largest
 
 
 def _heads(limits, rounds) -> list[dict]:

@@ -91,20 +91,35 @@ def _readable(scope: str) -> str:
     return ("backward " if backward else "") + " / ".join(parts[-3:])
 
 
+def exact_case() -> Case:
+    """The exact loss and its gradients."""
+    return compiled_case(
+        "linear_softmax_cross_entropy",
+        jax.value_and_grad(linear_softmax_cross_entropy, (0, 1, 2)),
+        *exact.problem(1024, 512, 32_768),
+    )
+
+
+def sampled_case() -> Case:
+    """A step with sampled softmax at a million classes."""
+    return steps.sampled_case(1_000_000, 128, 1024, 1024)
+
+
+def lstm_case() -> Case:
+    """The first shape of the LSTM's comparison."""
+    arrays = recurrent.problem(*recurrent.SHAPES[0])
+    return compiled_case("lstm", partial(recurrent.step, recurrent.ours), *arrays)
+
+
+def pointwise_case() -> Case:
+    """The first shape of the 1x1 convolution's comparison."""
+    arrays = pointwise.problem(*pointwise.SHAPES[0])
+    return compiled_case("pointwise_conv", pointwise.step(pointwise_conv), *arrays)
+
+
 def cases() -> list[Case]:
     """A training step of each kernel, at a shape of the suite."""
-    lstm_arrays = recurrent.problem(*recurrent.SHAPES[0])
-    conv_arrays = pointwise.problem(*pointwise.SHAPES[0])
-    return [
-        compiled_case(
-            "linear_softmax_cross_entropy",
-            jax.value_and_grad(linear_softmax_cross_entropy, (0, 1, 2)),
-            *exact.problem(1024, 512, 32_768),
-        ),
-        steps.sampled_case(1_000_000, 128, 1024, 1024),
-        compiled_case("lstm", partial(recurrent.step, recurrent.ours), *lstm_arrays),
-        compiled_case("pointwise_conv", pointwise.step(pointwise_conv), *conv_arrays),
-    ]
+    return [exact_case(), sampled_case(), lstm_case(), pointwise_case()]
 
 
 def run(console: Console, folder: Path) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.harness import Case, compiled_case, measure
+from benchmarks.harness import Case, compiled_case, difference, measure
 from jaxnets import convert
 from jaxnets.kernels import LSTMParameters, lstm
 
@@ -132,14 +132,6 @@ class KerasCase(Case):
     def close(self) -> None:
         """Ends the process."""
         self.process.communicate("")
-
-
-def difference(actual, expected) -> float:
-    """The largest difference of any array, relative to the array's largest value."""
-    return max(
-        float(np.abs(np.asarray(a) - np.asarray(e)).max() / np.abs(np.asarray(e)).max())
-        for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True)
-    )
 
 
 def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], dict]:

@@ -31,11 +31,12 @@ class Target(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """An implementation, the tiles it is to use (None: its own), and why it was chosen."""
+    """An implementation, the tiles it is to use (None: its own), why, and what it compiles for."""
 
     implementation: str
     tiles: tuple[int, ...] | None
     reason: str
+    target: Target
 
 
 # Why an implementation cannot run for these sizes and this dtype; None: it can.
@@ -137,13 +138,14 @@ def choose(
         obstacle = implementations[requested](where, dtype, sizes)
         if obstacle is not None:
             raise ValueError(f"implementation={requested!r} cannot run here: {obstacle}")
-        return Choice(requested, _tiles.get(), "asked for by name")
+        return Choice(requested, _tiles.get(), "asked for by name", where)
     measured = None if where.interpret else tuning_cache.look_up(operation.name, dtype, sizes)
     if measured is not None and measured.implementation in implementations:
         obstacle = implementations[measured.implementation](where, dtype, sizes)
         if obstacle is None:
-            return Choice(*measured, "fastest when measured on this device")
-    return Choice(operation.default, None, "the default; nothing was measured on this device")
+            return Choice(*measured, "fastest when measured on this device", where)
+    why = "the default; nothing was measured on this device"
+    return Choice(operation.default, None, why, where)
 
 
 def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
@@ -173,9 +175,9 @@ def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
     check_sizes(found, sizes)
     choice = choose(found, dtype, sizes)
     listed = ", ".join(f"{name}={sizes[name]}" for name in found.sizes)
-    lines = [f"{operation} on {target().platform}, {jnp.dtype(dtype).name}, {listed}"]
+    lines = [f"{operation} on {choice.target.platform}, {jnp.dtype(dtype).name}, {listed}"]
     for name, obstacle_of in found.implementations.items():
-        obstacle = obstacle_of(target(), jnp.dtype(dtype), sizes)
+        obstacle = obstacle_of(choice.target, jnp.dtype(dtype), sizes)
         if name == choice.implementation:
             tiles = f", tiles {choice.tiles}" if choice.tiles else ""
             lines.append(f"  {name}: chosen ({choice.reason}{tiles})")

@@ -146,8 +146,13 @@ def _normal(number: int, dtype, *shape: int, scale: float = 1.0) -> jax.Array:
     return (scale * jax.random.normal(jax.random.key(number), shape)).astype(dtype)
 
 
+def labels_of(tokens: int, vocab: int) -> jax.Array:
+    """The labels of the softmaxes' problems."""
+    return jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+
+
 def _full(dtype, tokens, features, vocab):
-    labels = jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+    labels = labels_of(tokens, vocab)
 
     def function(implementation, hidden, weight, bias):
         return linear_softmax_cross_entropy(
@@ -160,7 +165,7 @@ def _full(dtype, tokens, features, vocab):
 
 def _sampled(dtype, tokens, features, num_sampled, per_token):
     vocab = 4 * num_sampled  # the choice does not depend on it: only rows are read
-    labels = jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+    labels = labels_of(tokens, vocab)
     samples = sample(Uniform(vocab), jax.random.key(4), num_sampled, labels)
 
     def function(implementation, hidden, weight, bias):

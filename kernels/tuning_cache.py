@@ -39,7 +39,8 @@ def cache_path() -> Path:
 
 def look_up(operation: str, dtype: Any, sizes: Mapping[str, Any]) -> Measured | None:
     """What was measured for an operation on this device; None: nothing."""
-    entry = _entries(cache_path()).get(_key(operation, dtype, sizes))
+    entries = _entries(cache_path())
+    entry = entries.get(_key(operation, dtype, sizes)) if entries else None
     if entry is None:
         return None
     tiles = entry["tiles"]

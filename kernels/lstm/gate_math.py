@@ -1,4 +1,4 @@
-"""What both persistent kernels share: a step of the LSTM besides its matmuls, one array a gate.
+"""What both persistent kernels share: a step of the LSTM, one array a gate, and their shapes.
 
 ``cells.py`` has the same for XLA, on the gates side by side, which its CPU backend runs faster.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def gate_forward(sums, c):
@@ -37,3 +38,30 @@ def take_optional(refs, keep, mask):
     keep_ref = None if keep is None else refs.pop(0)
     mask_ref = None if mask is None else refs.pop(0)
     return keep_ref, mask_ref, refs
+
+
+def dot(a, b, contract: int):
+    """``a @ b`` (contract 0) or ``a @ b.T`` (1), accumulated in float32."""
+    dimensions = (((1,), (contract,)), ((), ()))
+    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def forward_shapes(x_gates: jax.Array) -> list[jax.ShapeDtypeStruct]:
+    """Of outputs, gates and memories before each step, and of the last ``c`` and ``h``."""
+    time, batch, width = x_gates.shape
+    hidden = width // 4
+    carry = jax.ShapeDtypeStruct((batch, hidden), jnp.float32)
+    return [
+        jax.ShapeDtypeStruct((time, batch, hidden), x_gates.dtype),
+        jax.ShapeDtypeStruct(x_gates.shape, x_gates.dtype),
+        jax.ShapeDtypeStruct((time, batch, hidden), jnp.float32),
+        carry,
+        carry,
+    ]
+
+
+def backward_shapes(gates: jax.Array) -> list[jax.ShapeDtypeStruct]:
+    """Of the gradients of the gates, and of ``c`` and ``h`` before the first step."""
+    _, batch, width = gates.shape
+    carry = jax.ShapeDtypeStruct((batch, width // 4), jnp.float32)
+    return [jax.ShapeDtypeStruct(gates.shape, gates.dtype), carry, carry]

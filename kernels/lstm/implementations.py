@@ -8,11 +8,15 @@ from jaxnets.kernels import dispatch
 from jaxnets.kernels.lstm import persistent_gpu, persistent_tpu
 from jaxnets.kernels.lstm.persistent import padded_hidden
 
-# What a call uses beyond the plain layer; ``lengths`` and ``reverse`` all implementations have.
-EXTRAS = (
-    "projection", "peepholes", "layer_norm", "truncate", "recompute", "chunk", "segment_ids",
-    "recurrent_dropout",
-)  # fmt: skip
+
+def extras_of(parameters, **options: bool) -> tuple[str, ...]:
+    """What a call uses beyond the plain layer, by name; ``options`` say which of them it uses.
+
+    ``lengths`` and ``reverse`` are no extras: all implementations have them.
+    """
+    parts = ("projection", "peepholes", "layer_norm")
+    used = {name: getattr(parameters, name, None) is not None for name in parts} | options
+    return tuple(name for name, is_used in used.items() if is_used)
 
 
 def _lacks(sizes, *supported: str) -> str | None:

@@ -7,8 +7,8 @@ gradient follows as one large matmul (adding it up inside the loop is what Flash
 does, and it does not get beyond 64 hidden units).
 
 Time comes first, [time, batch, ...], and runs forward: the caller flips. The hidden size is padded
-by ``padded_parameters`` to what the hardware wants; padded units stay 0, since their gates are
-those of zeros: c = f 0 + i tanh(0) = 0.
+(``padded_hidden``, ``pad_units``) to what the hardware wants; padded units stay 0, since their
+gates are those of zeros: c = f 0 + i tanh(0) = 0.
 """
 
 from __future__ import annotations

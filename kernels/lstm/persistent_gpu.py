@@ -7,13 +7,19 @@ multiprocessors that wait for each other at every step, which is what cuDNN does
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from jaxnets.kernels.lstm.gate_math import gate_backward, gate_forward, take_optional
+from jaxnets.kernels.lstm.gate_math import (
+    backward_shapes,
+    dot,
+    forward_shapes,
+    gate_backward,
+    gate_forward,
+    take_optional,
+)
 
 _ROWS = 16  # the least that a tensor core takes; more programs are better than larger ones
 LARGEST_HIDDEN = {4: 64, 2: 128}  # by bytes of a number: four gates' kernels in 64 to 128 KiB
@@ -29,11 +35,9 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
         keep_ref, mask_ref, refs = take_optional(refs, keep, mask)
         out_ref, gates_ref, before_ref, last_c_ref, last_h_ref = refs
         rows, inside, tile, whole = _places(batch, hidden)
-        kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
-        ends = triton.load(lengths_ref.at[rows], mask=inside, other=0)[:, None]
-        seen_of_h = None
-        if mask_ref is not None:
-            seen_of_h = triton.load(mask_ref.at[tile], mask=whole, other=0.0)
+        kernels, ends, seen_of_h = _constants(
+            kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden
+        )
 
         def step(t, carry):
             c, h = carry
@@ -44,13 +48,8 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
                 start_c, start_h = c * kept, h * kept
             seen = start_h if seen_of_h is None else start_h * seen_of_h
             seen = seen.astype(x_ref.dtype)
-            sums = [
-                triton.load(x_ref.at[t, rows, _gate(n, hidden)], mask=whole, other=0.0).astype(
-                    jnp.float32
-                )
-                + _dot(seen, kernels[n], 0)
-                for n in range(4)
-            ]
+            x_gates = _load_gates(x_ref, t, rows, whole, hidden)
+            sums = [x + dot(seen, u, 0) for x, u in zip(x_gates, kernels, strict=True)]
             gates, new_c, new_h = gate_forward(sums, start_c)
             for n, gate in enumerate(gates):
                 place = gates_ref.at[t, rows, _gate(n, hidden)]
@@ -67,13 +66,7 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
 
     return pl.pallas_call(
         run, name="lstm_forward", grid=(pl.cdiv(batch, _ROWS),),
-        out_shape=[
-            jax.ShapeDtypeStruct((time, batch, hidden), x_gates.dtype),
-            jax.ShapeDtypeStruct((time, batch, width), x_gates.dtype),
-            jax.ShapeDtypeStruct((time, batch, hidden), jnp.float32),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-        ],
+        out_shape=forward_shapes(x_gates),
         compiler_params=_parameters(), interpret=interpret,
     )(x_gates, kernel.astype(x_gates.dtype), c, h, lengths, *optional)  # fmt: skip
 
@@ -88,22 +81,15 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
         keep_ref, mask_ref, refs = take_optional(refs, keep, mask)
         d_gates_ref, first_dc_ref, first_dh_ref = refs
         rows, inside, tile, whole = _places(batch, hidden)
-        kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
-        ends = triton.load(lengths_ref.at[rows], mask=inside, other=0)[:, None]
-        seen_of_h = None
-        if mask_ref is not None:
-            seen_of_h = triton.load(mask_ref.at[tile], mask=whole, other=0.0)
+        kernels, ends, seen_of_h = _constants(
+            kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden
+        )
 
         def step(m, carry):
             dc, dh = carry
             t = time - 1 - m
             valid = t < ends
-            parts = [
-                triton.load(gates_ref.at[t, rows, _gate(n, hidden)], mask=whole, other=0.0).astype(
-                    jnp.float32
-                )
-                for n in range(4)
-            ]
+            parts = _load_gates(gates_ref, t, rows, whole, hidden)
             before = triton.load(before_ref.at[(t, *tile)], mask=whole, other=0.0)
             d_out = triton.load(d_out_ref.at[(t, *tile)], mask=whole, other=0.0)
             d_sums, new_dc = gate_backward(parts, before, dc, dh + d_out.astype(jnp.float32))
@@ -112,7 +98,7 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
                 d_sum = jnp.where(valid, d_sum, 0.0).astype(d_gates_ref.dtype)
                 place = d_gates_ref.at[t, rows, _gate(n, hidden)]
                 triton.store(place, d_sum, mask=whole)
-                new_dh += _dot(d_sum, kernels[n], 1)
+                new_dh += dot(d_sum, kernels[n], 1)
             if seen_of_h is not None:
                 new_dh = new_dh * seen_of_h
             if keep_ref is not None:
@@ -127,11 +113,7 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
 
     return pl.pallas_call(
         run, name="lstm_backward", grid=(pl.cdiv(batch, _ROWS),),
-        out_shape=[
-            jax.ShapeDtypeStruct((time, batch, width), gates.dtype),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-        ],
+        out_shape=backward_shapes(gates),
         compiler_params=_parameters(), interpret=interpret,
     )(
         gates, before_c, kernel.astype(gates.dtype), d_outputs, dc, dh, lengths, *optional
@@ -151,11 +133,20 @@ def _gate(n: int, hidden: int):
     return pl.ds(n * hidden, hidden)
 
 
-def _dot(a, b, contract: int):
-    """``a @ b`` (contract 0) or ``a @ b.T`` (1), accumulated in float32."""
-    return lax.dot_general(
-        a, b, (((1,), (contract,)), ((), ())), preferred_element_type=jnp.float32
-    )
+def _constants(kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden: int):
+    """What is loaded once: each gate's kernel, the rows' lengths [rows, 1], and the mask of h."""
+    kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
+    ends = triton.load(lengths_ref.at[rows], mask=inside, other=0)[:, None]
+    seen_of_h = None
+    if mask_ref is not None:
+        seen_of_h = triton.load(mask_ref.at[tile], mask=whole, other=0.0)
+    return kernels, ends, seen_of_h
+
+
+def _load_gates(ref, t, rows, whole, hidden: int):
+    """The four gates of a step, float32."""
+    places = (ref.at[t, rows, _gate(n, hidden)] for n in range(4))
+    return [triton.load(place, mask=whole, other=0.0).astype(jnp.float32) for place in places]
 
 
 def _parameters():

@@ -13,7 +13,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
-from jaxnets.kernels.lstm.gate_math import gate_backward, gate_forward, take_optional
+from jaxnets.kernels.lstm.gate_math import (
+    backward_shapes,
+    dot,
+    forward_shapes,
+    gate_backward,
+    gate_forward,
+    take_optional,
+)
 
 _ROWS = 128  # of the batch at a time
 _BLOCKS = 10  # of the size of a chunk's gates, that are in VMEM at one time
@@ -31,7 +38,7 @@ def vmem_limit() -> int:
 
 def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
     """``outputs, gates, before_c, c, h``; arguments as in ``persistent.py``."""
-    time, batch, width = x_gates.shape
+    width = x_gates.shape[2]
     hidden = width // 4
     plan = _Plan(x_gates, backward=False)
 
@@ -52,9 +59,8 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
             if keep_ref is not None:
                 start_c, start_h = c * keep_ref[n], h * keep_ref[n]
             seen = start_h if mask_ref is None else start_h * mask_ref[...]
-            sums = x_ref[n].astype(jnp.float32) + _dot(
-                seen.astype(kernel_ref.dtype), kernel_ref[...]
-            )
+            h_gates = dot(seen.astype(kernel_ref.dtype), kernel_ref[...], 0)
+            sums = x_ref[n].astype(jnp.float32) + h_gates
             gates, new_c, new_h = gate_forward(jnp.split(sums, 4, axis=1), start_c)
             out_ref[n] = jnp.where(valid, new_h, 0).astype(out_ref.dtype)
             gates_ref[n] = jnp.concatenate(gates, axis=1).astype(gates_ref.dtype)
@@ -74,13 +80,7 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
         run, name="lstm_forward", grid=plan.grid, in_specs=specs,
         out_specs=[plan.steps(hidden), plan.steps(width), plan.steps(hidden)]
         + [plan.rows(hidden)] * 2,
-        out_shape=[
-            jax.ShapeDtypeStruct((time, batch, hidden), x_gates.dtype),
-            jax.ShapeDtypeStruct((time, batch, width), x_gates.dtype),
-            jax.ShapeDtypeStruct((time, batch, hidden), jnp.float32),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-        ],
+        out_shape=forward_shapes(x_gates),
         scratch_shapes=[tpu.VMEM((plan.block_rows, hidden), jnp.float32)] * 2,
         compiler_params=_parameters(), interpret=interpret,
     )(*arrays)  # fmt: skip
@@ -88,7 +88,7 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
 
 def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, keep, mask):
     """``d_gates [time, batch, 4 * hidden], dc, dh`` before the first step."""
-    time, batch, width = gates.shape
+    width = gates.shape[2]
     hidden = width // 4
     plan = _Plan(gates, backward=True)
 
@@ -111,7 +111,7 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
             d_sums, new_dc = gate_backward(parts, before_ref[n], dc, d_hidden)
             d_sums = jnp.where(valid, jnp.concatenate(d_sums, axis=1), 0).astype(d_gates_ref.dtype)
             d_gates_ref[n] = d_sums
-            new_dh = _dot_transposed(d_sums.astype(kernel_ref.dtype), kernel_ref[...])
+            new_dh = dot(d_sums.astype(kernel_ref.dtype), kernel_ref[...], 1)
             if mask_ref is not None:
                 new_dh = new_dh * mask_ref[...]
             if keep_ref is not None:
@@ -130,11 +130,7 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
     return pl.pallas_call(
         run, name="lstm_backward", grid=plan.grid, in_specs=specs,
         out_specs=[plan.steps(width), plan.rows(hidden), plan.rows(hidden)],
-        out_shape=[
-            jax.ShapeDtypeStruct((time, batch, width), gates.dtype),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-            jax.ShapeDtypeStruct((batch, hidden), jnp.float32),
-        ],
+        out_shape=backward_shapes(gates),
         scratch_shapes=[tpu.VMEM((plan.block_rows, hidden), jnp.float32)] * 2,
         compiler_params=_parameters(), interpret=interpret,
     )(*arrays)  # fmt: skip
@@ -186,14 +182,6 @@ class _Plan:
             else:
                 specs.append(getattr(self, kind)(array.shape[-1]))
         return arrays, specs
-
-
-def _dot(a, b):
-    return lax.dot_general(a, b, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _dot_transposed(a, b):
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _parameters():

@@ -173,23 +173,23 @@ def _call(
         arguments.check_lengths(lengths, *inputs.shape[:2])
     if segment_ids is not None:
         arguments.check_segment_ids(segment_ids, *inputs.shape[:2])
-    used = {
-        "projection": getattr(parameters, "projection", None) is not None,
-        "peepholes": getattr(parameters, "peepholes", None) is not None,
-        "layer_norm": getattr(parameters, "layer_norm", None) is not None,
-        "truncate": truncate is not None, "recompute": bool(recompute), "chunk": chunk is not None,
-        "segment_ids": segment_ids is not None, "recurrent_dropout": recurrent_dropout > 0,
-    }  # fmt: skip
+    extras = implementations.extras_of(
+        parameters, truncate=truncate is not None, recompute=bool(recompute),
+        chunk=chunk is not None, segment_ids=segment_ids is not None,
+        recurrent_dropout=recurrent_dropout > 0,
+    )  # fmt: skip
     batch, time, features = inputs.shape
     sizes = {
         "batch": batch, "time": time, "features": features,
         "hidden": parameters.recurrent_kernel.shape[0],
-        "extras": tuple(name for name, is_used in used.items() if is_used),
+        "extras": extras,
     }  # fmt: skip
     dtype = jnp.result_type(inputs, *jax.tree.leaves(parameters))
-    chosen = dispatch.choose(operation, dtype, sizes, implementation).implementation
-    target = dispatch.target() if chosen in ("pallas", "cudnn") else None
-    return _Call(reverse, recurrent_dropout, recompute, truncate, chunk, chosen, target)
+    chosen = dispatch.choose(operation, dtype, sizes, implementation)
+    target = chosen.target if chosen.implementation in ("pallas", "cudnn") else None
+    return _Call(
+        reverse, recurrent_dropout, recompute, truncate, chunk, chosen.implementation, target
+    )
 
 
 @partial(jax.jit, static_argnums=0)

@@ -28,7 +28,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu, triton
 
-from jaxnets.kernels.dispatch import Target
+from jaxnets.kernels.dispatch import Choice, Target
 
 _GROUP = 8  # row tiles that run side by side on a GPU
 
@@ -41,9 +41,18 @@ class Tiles(NamedTuple):
     depth: int
 
 
-def as_tiles(sizes: tuple[int, ...] | None) -> Tiles | None:
-    """What the dispatcher found in the tuner's cache, as :class:`Tiles`."""
-    return None if sizes is None else Tiles(*sizes)
+class Call(NamedTuple):
+    """What the kernel is compiled for, and in which tiles (None: the platform's); static."""
+
+    target: Target
+    tiles: Tiles | None = None
+
+    @classmethod
+    def of(cls, choice: Choice) -> Call | None:
+        """The call of what the dispatcher chose; None where that is not Pallas."""
+        if choice.implementation != "pallas":
+            return None
+        return cls(choice.target, None if choice.tiles is None else Tiles(*choice.tiles))
 
 
 # Not tuned: a tile's product fits the registers of 4 warps, respectively a fraction of VMEM.
@@ -82,7 +91,7 @@ Epilogue = Callable[..., Sequence[jax.Array]]
 
 
 def fused_matmul(
-    target: Target,
+    call: Call,
     left: jax.Array,
     right: jax.Array,
     inputs: Inputs,
@@ -91,10 +100,9 @@ def fused_matmul(
     outputs: tuple[Tile | Reduced, ...],
     name: str,
     left_ids: jax.Array | None = None,
-    tiles: Tiles | None = None,
 ) -> Sequence[jax.Array]:
     """The outputs of ``epilogue`` on ``left @ right.T``, accumulated in float32."""
-    tiles = tiles or DEFAULT_TILES[target.platform]
+    target, tiles = call.target, call.tiles or DEFAULT_TILES[call.target.platform]
     dtype = jnp.promote_types(left.dtype, right.dtype)
     left, right = left.astype(dtype), right.astype(dtype)
     if target.platform == "tpu" and left_ids is not None:

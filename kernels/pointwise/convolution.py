@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.pallas.fused_matmul import Tiles, as_tiles
+from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.pointwise import arguments, fused, reference
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 from jaxnets.kernels.pointwise.contractions import (
@@ -110,11 +110,9 @@ def pointwise_conv(
     }  # fmt: skip
     dtype = jnp.result_type(inputs, kernel)
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
-    target = dispatch.target() if choice.implementation == "pallas" else None
-    tiles = as_tiles(choice.tiles)
-    on_cpu = dispatch.target().platform == "cpu" and groups == 1 and not channels_first
+    may_tile = choice.target.platform == "cpu" and groups == 1 and not channels_first
     call = _Call(
-        activation, each, groups, channels_first, choice.implementation, target, tiles, on_cpu
+        activation, each, groups, channels_first, choice.implementation, Call.of(choice), may_tile
     )
     return _pointwise_conv(call, inputs, kernel, bias, residual)
 
@@ -127,9 +125,8 @@ class _Call(NamedTuple):
     groups: int
     channels_first: bool
     implementation: str
-    target: dispatch.Target | None  # of Pallas
-    tiles: Tiles | None
-    tiles_on_cpu: bool  # the backward may run in tiles
+    fused: Call | None  # by Pallas
+    may_tile: bool  # the backward, on a CPU
 
 
 @partial(jax.jit, static_argnums=0)
@@ -198,10 +195,8 @@ def _convolve(call: _Call, inputs, kernel, bias, residual):
 
 def _forward(call: _Call, inputs, kernel, bias, residual):
     """The outputs, and what the activation's slope is told by (None without an activation)."""
-    if call.target is not None:
-        return fused.forward(
-            call.target, call.tiles, call.activation, inputs, kernel, bias, residual
-        )
+    if call.fused is not None:
+        return fused.forward(call.fused, call.activation, inputs, kernel, bias, residual)
     axis, layout = _channels(call), {"channels_first": call.channels_first}
     pairs = zip(_split(call, inputs, axis), _split(call, kernel, 1), strict=True)
     total = _join([apply_kernel(x, w, **layout) for x, w in pairs], axis)
@@ -229,7 +224,7 @@ def _convolve_backward(call: _Call, kept_arrays, gradient):
         wide = jnp.promote_types(gradient.dtype, jnp.float32)
         slope = ACTIVATIONS[call.activation].slope(kept.astype(wide))
         gradient = (gradient.astype(wide) * slope).astype(gradient.dtype)
-    tiled = call.tiles_on_cpu and wants_tiles(inputs, gradient)
+    tiled = call.may_tile and wants_tiles(inputs, gradient)
     gradients = (
         tiled_gradients(inputs, kernel, gradient)
         if tiled

@@ -11,14 +11,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.dispatch import Target
-from jaxnets.kernels.pallas.fused_matmul import Inputs, Tile, Tiles, fused_matmul
+from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Tile, fused_matmul
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 
 def forward(
-    target: Target,
-    tiles: Tiles | None,
+    call: Call,
     activation: str | None,
     inputs: jax.Array,
     kernel: jax.Array,
@@ -37,9 +35,9 @@ def forward(
         tiles=[] if residual is None else [residual.reshape(-1, kernel.shape[1])],
     )
     results = fused_matmul(
-        target, rows, kernel.T, extras,
+        call, rows, kernel.T, extras,
         epilogue=partial(_epilogue, activation, keeps_sum),
-        outputs=(Tile(inputs.dtype),) * (1 + keeps_sum), name="pointwise_conv", tiles=tiles,
+        outputs=(Tile(inputs.dtype),) * (1 + keeps_sum), name="pointwise_conv",
     )  # fmt: skip
     outputs, *total = (r.reshape(*inputs.shape[:2], -1) for r in results)
     if activation is None:

@@ -84,6 +84,16 @@ def safe_ids(ids: jax.Array, vocab: int) -> jax.Array:
     return jnp.where((ids < 0) | (ids >= vocab), vocab, ids).astype(jnp.int32)
 
 
+def leave_out(weights, labels, ignore_index: int | None, vocab: int, dtype):
+    """Weights [...] of ``dtype`` that are 0 at ignored labels, or None; and safe labels [...]."""
+    kept = None if weights is None else weights.astype(dtype)
+    if ignore_index is not None:
+        ignored = labels == ignore_index
+        kept = jnp.where(ignored, 0, 1 if kept is None else kept).astype(dtype)
+        labels = jnp.where(ignored, 0, labels)
+    return kept, safe_ids(labels, vocab)
+
+
 def reduce_losses(losses: jax.Array, weights: jax.Array | None, reduction: str) -> jax.Array:
     """``losses [...]`` times ``weights [...]``, as they are, summed, or averaged by weight.
 

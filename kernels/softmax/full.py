@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Num
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.pallas.fused_matmul import as_tiles
+from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.fused import FusedEngine
 from jaxnets.kernels.softmax.one_pass import weighted_sum
-from jaxnets.kernels.softmax.per_token import per_token
+from jaxnets.kernels.softmax.per_token import Engine, per_token
 from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype
 from jaxnets.kernels.softmax.two_pass import TiledEngine
 
@@ -116,16 +116,19 @@ def linear_softmax_cross_entropy(
         raise ValueError(f"temperature must be above 0, got {temperature}")
     options = Options(label_smoothing, z_loss, soft_cap, token_tile, vocab_tile)
     check_options(options)
-    sizes = {"tokens": labels.size, "features": hidden.shape[-1], "vocab": weight.shape[0]}
-    dtype = jnp.result_type(hidden, weight)
-    choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
-    engine = None
-    if choice.implementation == "pallas":
-        engine = FusedEngine(dispatch.target(), as_tiles(choice.tiles))
+    engine = choose_engine(hidden, weight, labels.size, weight.shape[0], implementation)
     return _loss(
         engine, options, reduction, return_log_sum_exp, ignore_index,
         hidden, weight, bias, jnp.asarray(labels), weights, temperature,
     )  # fmt: skip
+
+
+def choose_engine(hidden, weight, tokens: int, vocab: int, implementation: str | None) -> Engine:
+    """The engine for so many tokens and classes on a device, in the dtype of the arrays."""
+    sizes = {"tokens": tokens, "features": hidden.shape[-1], "vocab": vocab}
+    dtype = jnp.result_type(hidden, weight)
+    call = Call.of(dispatch.choose(OPERATION, dtype, sizes, implementation))
+    return TiledEngine() if call is None else FusedEngine(call)
 
 
 def check_options(options: Options) -> None:
@@ -154,26 +157,23 @@ def _loss(
     if not (isinstance(temperature, float | int) and temperature == 1):
         hidden = (hidden.astype(accumulator) / temperature).astype(hidden.dtype)
         bias = (bias.astype(accumulator) / temperature).astype(accumulator)
-    kept = None if weights is None else weights.astype(accumulator).reshape(-1)
-    flat_labels = labels.reshape(-1)
-    if ignore_index is not None:
-        ignored = flat_labels == ignore_index
-        kept = jnp.where(ignored, 0, 1 if kept is None else kept).astype(accumulator)
-        flat_labels = jnp.where(ignored, 0, flat_labels)
-    flat_labels = arguments.safe_ids(flat_labels, weight.shape[0])
+    flat_weights = None if weights is None else weights.reshape(-1)
+    kept, flat_labels = arguments.leave_out(
+        flat_weights, labels.reshape(-1), ignore_index, weight.shape[0], accumulator
+    )
     flat_hidden = hidden.reshape(-1, hidden.shape[-1])
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
-    one_pass = engine is None and (options.soft_cap is None or options.label_smoothing == 0)
+    one_pass = isinstance(engine, TiledEngine) and (
+        options.soft_cap is None or options.label_smoothing == 0
+    )
     if reduction != "none" and not return_log_sum_exp and one_pass:
         factors = jnp.ones(flat_labels.shape, accumulator) if kept is None else kept
         if reduction == "mean":
             total = factors.sum()
             factors = jnp.where(total == 0, 0, factors / jnp.where(total == 0, 1, total))
         return weighted_sum(options, flat_hidden, weight, bias, flat_labels, factors)
-    losses, log_sum_exp = per_token(
-        engine or TiledEngine(), options, flat_hidden, weight, bias, flat_labels
-    )
+    losses, log_sum_exp = per_token(engine, options, flat_hidden, weight, bias, flat_labels)
     loss = arguments.reduce_losses(losses, kept, reduction)
     if reduction == "none":
         loss = loss.reshape(batch)

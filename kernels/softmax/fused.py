@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.dispatch import Target
-from jaxnets.kernels.pallas.fused_matmul import Inputs, Reduced, Tile, Tiles, fused_matmul
+from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Reduced, Tile, fused_matmul
 from jaxnets.kernels.softmax.per_token import Factors, Statistics
 from jaxnets.kernels.softmax.tiles import (
     Options,
@@ -38,16 +37,15 @@ _FLOAT32 = jnp.dtype(jnp.float32)
 class FusedEngine(NamedTuple):
     """An :class:`Engine` for GPU and TPU."""
 
-    target: Target
-    tiles: Tiles | None = None
+    call: Call
 
     def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
         smoothing = bool(options.label_smoothing)
         partials = fused_matmul(
-            self.target, weight, hidden, Inputs([bias], [labels]),
+            self.call, weight, hidden, Inputs([bias], [labels]),
             epilogue=partial(tile_statistics, options.soft_cap, weight.shape[0], smoothing),
             outputs=(Reduced(_FLOAT32),) * (4 if smoothing else 3),
-            name="softmax_statistics", tiles=self.tiles,
+            name="softmax_statistics",
         )  # fmt: skip
         label_logit, *logit_sum = (p.sum(0) for p in partials[2:])
         log_sum_exp = combine_tiles(*partials[:2])
@@ -69,11 +67,11 @@ class FusedEngine(NamedTuple):
             fresh = jnp.ones(chunk) if tile.fresh is None else tile.fresh.astype(_FLOAT32)
             here = jnp.where((labels >= 0) & (labels < vocab), labels - tile.start, -1)
             (gradient,) = fused_matmul(
-                self.target, tile.weight, hidden,
+                self.call, tile.weight, hidden,
                 Inputs([tile.bias, fresh], [here, log_sum_exp, *factors]),
                 epilogue=partial(tile_gradient, options.soft_cap),
                 outputs=(Tile(hidden.dtype),),
-                name="softmax_gradient", tiles=self.tiles,
+                name="softmax_gradient",
             )  # fmt: skip
             rows = matmul(gradient, hidden, (1, 0)).astype(weight.dtype)
             return (

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Num
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.pallas.fused_matmul import as_tiles
+from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.sampled_core import candidate_logits, candidate_softmax
-from jaxnets.kernels.softmax.sampled_fused import FusedCall, sampled_log_sum_exp
+from jaxnets.kernels.softmax.sampled_fused import sampled_log_sum_exp
 from jaxnets.kernels.softmax.samplers import Samples
 from jaxnets.kernels.softmax.tiles import accumulator_dtype
 
@@ -100,10 +100,7 @@ def sampled_softmax_cross_entropy(
     }  # fmt: skip
     dtype = jnp.result_type(hidden, weight)
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
-    fused = None
-    if choice.implementation == "pallas":
-        fused = FusedCall(dispatch.target(), as_tiles(choice.tiles))
-    return _softmax(fused, subtract_log_q, remove_accidental_hits, reduction, *arrays)
+    return _softmax(Call.of(choice), subtract_log_q, remove_accidental_hits, reduction, *arrays)
 
 
 def nce_loss(
@@ -308,7 +305,7 @@ def candidates(
     return hidden, *true, *sampled, hits
 
 
-def _fused(call: FusedCall, subtract, remove, hidden, weight, bias, labels, samples):
+def _fused(call: Call, subtract, remove, hidden, weight, bias, labels, samples):
     """The losses [tokens] of :func:`candidate_softmax`, by the kernel of ``sampled_fused.py``."""
     vocab, dtype = weight.shape[0], accumulator_dtype(hidden, weight)
     hidden, labels, ids = _flat(vocab, hidden, labels, samples)

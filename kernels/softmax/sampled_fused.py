@@ -7,28 +7,19 @@ neither are the gathered rows. The few true classes of each token are left to XL
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.dispatch import Target
-from jaxnets.kernels.pallas.fused_matmul import Inputs, Reduced, Tile, Tiles, fused_matmul
+from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Reduced, Tile, fused_matmul
 from jaxnets.kernels.softmax.fused import combine_tiles, tile_log_sum_exp
 from jaxnets.kernels.softmax.tiles import matmul
 
 _FLOAT32 = jnp.dtype(jnp.float32)
 
 
-class FusedCall(NamedTuple):
-    """What is static of a call."""
-
-    target: Target
-    tiles: Tiles | None = None
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def sampled_log_sum_exp(call: FusedCall, hidden, table, ids, offset, labels):
+def sampled_log_sum_exp(call: Call, hidden, table, ids, offset, labels):
     """Log-sum-exp [tokens] of ``table[ids] @ hidden + offset`` over the samples.
 
     ``hidden [tokens, features]``, ``table [vocab, features]``, ``ids [num_sampled]`` int32 in
@@ -36,10 +27,10 @@ def sampled_log_sum_exp(call: FusedCall, hidden, table, ids, offset, labels):
     left out for the tokens whose label it is (-1: no label). -inf where all are left out.
     """
     largest, total = fused_matmul(
-        call.target, table, hidden, Inputs([offset, ids], list(labels.T)),
+        call, table, hidden, Inputs([offset, ids], list(labels.T)),
         epilogue=partial(_tile_statistics, ids.shape[0]),
         outputs=(Reduced(_FLOAT32), Reduced(_FLOAT32)),
-        name="sampled_softmax_statistics", left_ids=ids, tiles=call.tiles,
+        name="sampled_softmax_statistics", left_ids=ids,
     )  # fmt: skip
     return combine_tiles(largest, total)
 
@@ -62,18 +53,18 @@ def _tile_gradient(product, _row_ids, rows, columns, _tiles):
     return (cotangent * jnp.exp(_logits(product, rows, labels) - log_sum_exp),)
 
 
-def _forward(call: FusedCall, hidden, table, ids, offset, labels):
+def _forward(call: Call, hidden, table, ids, offset, labels):
     log_sum_exp = sampled_log_sum_exp(call, hidden, table, ids, offset, labels)
     return log_sum_exp, (hidden, table, ids, offset, labels, log_sum_exp)
 
 
-def _backward(call: FusedCall, residuals, cotangent):
+def _backward(call: Call, residuals, cotangent):
     hidden, table, ids, offset, labels, log_sum_exp = residuals
     finite = jnp.where(jnp.isneginf(log_sum_exp), 0, log_sum_exp)  # no sample is left: all 0
     (gradient,) = fused_matmul(
-        call.target, table, hidden, Inputs([offset, ids], [finite, cotangent, *labels.T]),
+        call, table, hidden, Inputs([offset, ids], [finite, cotangent, *labels.T]),
         epilogue=_tile_gradient, outputs=(Tile(hidden.dtype),),
-        name="sampled_softmax_gradient", left_ids=ids, tiles=call.tiles,
+        name="sampled_softmax_gradient", left_ids=ids,
     )  # fmt: skip
     rows = matmul(gradient, hidden, (1, 0))
     return (

@@ -19,13 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Integer, Num
 
-from jaxnets.kernels import dispatch
-from jaxnets.kernels.pallas.fused_matmul import as_tiles
 from jaxnets.kernels.softmax import arguments
-from jaxnets.kernels.softmax.full import OPERATION, check_options
-from jaxnets.kernels.softmax.fused import FusedEngine
+from jaxnets.kernels.softmax.full import check_options, choose_engine
 from jaxnets.kernels.softmax.per_token import (
-    Engine,
     Statistics,
     factors_of,
     losses_of,
@@ -33,7 +29,6 @@ from jaxnets.kernels.softmax.per_token import (
     without_unused,
 )
 from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype
-from jaxnets.kernels.softmax.two_pass import TiledEngine
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 
 
@@ -92,16 +87,8 @@ def sharded_linear_softmax_cross_entropy(
     options = Options(label_smoothing, z_loss, soft_cap, vocab_tile=vocab_tile)
     check_options(options)
     sharding.check(weight.shape[0], hidden.shape[:-1])
-    sizes = {
-        "tokens": labels.size // (sharding.mesh.shape[sharding.tokens] if sharding.tokens else 1),
-        "features": hidden.shape[-1],
-        "vocab": weight.shape[0] // sharding.shards,
-    }
-    dtype = jnp.result_type(hidden, weight)
-    choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
-    engine: Engine = TiledEngine()
-    if choice.implementation == "pallas":
-        engine = FusedEngine(dispatch.target(), as_tiles(choice.tiles))
+    tokens, classes = labels.size // sharding.token_shards, weight.shape[0] // sharding.shards
+    engine = choose_engine(hidden, weight, tokens, classes, implementation)
     static = sharding, engine, options
     return _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights)
 
@@ -112,12 +99,7 @@ def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights
     vocab, accumulator = weight.shape[0], accumulator_dtype(hidden, weight)
     if bias is None:
         bias = static[0].place(jnp.zeros(vocab, accumulator), static[0].table_spec)
-    kept = None if weights is None else weights.astype(accumulator)
-    if ignore_index is not None:
-        ignored = labels == ignore_index
-        kept = jnp.where(ignored, 0, 1 if kept is None else kept).astype(accumulator)
-        labels = jnp.where(ignored, 0, labels)
-    labels = arguments.safe_ids(labels, vocab)
+    kept, labels = arguments.leave_out(weights, labels, ignore_index, vocab, accumulator)
     losses, _ = _per_token(static, hidden, weight, bias, labels)
     return arguments.reduce_losses(losses, kept, reduction)
 

@@ -163,15 +163,17 @@ _per_token.defvjp(_forward, _backward)
 
 
 def _read(sharding: VocabSharding, vocab: int, part: jax.Array, ids: jax.Array) -> jax.Array:
-    """Inside ``run``: ``table[ids]`` on all devices, NaN where an id is out of range."""
+    """Inside ``run``: ``table[ids]`` on all devices, NaN (0) where an id is out of range."""
     local, _ = sharding.local_ids(ids, part.shape[0])
     rows = sharding.sum_over_vocab(part.at[local].get(mode="fill", fill_value=0))
+    if not jnp.issubdtype(part.dtype, jnp.floating):
+        return rows
     inside = (ids >= 0) & (ids < vocab)
     return jnp.where(inside.reshape(*ids.shape, *(1 for _ in part.shape[1:])), rows, jnp.nan)
 
 
 def take_sharded(sharding: VocabSharding, table: jax.Array, ids: jax.Array) -> jax.Array:
-    """``table[ids]`` on all devices, for a table that is split; NaN where an id is out of range."""
+    """``table[ids]`` on all devices, of a split table; NaN (0) where an id is out of range."""
     vocab = table.shape[0]
 
     def on_device(table, ids):

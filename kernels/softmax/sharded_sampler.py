@@ -64,9 +64,8 @@ class ShardedUnigram:
     def draw(self, key, shape):
         slot_key, side_key = jax.random.split(key)
         slot = jax.random.randint(slot_key, shape, 0, self.vocab, jnp.int32)
-        # One look-up for both tables; an int32 and a float32 that are sent as they are.
         threshold = take_sharded(self.sharding, self.threshold, slot)
-        alias = _take_ids(self.sharding, self.alias, slot)
+        alias = take_sharded(self.sharding, self.alias, slot)
         stay = jax.random.uniform(side_key, shape, jnp.float32) < threshold
         return jnp.where(stay, slot, alias)
 
@@ -93,13 +92,3 @@ class ShardedUnigram:
 
         specs = (sharding.table_spec, P(), P())
         return sharding.run(on_device, specs, P(), self.log_p, key, known_ids)
-
-
-def _take_ids(sharding: VocabSharding, table: jax.Array, ids: jax.Array) -> jax.Array:
-    """``table[ids]`` of integers, 0 where an id is out of range."""
-
-    def on_device(table, ids):
-        local, _ = sharding.local_ids(ids, table.shape[0])
-        return sharding.sum_over_vocab(table.at[local].get(mode="fill", fill_value=0))
-
-    return sharding.run(on_device, (sharding.table_spec, P()), P(), table, ids)

@@ -54,6 +54,11 @@ class VocabSharding(NamedTuple):
         """How many parts the vocabulary is in."""
         return math.prod(self.mesh.shape[axis] for axis in self.vocab_axes)
 
+    @property
+    def token_shards(self) -> int:
+        """How many parts the tokens are in."""
+        return self.mesh.shape[self.tokens] if self.tokens else 1
+
     def check(self, vocab: int, tokens_shape: tuple[int, ...]) -> None:
         """Raise unless the axes are the mesh's and divide the arrays."""
         axes = (*self.vocab_axes, *((self.tokens,) if self.tokens else ()))
@@ -66,7 +71,7 @@ class VocabSharding(NamedTuple):
                 f"vocab must be a multiple of the {self.shards} shards, got {vocab}: pad weight "
                 "with rows of zeros and bias with -inf"
             )
-        parts = self.mesh.shape[self.tokens] if self.tokens else 1
+        parts = self.token_shards
         if not tokens_shape or tokens_shape[0] % parts:
             raise ValueError(
                 f"the first axis of hidden must be a multiple of the {parts} devices of "

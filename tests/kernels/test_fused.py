@@ -15,6 +15,7 @@ from jaxnets.kernels import (
 )
 from jaxnets.kernels.dispatch import Target
 from jaxnets.kernels.pallas import fused_matmul as fm
+from tests.near import assert_near
 
 PLATFORMS = ("gpu", "tpu")
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -26,10 +27,7 @@ def rounding(dtype, depth):
 
 
 def close(got, wanted, tolerance):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(b).all()
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
+    assert_near(got, wanted, tolerance, 1e-3)
 
 
 def normal(seed, *shape, dtype=jnp.float32):
@@ -56,7 +54,7 @@ def test_fused_matmul_is_its_reference(platform, gathered, shape):
         "left_ids": ids,
     }
     product, largest = fm.fused_matmul(
-        Target(platform, interpret=True), left, right, inputs, name="test", **arguments
+        fm.Call(Target(platform, interpret=True)), left, right, inputs, name="test", **arguments
     )
     wanted = fm.reference(left, right, inputs, **arguments)
     tolerance = rounding(jnp.float32, depth)

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax.experimental import rnn
 
 from jaxnets.kernels import LSTMParameters, compiling_for, explain, lstm
 from jaxnets.kernels.lstm import persistent_tpu
 from jaxnets.kernels.lstm.cudnn import cudnn_lstm, flat_weights
+from tests.near import assert_near
 
 PLATFORMS = ("gpu", "tpu")
 
@@ -41,10 +41,7 @@ def value_and_gradients(implementation, arrays, **options):
 def close(got, wanted, dtype, time, width):
     # Rounding of each step's sums over the width, carried over the steps.
     tolerance = 4 * float(jnp.finfo(dtype).eps) * (time + width**0.5)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(b).all()
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
+    assert_near(got, wanted, tolerance)
 
 
 SEGMENTS = jnp.array([1, 1, 1, 2, 3, 3, 3, 0, 0])

@@ -22,8 +22,7 @@ def main(address: str, number: int) -> None:
         sample,
         sharded_linear_softmax_cross_entropy,
     )
-    from tests.sharding.test_communication import row_step as sharded_row_step
-    from tests.sharding.test_sharded import row_step
+    from tests.sharding.test_sharded import row_step, sharded_row_step
 
     assert jax.device_count() == 8
     assert jax.process_count() == 2
@@ -75,8 +74,8 @@ def main(address: str, number: int) -> None:
     split_tables = {"weight": placed[1], "bias": placed[2]}
     state = jax.jit(lambda tables: optim.sharded_init(sharding, optimizer, tables))(split_tables)
     everywhere = jax.tree.map(lambda a: split(np.asarray(a), jax.P()), samples)
-    step = jax.jit(lambda *a: sharded_row_step(sharding, *a))
-    got = step(everywhere, split_tables, state, placed[0], placed[3])
+    step = jax.jit(lambda *a: sharded_row_step(sharding, optimizer, *a))
+    got = step(split_tables, state, placed[0], placed[3], everywhere)
     print("differences", exact, difference(got, wanted), flush=True)
 
 

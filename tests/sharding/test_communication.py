@@ -3,21 +3,20 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 
 from benchmarks.scaling import Layout, collectives, exact_cost, sampled_cost
 from jaxnets import optim
 from jaxnets.kernels import (
     LogUniform,
-    Rows,
     ShardedUnigram,
     Unigram,
     VocabSharding,
     sample,
-    sharded_gather_rows,
     sharded_linear_softmax_cross_entropy,
     sharded_sampled_softmax_cross_entropy,
 )
+from tests.sharding.test_sharded import make_mesh, sharded_row_step
 
 TOKENS, FEATURES, SAMPLED = 96, 32, 64
 SCALARS = 64  # bytes: the mean over the devices
@@ -25,8 +24,7 @@ VOCABS = (4_000, 64_000)
 
 
 def sharding_over(vocab, tokens=None):
-    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
-    return VocabSharding(mesh, vocab, tokens)
+    return VocabSharding(make_mesh(), vocab, tokens)
 
 
 def arrays(sharding, vocab):
@@ -79,21 +77,8 @@ def test_the_exact_loss_sends_what_the_model_says(
         assert predicted == exact_cost(layout._replace(vocab=10**9)).wire_bytes
 
 
-def row_step(sharding, samples, tables, state, hidden, labels):
-    ids, rows, local = sharded_gather_rows(
-        sharding, tables, {"labels": labels, "samples": samples.ids}
-    )
-    local_samples = samples._replace(ids=local["samples"])
-
-    def loss(rows):
-        return sharded_sampled_softmax_cross_entropy(
-            sharding._replace(vocab=None), hidden, rows["weight"], rows["bias"], local["labels"],
-            local_samples,
-        )  # fmt: skip
-
-    value, gradient = jax.value_and_grad(loss)(rows)
-    gradients = {name: Rows(ids, values) for name, values in gradient.items()}
-    return value, *optim.sharded_update(sharding, optim.adagrad(0.1), gradients, state, tables)
+def row_step(sharding, samples, *arguments):
+    return sharded_row_step(sharding, optim.adagrad(0.1), *arguments, samples)
 
 
 @pytest.mark.parametrize(

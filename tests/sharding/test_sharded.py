@@ -23,6 +23,7 @@ from jaxnets.kernels import (
     sharded_linear_softmax_cross_entropy,
     sharded_sampled_softmax_cross_entropy,
 )
+from tests.near import assert_near
 
 VOCAB, FEATURES, BATCH, TIME = 1600, 24, 8, 3
 
@@ -62,10 +63,7 @@ def place(sharding, hidden, weight, bias, labels):
 def close(got, wanted, dtype=jnp.float32):
     """Sums over features and classes in another order, each of them rounded."""
     tolerance = 8 * float(jnp.finfo(dtype).eps) * FEATURES**0.5
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(b).all()
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), 1e-3))
+    assert_near(got, wanted, tolerance, 1e-3)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])

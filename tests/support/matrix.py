@@ -57,6 +57,7 @@ from jaxnets.kernels import (
     sharded_sampled_softmax_cross_entropy,
     to_dense,
 )
+from tests.near import assert_near
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 YES, NO, NONE = "yes", "no", "-"
@@ -252,10 +253,7 @@ def scale(tree) -> float:
 def compare(got, wanted, dtype, factor: float = 1.0, size: float = 1e-2) -> None:
     """Equal up to the rounding of sums of some tens of terms, of at least ``size``."""
     tolerance = factor * 64 * float(jnp.finfo(dtype).eps)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        assert np.isfinite(b).all()
-        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(np.abs(b).max(), size))
+    assert_near(got, wanted, tolerance, size)
 
 
 # Each experiment: (function of arrays, arrays) -> None, or an AssertionError for a wrong number, or
