@@ -12,6 +12,22 @@ def x64():
         yield
 
 
+STRICT_MODES = {
+    "jax_numpy_rank_promotion": "raise",
+    "jax_numpy_dtype_promotion": "strict",
+    "jax_debug_nans": True,
+}
+
+
+@pytest.fixture(params=STRICT_MODES)
+def strict_mode(request):
+    """Each of JAX's strict modes in turn: what a function does inside must pass under them too."""
+    before = getattr(jax.config, request.param)
+    jax.config.update(request.param, STRICT_MODES[request.param])
+    yield request.param
+    jax.config.update(request.param, before)
+
+
 @pytest.fixture
 def users_checks():
     """Lets bad input reach our own checks: in tests jaxtyping's would refuse it first."""
