@@ -7,18 +7,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxnets.sequences.padding import Batch
-from jaxnets.sequences.plan import Shape
+from jaxnets.sequences.plan import Shape, as_shape
 
 
 class BucketedFunction:
     """See :func:`bucketed_jit`; ``compiles`` counts the programs compiled so far."""
 
     def __init__(self, function: Callable, shapes: Sequence[Shape], **jit_options: Any):
-        if not shapes or len({len(shape.times) for shape in shapes}) != 1:
-            raise ValueError(f"shapes must be of one number of sides, at least one, got {shapes}")
-        self.shapes = tuple(sorted(shapes, key=lambda shape: shape.steps))
+        self.shapes = tuple(sorted(map(as_shape, shapes), key=lambda shape: shape.steps))
+        if len({len(shape.times) for shape in self.shapes}) > 1:
+            raise ValueError(f"shapes must be of one number of sides, got {shapes}")
         self.compiles = 0
 
         def counted(*args):
@@ -32,11 +33,13 @@ class BucketedFunction:
         *rest, batch = args
         if not isinstance(batch, Batch):
             raise TypeError(f"the last argument must be a Batch, got {type(batch).__name__}")
-        return self._jitted(*rest, _pad(batch, self.bucket(batch)))
+        shape = self.bucket(batch)
+        _check_rows(batch)
+        return self._jitted(*rest, _pad(batch, shape))
 
     def bucket(self, batch: Batch) -> Shape:
         """The cheapest shape that holds ``batch``."""
-        if len(batch.sequences) != len(self.shapes[0].times):
+        if self.shapes and len(batch.sequences) != len(self.shapes[0].times):
             raise ValueError(
                 f"batch must have {len(self.shapes[0].times)} sides as the shapes have, got "
                 f"{len(batch.sequences)}"
@@ -62,7 +65,8 @@ def bucketed_jit(
 
     Args:
       function: called as ``function(*args, batch)`` with a :class:`Batch` of one of the shapes.
-        Rows of padding have length 0, steps of padding are zeros; the function masks by lengths.
+        Rows of padding have length 0 and example -1, steps of padding are zeros; the function masks
+        by lengths.
       shapes: of a plan, ``plan.shapes``.
       jit_options: of ``jax.jit``, ``donate_argnums`` for example.
 
@@ -72,7 +76,7 @@ def bucketed_jit(
 
     Raises:
       TypeError: the last argument is no batch.
-      ValueError: on a call with a batch that fits no bucket.
+      ValueError: on a call with a batch that fits no bucket, or whose arrays differ in their rows.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,16 +94,31 @@ plan a longer bucket, or drop or split the sequence; it is not compiled anew
     return BucketedFunction(function, shapes, **jit_options)
 
 
+def _check_rows(batch: Batch) -> None:
+    """Raise ``ValueError`` where the arrays of a batch differ in their rows."""
+    rows = batch.sequences[0].shape[0]
+    for path, array in jax.tree_util.tree_leaves_with_path(batch):
+        own = np.shape(array)
+        if own and own[0] != rows:
+            raise ValueError(
+                f"batch must have one number of rows, {rows} as its first sequence, got {own} for "
+                f"batch{jax.tree_util.keystr(path)}"
+            )
+
+
 def _pad(batch: Batch, shape: Shape) -> Batch:
-    def grow(array, *sizes):
-        missing = [size - old for size, old in zip(sizes, array.shape, strict=False)]
+    def grow(array, *sizes, filling=0):
+        missing = [size - old for size, old in zip(sizes, np.shape(array), strict=False)]
         if not any(missing):
             return array
         widths = [(0, n) for n in missing] + [(0, 0)] * (array.ndim - len(missing))
-        return jnp.pad(array, widths)
+        # NumPy's own stay there: each shape would be a small program of JAX's.
+        pad = jnp.pad if isinstance(array, jax.Array) else np.pad
+        return pad(array, widths, constant_values=filling)
 
     return Batch(
         tuple(grow(a, shape.batch, t) for a, t in zip(batch.sequences, shape.times, strict=True)),
         tuple(grow(array, shape.batch) for array in batch.lengths),
         jax.tree.map(lambda array: grow(array, shape.batch), batch.rows),
+        jax.tree.map(lambda array: grow(array, shape.batch, filling=-1), batch.examples),
     )

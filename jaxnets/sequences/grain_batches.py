@@ -13,8 +13,9 @@ import grain
 import jax
 import numpy as np
 
+from jaxnets.sequences.arrays import stack
 from jaxnets.sequences.padding import Batch, pad_batch
-from jaxnets.sequences.plan import Shape
+from jaxnets.sequences.plan import Shape, as_shape
 
 
 class BucketBatches(grain.IterDataset):
@@ -28,8 +29,16 @@ class BucketBatches(grain.IterDataset):
     Args:
       parent: a ``grain.IterDataset``.
       shapes: of the buckets.
-      sides: the sequences of an element, a tuple of [time, ...] arrays, one a side.
-      rows: a tree of what else goes into a batch, one entry a row (labels).
+      sides: the sequences of an element, a tuple of [time, ...] arrays, one a side. A batch has
+        the common type of its own: a stream whose elements differ in type compiles anew.
+      rows: a tree of what else goes into a batch, one entry a row (labels), each kept in its type.
+
+    ``batch.examples`` are the elements' numbers in the stream.
+
+    Raises:
+      TypeError: sequences or labels of a batch without a common type that holds them all.
+      ValueError: while reading, an element that fits no shape or has other sides than the shapes,
+        or sequences that differ in the axes after time.
 
     Example:
       >>> import grain
@@ -48,7 +57,7 @@ class BucketBatches(grain.IterDataset):
         rows: Callable[[Any], Any] = lambda element: (),
     ):
         super().__init__(parent)
-        self._shapes = tuple(sorted(shapes, key=lambda shape: sum(shape.times)))
+        self._shapes = tuple(sorted(map(as_shape, shapes), key=lambda shape: sum(shape.times)))
         self._sides, self._rows = sides, rows
 
     def __iter__(self) -> grain.DatasetIterator:
@@ -82,7 +91,14 @@ class _Iterator(grain.DatasetIterator):
         """Puts the next element into its bucket, and returns its number."""
         before = self._parent.get_state()
         element = next(self._parent)
-        times = tuple(len(side) for side in self._sides(element))
+        sides = self._sides(element)
+        if not isinstance(sides, tuple | list) or len(sides) != len(self._shapes[0].times):
+            got = len(sides) if isinstance(sides, tuple | list) else type(sides).__name__
+            raise ValueError(
+                f"sides must return a tuple of {len(self._shapes[0].times)} arrays as the shapes "
+                f"have, got {got}"
+            )
+        times = tuple(map(len, sides))
         for bucket, shape in enumerate(self._shapes):
             if all(time <= limit for time, limit in zip(times, shape.times, strict=True)):
                 number = self._next
@@ -98,11 +114,13 @@ class _Iterator(grain.DatasetIterator):
         numbers = [n for n, (other, *_) in self._waiting.items() if other == bucket]
         elements = [self._waiting.pop(number)[1] for number in numbers]
         shape = self._shapes[bucket]
-        examples = np.full(shape.batch, -1)
-        examples[: len(elements)] = np.arange(len(elements))
+        order = np.full(shape.batch, -1)
+        order[: len(elements)] = np.arange(len(elements))
         sides = zip(*map(self._sides, elements), strict=True)
-        rows = jax.tree.map(lambda *rows: np.stack(rows), *map(self._rows, elements))
-        return pad_batch([list(side) for side in sides], examples, shape, rows)
+        rows = jax.tree.map(lambda *rows: stack("rows", rows), *map(self._rows, elements))
+        examples = np.full(shape.batch, -1, np.int32)
+        examples[: len(elements)] = numbers
+        return pad_batch([list(s) for s in sides], order, shape, rows)._replace(examples=examples)
 
     def get_state(self) -> dict[str, Any]:
         """Where to read from, and which of the elements from there on still wait."""
