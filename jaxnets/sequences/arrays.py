@@ -62,9 +62,7 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     Raises:
       ValueError: an integer that the float type does not hold.
     """
-    if array.dtype == dtype:
-        return array
-    result = array.astype(dtype)
+    result = array.astype(dtype, copy=False)
     if _is_whole(array.dtype) and not _is_whole(dtype) and is_number(dtype):
         with np.errstate(invalid="ignore"):
             back = result.real.astype(array.dtype)
@@ -123,40 +121,44 @@ class Side:
         self.name = name
         self.sequences = np.asarray(sequences) if isinstance(sequences, jax.Array) else sequences
         whole = isinstance(sequences, np.ndarray) and not sequences.dtype.hasobject
-        types: dict[np.dtype, str] = {}
-        widths: dict[tuple[int, ...], str] = {}
-        empty: tuple[np.dtype, tuple[int, ...]] | None = None
+        types: dict[np.dtype, int] = {}  # each with the first example that has it
+        widths: dict[tuple[int, ...], int] = {}
+        empty: np.ndarray | None = None
         # A whole array has one type and width: its first sequence tells them, if it has any.
         for example in [0] * bool(len(sequences)) if whole else examples:
-            array, own = self._read(example), self._name(example)
+            array = self._read(example)
             if len(array):
-                types.setdefault(array.dtype, own)
-                widths.setdefault(array.shape[1:], own)
+                types.setdefault(array.dtype, example)
+                widths.setdefault(array.shape[1:], example)
             elif empty is None:
-                empty = array.dtype, array.shape[1:]
+                empty = array
         if len(widths) > 1:
             (width, one), (other, another), *_ = widths.items()
             raise ValueError(
                 "sequences must be alike in the axes after time, got "
-                f"{('time', *width)} at {one} and {('time', *other)} at {another}"
+                f"{('time', *width)} at {name}[{one}] and {('time', *other)} at {name}[{another}]"
             )
         if types:
-            self.dtype, (self.features,) = common_type(types), widths
+            self.dtype = common_type({t: f"{name}[{i}]" for t, i in types.items()})
+            (self.features,) = widths
         else:
-            self.dtype, self.features = empty or (np.dtype(np.float32), ())
+            self.dtype = np.dtype(np.float32) if empty is None else empty.dtype
+            self.features = () if empty is None else empty.shape[1:]
         if not is_number(self.dtype):
             raise TypeError(f"{name} must hold numbers or booleans, got dtype {self.dtype}")
 
     def __getitem__(self, example: int) -> np.ndarray:
-        return cast(self._name(example), self._read(example), self.dtype)
-
-    def _name(self, example: int) -> str:
-        return f"{self.name}[{example}]"
+        array = self._read(example)
+        if array.dtype == self.dtype:
+            return array
+        return cast(f"{self.name}[{example}]", array, self.dtype)
 
     def _read(self, example: int) -> np.ndarray:
-        array = as_array(self._name(example), self.sequences[example])
+        array = self.sequences[example]
+        if not isinstance(array, np.ndarray):
+            array = as_array(f"{self.name}[{example}]", array)
         if array.ndim == 0:
-            raise ValueError(f"{self._name(example)} must be [time, ...], got {array!r}")
+            raise ValueError(f"{self.name}[{example}] must be [time, ...], got {array!r}")
         return array
 
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from jaxnets.kernels.checks import as_int, as_sizes
-from jaxnets.sequences.arrays import Side, as_array
+from jaxnets.sequences.arrays import Side
 from jaxnets.sequences.lengths import as_lengths
+
+GROUP = 2**14  # pairs that are packed together
 
 
 def pack(
@@ -18,9 +20,11 @@ def pack(
     """Rows of examples by first-fit decreasing: the longest first, each in the first row with room.
 
     It takes at most 11/9 of the fewest possible rows, plus 6/9 (Dosa 2007). The first row is found
-    in a tree of the largest room, so n examples take O(n log n). Pairs of source and target go
-    into a row that has room for both, in the order of the larger share of a row that they take;
-    :func:`pack_arrays` makes each side's arrays from the same rows.
+    in a tree of the largest room, so n examples take O(n log n).
+
+    Pairs of source and target go into the first row that has room for both, in the order of the
+    larger share of a row that they take; more than 16,384 are dealt into groups that are packed
+    one by one. :func:`pack_arrays` makes each side's arrays from the same rows.
 
     Args:
       lengths: [examples], integers of at least 1, or [examples, 2] for pairs.
@@ -51,34 +55,53 @@ def pack(
     for column, limit in zip(lengths.T, limits, strict=True):
         if (wrong := column[(column < 1) | (column > limit)]).size:
             raise ValueError(f"lengths must lie in [1, row_length] = [1, {limit}], got {wrong[0]}")
-    leaves = 1 << max(0, (count - 1).bit_length())
-    # A heap a side: node n, with the largest room below it, has children 2n and 2n + 1.
-    rooms = [[limit] * (2 * leaves) for limit in limits]
-    rows: list[list[int]] = [[] for _ in range(count)]
     shares = (lengths / np.array(limits)).max(1)
-    for example in np.argsort(-shares, kind="stable").tolist():
-        own = lengths[example].tolist()
-        node = _first_with_room(rooms, own, leaves)
+    order = np.argsort(-shares, kind="stable")
+    if sides == 1:
+        return _pack_single(lengths[:, 0].tolist(), order.tolist(), limits[0], most)
+    # Each example is compared with all rows of its group, so groups are small; dealt in turn from
+    # the sorted examples they are alike, and each packs about as well as the whole.
+    groups = -(-count // GROUP)
+    return [
+        row
+        for group in range(groups)
+        for row in _pack_together(lengths, order[group::groups].tolist(), limits, most)
+    ]
+
+
+def _pack_single(lengths: list[int], order: list[int], limit: int, most: int) -> list[list[int]]:
+    leaves = 1 << max(0, (len(order) - 1).bit_length())
+    room = [limit] * (2 * leaves)  # a heap: node n has children 2n and 2n + 1
+    rows: list[list[int]] = [[] for _ in order]
+    for example in order:
+        length, node = lengths[example], 1
+        while node < leaves:
+            node = 2 * node if room[2 * node] >= length else 2 * node + 1
         row = rows[node - leaves]
         row.append(example)
-        for room, length in zip(rooms, own, strict=True):
-            room[node] = room[node] - length if len(row) < most else 0
+        room[node] = room[node] - length if len(row) < most else 0
         while node > 1:
             node //= 2
-            for room in rooms:
-                room[node] = max(room[2 * node], room[2 * node + 1])
+            room[node] = max(room[2 * node], room[2 * node + 1])
     return [row for row in rows if row]
 
 
-def _first_with_room(rooms: list[list[int]], lengths: list[int], leaves: int) -> int:
-    """The first leaf with room on every side; a side's largest may be another leaf's: go back."""
-    waiting = [1]
-    while True:
-        node = waiting.pop()
-        if all(room[node] >= length for room, length in zip(rooms, lengths, strict=True)):
-            if node >= leaves:
-                return node
-            waiting += (2 * node + 1, 2 * node)
+def _pack_together(
+    lengths: np.ndarray, order: list[int], limits: tuple[int, ...], most: int
+) -> list[list[int]]:
+    room = np.tile(np.array(limits)[:, None], len(order))  # [sides, rows]
+    rows: list[list[int]] = []
+    for example in order:
+        own = lengths[example]
+        # The row after those in use has room for anything.
+        number = int((room[:, : len(rows) + 1] >= own[:, None]).all(0).argmax())
+        if number == len(rows):
+            rows.append([])
+        rows[number].append(example)
+        room[:, number] -= own
+        if len(rows[number]) == most:
+            room[:, number] = 0
+    return rows
 
 
 class Packed(NamedTuple):
@@ -111,11 +134,16 @@ def pack_arrays(sequences: Sequence[Any], rows: Sequence[Any], row_length: Suppo
       ([[5, 6, 7, 0]], [[1, 1, 2, 0]])
     """
     time = as_int("row_length", row_length, 1)
-    chosen = [_examples(f"rows[{number}]", row, len(sequences)) for number, row in enumerate(rows)]
-    side = Side("sequences", sequences, [example for row in chosen for example in row])
-    packed = np.zeros((len(chosen), time, *side.features), side.dtype)
-    segment_ids, positions = (np.zeros((len(chosen), time), np.int32) for _ in range(2))
-    for number, row in enumerate(chosen):
+    chosen = np.array([example for row in rows for example in row])
+    if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
+        raise TypeError(f"rows must be lists of examples, integers, got dtype {chosen.dtype}")
+    if (wrong := (chosen < 0) | (chosen >= len(sequences))).any():
+        raise ValueError(f"rows must lie in [0, {len(sequences)}), got {chosen[wrong][0]}")
+    side = Side("sequences", sequences, chosen.tolist())
+    packed = np.zeros((len(rows), time, *side.features), side.dtype)
+    segment_ids, positions = (np.zeros((len(rows), time), np.int32) for _ in range(2))
+    steps = np.arange(time, dtype=np.int32)
+    for number, row in enumerate(rows):
         start = 0
         for segment, example in enumerate(row, 1):
             sequence = side[example]
@@ -125,18 +153,9 @@ def pack_arrays(sequences: Sequence[Any], rows: Sequence[Any], row_length: Suppo
                     f"rows[{number}] must have at most row_length = {time} steps, got {end} up to "
                     f"example {example}"
                 )
-            if len(sequence):
+            if end > start:
                 packed[number, start:end] = sequence
-            segment_ids[number, start:end] = segment
-            positions[number, start:end] = np.arange(end - start)
+                segment_ids[number, start:end] = segment
+                positions[number, start:end] = steps[: end - start]
             start = end
     return Packed(packed, segment_ids, positions)
-
-
-def _examples(name: str, row: Any, count: int) -> list[int]:
-    examples = as_array(name, row)
-    if examples.ndim != 1 or (len(examples) and not np.issubdtype(examples.dtype, np.integer)):
-        raise TypeError(f"{name} must be a list of examples, got {row!r}")
-    if (wrong := (examples < 0) | (examples >= count)).any():
-        raise ValueError(f"{name} must lie in [0, {count}), got {examples[wrong][0]}")
-    return examples.tolist()
