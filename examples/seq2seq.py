@@ -88,15 +88,15 @@ def translate(model, sentences, words, beam: int) -> list[str]:
     lengths = [len(sentence) for sentence in sentences]
     bounds = [size for size in SOURCE_SIZES if size < max(lengths)] + [max(lengths)]
     plan = bucket_plan(lengths, bounds, batch=BATCH_DECODE)
-    batches = BatchSource(plan, [sentences], rows=np.arange(len(sentences)))
+    batches = BatchSource(plan, [sentences])
     for batch in (batches[i] for i in range(len(batches))):
         arrays = jnp.asarray(batch.sequences[0]), jnp.asarray(batch.lengths[0])
         if beam == 1:
             ids = greedy_search(model, *arrays, max_time=MAX_TIME)
         else:
             ids = beam_search(model, *arrays, max_time=MAX_TIME, beam=beam)[0][:, 0]
-        there = batch.lengths[0] > 0
-        for i, row in zip(batch.rows[there], np.asarray(ids)[there], strict=True):
+        there = batch.examples >= 0
+        for i, row in zip(batch.examples[there], np.asarray(ids)[there], strict=True):
             found[i] = " ".join(words[id] for id in row if id != END)
     return found
 

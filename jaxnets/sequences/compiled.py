@@ -16,7 +16,7 @@ from jaxnets.sequences.plan import Shape, as_shape
 class BucketedFunction:
     """See :func:`bucketed_jit`; ``compiles`` counts the programs compiled so far."""
 
-    def __init__(self, function: Callable, shapes: Sequence[Shape], **jit_options: Any):
+    def __init__(self, function: Callable, shapes: Sequence[Any], **jit_options: Any):
         self.shapes = tuple(sorted(map(as_shape, shapes), key=lambda shape: shape.steps))
         if len({len(shape.times) for shape in self.shapes}) > 1:
             raise ValueError(f"shapes must be of one number of sides, got {shapes}")
@@ -58,16 +58,14 @@ class BucketedFunction:
         )
 
 
-def bucketed_jit(
-    function: Callable, shapes: Sequence[Shape], **jit_options: Any
-) -> BucketedFunction:
+def bucketed_jit(function: Callable, shapes: Sequence[Any], **jit_options: Any) -> BucketedFunction:
     """``jax.jit`` for a step over padded batches that compiles once a bucket and never more.
 
     Args:
       function: called as ``function(*args, batch)`` with a :class:`Batch` of one of the shapes.
         Rows of padding have length 0 and example -1, steps of padding are zeros; the function masks
         by lengths.
-      shapes: of a plan, ``plan.shapes``.
+      shapes: of a plan, ``plan.shapes``, or pairs of rows and times.
       jit_options: of ``jax.jit``, ``donate_argnums`` for example.
 
     Returns:

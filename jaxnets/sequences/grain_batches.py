@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxnets.sequences.arrays import stack
 from jaxnets.sequences.padding import Batch, pad_batch
-from jaxnets.sequences.plan import Shape, as_shape
+from jaxnets.sequences.plan import as_shape
 
 
 class BucketBatches(grain.IterDataset):
@@ -44,6 +44,7 @@ class BucketBatches(grain.IterDataset):
       >>> import grain
       >>> import numpy as np
       >>> words = grain.MapDataset.source([np.ones(n) for n in (2, 7, 3)]).to_iter_dataset()
+      >>> from jaxnets.sequences import Shape
       >>> shapes = [Shape(2, (4,)), Shape(1, (8,))]
       >>> [batch.sequences[0].shape for batch in BucketBatches(words, shapes, lambda x: (x,))]
       [(1, 8), (2, 4)]
@@ -52,7 +53,7 @@ class BucketBatches(grain.IterDataset):
     def __init__(
         self,
         parent: grain.IterDataset,
-        shapes: Sequence[Shape],
+        shapes: Sequence[Any],
         sides: Callable[[Any], tuple[np.ndarray, ...]],
         rows: Callable[[Any], Any] = lambda element: (),
     ):

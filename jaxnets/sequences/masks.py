@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int32, Integer, Num, Shaped
 
-from jaxnets.kernels.checks import as_floats, as_int, as_integers, as_sizes, check_range
+from jaxnets.kernels.checks import as_floats, as_int, as_integers, as_sizes, check_range, is_known
 
 
 def length_mask(
@@ -73,9 +73,11 @@ def last_step(
         array = jnp.zeros((*whole.shape, 1, *array.shape[axis + 1 :]), array.dtype)
     index = jnp.expand_dims(whole, range(axis, array.ndim))
     taken = jnp.take_along_axis(array, (index - 1).clip(0, array.shape[axis] - 1), axis)
-    taken = jnp.where(index == 0, 0, taken) * jnp.where(
-        (index >= 0) & (index <= time), 1, jnp.nan
-    ).astype(array.dtype)
+    taken = jnp.where(index == 0, 0, taken)
+    if not is_known(whole):
+        # The root of -1 is NaN; a constant NaN alarms jax_debug_nans even where it is not used.
+        fine = (index >= 0) & (index <= time)
+        taken *= jnp.sqrt(jnp.where(fine, 1.0, -1.0)).astype(array.dtype)
     return taken.squeeze(axis)
 
 
@@ -157,11 +159,12 @@ def masked_mean(
       [[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]]
     """
     array, weights = _of_one_shape(values, mask)
-    dtype = jnp.promote_types(array.dtype, jnp.float32)
-    out = weights == 0
-    weights = jnp.where(out, 0, weights.astype(dtype))
+    wide = jnp.issubdtype(array.dtype, jnp.inexact) and array.dtype.itemsize >= 4
+    dtype = array.dtype if wide else jnp.float32
+    there = weights.astype(bool)
+    weights = jnp.where(there, weights.astype(dtype), 0)
     total = weights.sum(axis)
-    summed = (jnp.where(out, 0, array.astype(dtype)) * weights).sum(axis)
+    summed = (jnp.where(there, array.astype(dtype), 0) * weights).sum(axis)
     none = total == 0
     return jnp.where(none, 0, summed / jnp.where(none, 1, total))
 
@@ -187,7 +190,7 @@ def masked_max(
       [-1.0, 0.0]
     """
     array, weights = _of_one_shape(values, mask)
-    there = weights != 0
+    there = weights.astype(bool)
     if not array.size:
         return jnp.zeros_like(there.any(axis), array.dtype)
     floating = jnp.issubdtype(array.dtype, jnp.floating)

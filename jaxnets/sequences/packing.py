@@ -44,7 +44,8 @@ def pack(
       [[0, 2], [1]]
     """
     lengths = as_lengths("lengths", lengths, 0)
-    lengths = lengths[:, None] if lengths.ndim == 1 else lengths
+    if lengths.ndim == 1:
+        lengths = lengths[:, None] if len(lengths) else lengths.reshape(0, np.size(row_length))
     if lengths.ndim != 2:
         raise ValueError(
             f"lengths must be [examples] or [examples, sides], got shape {lengths.shape}"

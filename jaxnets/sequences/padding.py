@@ -24,7 +24,7 @@ class Batch(NamedTuple):
 def pad_batch(
     sides: Sequence[Any],
     examples: Any,
-    shape: Shape,
+    shape: Any,
     rows: Any = (),
     *,
     padding: Any = 0,

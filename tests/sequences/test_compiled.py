@@ -101,6 +101,36 @@ def test_pairs_take_the_cheapest_bucket_that_holds_both():
     assert step.compiles == 1
 
 
+def test_filling_rows_are_no_examples_and_keep_their_types():
+    step = bucketed_jit(lambda batch: batch, [(4, [6])])
+    rows = {"there": np.array([True]), "scale": np.float32(2)}
+    batch = Batch((np.ones((1, 2)),), (np.array([2]),), rows, np.array([7], np.int32))
+    found = step(batch)
+    assert found.examples.tolist() == [7, -1, -1, -1]
+    assert found.rows["there"].tolist() == [True, False, False, False]
+    assert found.rows["there"].dtype == bool
+    assert found.rows["scale"] == 2
+    assert step(jax.tree.map(jnp.asarray, batch)).examples.tolist() == [7, -1, -1, -1]
+    assert step.compiles == 1
+    assert [leaf.shape for leaf in jax.tree.leaves(batch)] == [(1, 2), (1,), (), (1,), (1,)]
+
+
+def test_arrays_of_a_batch_have_one_number_of_rows():
+    step = bucketed_jit(lambda batch: batch, [Shape(4, (6,))])
+    sequences, lengths = (np.ones((2, 3)),), (np.array([3, 3]),)
+    for batch, name in (
+        (Batch(sequences, (np.array([3]),)), r"\.lengths\[0\]"),
+        (Batch(sequences, lengths, {"y": np.ones(3)}), r"\.rows\['y'\]"),
+        (Batch(sequences, lengths, (), np.arange(1)), r"\.examples"),
+    ):
+        with pytest.raises(ValueError, match=f"2 as its first sequence, got .* for batch{name}"):
+            step(batch)
+    with pytest.raises(ValueError, match="one number of sides"):
+        bucketed_jit(lambda batch: batch, [Shape(4, (6,)), Shape(4, (6, 6))])
+    with pytest.raises(ValueError, match="fit one of the shapes"):
+        bucketed_jit(lambda batch: batch, [])(Batch(sequences, lengths))
+
+
 def test_state_is_donated():
     step = bucketed_jit(
         lambda state, batch: state + batch.sequences[0].sum(), [Shape(2, (3,))], donate_argnums=0
