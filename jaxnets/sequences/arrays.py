@@ -81,20 +81,20 @@ def as_padding(padding: Any, dtype: np.dtype) -> np.ndarray:
       ValueError: the type does not hold it: 0.5 or -1 in unsigned integers, 1e5 in float16.
     """
     given = as_array("padding", padding)
-    if given.ndim == 0 and is_number(given.dtype):
-        wide = np.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else np.float64
+    if (
+        given.ndim == 0
+        and is_number(given.dtype)
+        and (given.dtype.kind != "c" or dtype.kind == "c")
+    ):
         with np.errstate(all="ignore"):
-            if _is_whole(dtype):
-                value = given.real.astype(dtype)
-                held = value == given
-            elif jnp.issubdtype(given.dtype, jnp.complexfloating) and wide == np.float64:
-                held = False
-            else:
-                value = given.astype(dtype)
-                error = float(jnp.finfo(dtype).eps)  # rounded is held; inf for a number is not
-                held = np.isclose(
-                    value.astype(wide), given.astype(wide), rtol=error, atol=0, equal_nan=True
-                )
+            value = given.astype(dtype)
+        if _is_whole(dtype):
+            held = value == given
+        else:  # rounding is no loss, but inf or 0 for another number is
+            held = np.isclose(
+                value.astype(complex), given.astype(complex),
+                rtol=float(jnp.finfo(dtype).eps), atol=0, equal_nan=True,
+            )  # fmt: skip
         if held:
             return value
     raise ValueError(f"padding must be a value of the sequences' type, {dtype}, got {padding!r}")
