@@ -21,7 +21,8 @@ class PointwiseConv(nnx.Module):
       strides: one integer, or one for each spatial axis.
       groups: of the channels; a group sees only its own.
       use_bias: add a bias.
-      activation: None, "relu", "sigmoid", "tanh", "silu" or "gelu".
+      activation: None, "relu", "sigmoid", "tanh", "silu", "gelu" (its tanh form) or "gelu_exact"
+        (what PyTorch and Keras call "gelu").
       channels_first: inputs and outputs are [batch, channels, ...] in place of [batch, ...,
         channels].
       dtype: of the parameters.
