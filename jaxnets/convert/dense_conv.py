@@ -3,6 +3,9 @@
 A dense layer over a flattened [height, width, channels] map is a convolution whose window is the
 whole map; a dense layer applied to each position is a 1x1 convolution. As convolutions they slide
 over maps of any size (Long et al. 2015, section 3.1).
+
+An activation is not part of a kernel. What PyTorch and Keras call "gelu" is "gelu_exact" of
+:class:`jaxnets.layers.PointwiseConv`, whose "gelu" is the tanh form.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ The weights do not tell what the gates' activation is. Keras 3, and Keras 2 by d
 sigmoid; Keras 1, Keras 2 before 2.3 and models saved by them a piecewise linear ``hard_sigmoid``,
 which nothing here computes: ``layer.get_config()["recurrent_activation"]`` (in Keras 1
 ``"inner_activation"``) says which it is, and the converters refuse it where it is given.
+
+A mask of Keras' is ``mask`` of :func:`jaxnets.kernels.lstm`. Where it is False Keras repeats the
+last output, ``masked_outputs="repeat"``; with ``zero_output_for_mask=True`` it is "zero".
 """
 
 from __future__ import annotations
