@@ -3,22 +3,30 @@
 A dense layer over a flattened [height, width, channels] map is a convolution whose window is the
 whole map; a dense layer applied to each position is a 1x1 convolution. As convolutions they slide
 over maps of any size (Long et al. 2015, section 3.1).
+
+An activation is not part of a kernel. What PyTorch and Keras call "gelu" is "gelu_exact" of
+:class:`jaxnets.layers.PointwiseConv`, whose "gelu" is the tanh form.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from jaxnets.convert.arrays import as_array, check_matrix
+from jaxnets.kernels.checks import as_int
 
 ORDERS = ("channels_last", "channels_first")
 
 
 def dense_to_conv(
-    kernel: Float[Array, "in out"],
-    window: Sequence[int],
+    kernel: Any,
+    window: Iterable[SupportsIndex],
     *,
     flattened: str = "channels_last",
 ) -> Float[Array, "*window_and_in out"]:
@@ -28,14 +36,16 @@ def dense_to_conv(
     layer's.
 
     Args:
-      kernel: [in, out].
+      kernel: [in, out], an array or what holds one.
       window: the spatial size of the map that was flattened; (1, 1) for a dense layer applied at
         each position.
       flattened: "channels_last" where the map was [*window, channels], "channels_first" where it
         was [channels, *window] (PyTorch). From the shape alone the two cannot be told apart.
 
     Raises:
-      ValueError: the window does not divide ``in``, or an unknown order.
+      TypeError: a kernel that is not floating point, a window that is not of integers.
+      ValueError: a kernel without two axes, a window that does not divide ``in``, or an unknown
+        order.
 
     Example:
       >>> import jax.numpy as jnp
@@ -43,6 +53,8 @@ def dense_to_conv(
       (7, 7, 64, 10)
     """
     window = _checked(window, flattened)
+    kernel = as_array("kernel", kernel)
+    check_matrix("kernel", kernel, "[in, out]")
     features, out = kernel.shape
     if features % math.prod(window):
         raise ValueError(
@@ -55,16 +67,20 @@ def dense_to_conv(
     return kernel.reshape(-1, *window, out).transpose(*axes, 0, len(window) + 1)
 
 
-def conv_to_dense(
-    kernel: Float[Array, "*window_and_in out"], *, flattened: str = "channels_last"
-) -> Float[Array, "in out"]:
+def conv_to_dense(kernel: Any, *, flattened: str = "channels_last") -> Float[Array, "in out"]:
     """The dense kernel [window * channels, out] of a convolution's [*window, channels, out].
+
+    Raises:
+      TypeError, ValueError: as :func:`dense_to_conv`; or a kernel of fewer than three axes.
 
     Example:
       >>> import jax.numpy as jnp
       >>> conv_to_dense(jnp.ones((7, 7, 64, 10))).shape
       (3136, 10)
     """
+    kernel = as_array("kernel", kernel)
+    if kernel.ndim < 3 or not kernel.size:
+        raise ValueError(f"kernel must be [*window, channels, out], got shape {kernel.shape}")
     window = _checked(kernel.shape[:-2], flattened)
     if flattened == "channels_first":
         kernel = kernel.transpose(len(window), *range(len(window)), len(window) + 1)
@@ -72,13 +88,16 @@ def conv_to_dense(
 
 
 def convolutionalise(
-    dense: nnx.Linear, window: Sequence[int], *, flattened: str = "channels_last"
+    dense: nnx.Linear, window: Iterable[SupportsIndex], *, flattened: str = "channels_last"
 ) -> nnx.Conv:
     """The convolution that slides a trained dense head over maps larger than the head's own.
 
     Args:
       dense: trained on maps of ``window`` by channels, flattened.
       window, flattened: as in :func:`dense_to_conv`.
+
+    Raises:
+      TypeError, ValueError: as :func:`dense_to_conv`; or a layer that is no ``nnx.Linear``.
 
     Returns:
       A convolution without padding: from [batch, *map, channels] to one output for each place of
@@ -91,20 +110,27 @@ def convolutionalise(
       >>> head(jnp.ones((1, 4, 4, 3))).shape, head(jnp.ones((1, 9, 6, 3))).shape
       ((1, 1, 1, 10), (1, 6, 3, 10))
     """
-    kernel = dense_to_conv(dense.kernel[...], window, flattened=flattened)
+    if not isinstance(dense, nnx.Linear):
+        raise TypeError(f"dense must be an nnx.Linear, got {type(dense).__name__}")
+    kernel = dense_to_conv(dense.kernel, window, flattened=flattened)
     conv = nnx.Conv(
-        kernel.shape[-2], kernel.shape[-1], tuple(window), padding="VALID",
-        use_bias=dense.bias is not None, rngs=nnx.Rngs(0),
+        kernel.shape[-2], kernel.shape[-1], kernel.shape[:-2], padding="VALID",
+        use_bias=dense.bias is not None, dtype=dense.dtype, param_dtype=kernel.dtype,
+        precision=dense.precision, promote_dtype=dense.promote_dtype, rngs=nnx.Rngs(0),
     )  # fmt: skip
-    conv.kernel = nnx.Param(kernel)
+    # Copies: a step that is given one of the two layers' buffers must leave the other its own.
+    conv.kernel = nnx.Param(jnp.array(kernel))
     if dense.bias is not None:
-        conv.bias = nnx.Param(dense.bias[...])
+        conv.bias = nnx.Param(jnp.array(dense.bias[...]))
     return conv
 
 
-def _checked(window: Sequence[int], flattened: str) -> tuple[int, ...]:
+def _checked(window: Iterable[SupportsIndex], flattened: str) -> tuple[int, ...]:
     if flattened not in ORDERS:
         raise ValueError(f"flattened must be one of {ORDERS}, got {flattened!r}")
-    if not window or any(size < 1 for size in window):
-        raise ValueError(f"window must have positive sizes, got {tuple(window)}")
-    return tuple(window)
+    if not isinstance(window, Iterable):
+        raise TypeError(f"window must hold a size for each spatial axis, got {window!r}")
+    sizes = tuple(as_int("window", size) for size in window)
+    if not sizes or min(sizes) < 1:
+        raise ValueError(f"window must have positive sizes, got {sizes}")
+    return sizes

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import SupportsIndex
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,6 +12,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jaxnets.kernels import depthwise_conv, fold_batch_norm, pointwise_conv
+from jaxnets.kernels.checks import as_int
+from jaxnets.layers.initial import draw, float_dtype
 
 
 class PointwiseConv(nnx.Module):
@@ -21,43 +24,60 @@ class PointwiseConv(nnx.Module):
       strides: one integer, or one for each spatial axis.
       groups: of the channels; a group sees only its own.
       use_bias: add a bias.
-      activation: None, "relu", "sigmoid", "tanh", "silu" or "gelu".
+      activation: None, "relu", "sigmoid", "tanh", "silu", "gelu" (its tanh form) or "gelu_exact"
+        (what PyTorch and Keras call "gelu").
       channels_first: inputs and outputs are [batch, channels, ...] in place of [batch, ...,
         channels].
       dtype: of the parameters.
       rngs: for the kernel, which starts as LeCun-normal.
 
+    Raises:
+      TypeError: sizes that are not integers, a dtype that is not floating point.
+      ValueError: sizes below 1, or groups that do not divide the channels.
+
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> layer = PointwiseConv(3, 8, activation="relu", rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 5, 5, 3))).shape
       (2, 5, 5, 8)
+
+      In linen, any method by its name:
+
+      >>> linen = nnx.bridge.to_linen(PointwiseConv, 3, out_features=8)
+      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 5, 5, 3)))
+      >>> linen.apply(variables, jnp.ones((2, 5, 5, 3))).shape
+      (2, 5, 5, 8)
+      >>> norm = nnx.BatchNorm(8, rngs=nnx.Rngs(0))
+      >>> linen.apply(variables, norm, nnx_method="fold").kernel.shape
+      (3, 8)
     """
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: SupportsIndex,
+        out_features: SupportsIndex,
         *,
-        strides: int | Sequence[int] = 1,
-        groups: int = 1,
+        strides: SupportsIndex | Iterable[SupportsIndex] = 1,
+        groups: SupportsIndex = 1,
         use_bias: bool = True,
         activation: str | None = None,
         channels_first: bool = False,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        in_features = as_int("in_features", in_features, 1)
+        out_features = as_int("out_features", out_features, 1)
+        groups, dtype = as_int("groups", groups), float_dtype(dtype)
         if groups < 1 or in_features % groups or out_features % groups:
             raise ValueError(
                 f"groups must divide in_features and out_features, got {groups} with "
                 f"{in_features} and {out_features}"
             )
         shape = (in_features // groups, out_features)
-        initial = nnx.initializers.lecun_normal()(rngs.params(), shape, dtype)
-        self.kernel = nnx.Param(initial)
+        self.kernel = nnx.Param(draw(nnx.initializers.lecun_normal(), rngs, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if use_bias else None
-        self.strides = strides if isinstance(strides, int) else tuple(strides)
+        self.strides = _as_strides(strides)
         self.groups, self.activation = groups, activation
         self.channels_first = channels_first
 
@@ -115,29 +135,45 @@ class SeparableConv(nnx.Module):
       dtype: of the parameters.
       rngs: for the kernels.
 
+    Raises:
+      TypeError, ValueError: as :class:`PointwiseConv`.
+
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> layer = SeparableConv(3, 8, (3, 3), strides=2, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 6, 6, 3))).shape
       (2, 3, 3, 8)
+
+      In linen:
+
+      >>> linen = nnx.bridge.to_linen(SeparableConv, 3, out_features=8, kernel_size=(3, 3))
+      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 6, 6, 3)))
+      >>> linen.apply(variables, jnp.ones((2, 6, 6, 3))).shape
+      (2, 6, 6, 8)
     """
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        kernel_size: Sequence[int],
+        in_features: SupportsIndex,
+        out_features: SupportsIndex,
+        kernel_size: Iterable[SupportsIndex],
         *,
-        strides: int | Sequence[int] = 1,
+        strides: SupportsIndex | Iterable[SupportsIndex] = 1,
         activation: str | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        shape = (*kernel_size, in_features)
-        scale = math.prod(kernel_size) ** -0.5  # LeCun-normal: the window is all an output sees
-        self.depthwise = nnx.Param(scale * rngs.params.normal(shape, dtype))
-        self.strides = strides if isinstance(strides, int) else tuple(strides)
+        if not isinstance(kernel_size, Iterable):
+            raise TypeError(
+                f"kernel_size must hold a size for each spatial axis, got {kernel_size!r}"
+            )
+        window = tuple(as_int("kernel_size", size, 1) for size in kernel_size)
+        shape = (*window, as_int("in_features", in_features, 1))
+        scale = math.prod(window) ** -0.5  # LeCun-normal: the window is all an output sees
+        initial = draw(nnx.initializers.normal(scale), rngs, shape, float_dtype(dtype))
+        self.depthwise = nnx.Param(initial)
+        self.strides = _as_strides(strides)
         self.pointwise = PointwiseConv(
             in_features, out_features, activation=activation, dtype=dtype, rngs=rngs
         )
@@ -147,3 +183,10 @@ class SeparableConv(nnx.Module):
     ) -> Float[Array, "batch *outputs_and_out"]:
         """The block's outputs, each spatial axis divided by its stride."""
         return self.pointwise(depthwise_conv(inputs, self.depthwise[...], strides=self.strides))
+
+
+def _as_strides(strides: SupportsIndex | Iterable[SupportsIndex]) -> int | tuple[int, ...]:
+    """One stride for all spatial axes, or one for each."""
+    if isinstance(strides, Iterable):
+        return tuple(as_int("strides", stride, 1) for stride in strides)
+    return as_int("strides", strides, 1)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Integer
 
 from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters, recurrent_layers
-from jaxnets.kernels.lstm.arguments import check_inputs
+from jaxnets.kernels.checks import as_int
+from jaxnets.layers.initial import draw, float_dtype
 
 
 class Direction(nnx.Module):
@@ -41,7 +42,7 @@ def _params(fields) -> dict[str, nnx.Param]:
     return {
         name: nnx.Param(array)
         for name, array in fields._asdict().items()
-        if isinstance(array, jax.Array)
+        if array is not None and not isinstance(array, LayerNorm)
     }
 
 
@@ -50,16 +51,19 @@ class _Recurrent(nnx.Module):
 
     def __init__(
         self, layers: Sequence[Sequence[LSTMParameters | GRUParameters]], dropout: float,
-        recurrent_dropout: float, rngs: nnx.Rngs | None,
+        recurrent_dropout: float, rngs: nnx.Rngs,
     ):  # fmt: skip
+        shares = {"dropout": dropout, "recurrent_dropout": recurrent_dropout}
+        for name, share in shares.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {share}")
         self.features = layers[0][0].input_kernel.shape[0]
         self.layers = nnx.List(
             [nnx.List([Direction(direction) for direction in layer]) for layer in layers]
         )
         self.dropout, self.recurrent_dropout = dropout, recurrent_dropout
         self.deterministic = False
-        wants_key = dropout or recurrent_dropout
-        self.rngs = rngs.dropout.fork() if wants_key and rngs is not None else None
+        self.rngs = rngs.dropout.fork() if any(shares.values()) else None
 
     def parameters(self) -> list[list[Any]]:
         """The parameters as :func:`jaxnets.kernels.recurrent_layers` takes them."""
@@ -72,19 +76,31 @@ class _Recurrent(nnx.Module):
         *,
         lengths: Integer[Array, " batch"] | None = None,
         segment_ids: Integer[Array, "batch time"] | None = None,
+        deterministic: bool | None = None,
         **options,
     ) -> tuple[Float[Array, "batch time output"], list[list]]:
         """Outputs and the last carry of each layer and direction.
 
-        ``options`` are those of :func:`jaxnets.kernels.lstm`; dropout is off after ``eval()``.
+        Args:
+          inputs: [batch, time, features].
+          carries: for each layer one a direction, as they are returned; None: zeros.
+          lengths, segment_ids: at most one of them; see :func:`jaxnets.kernels.lstm`.
+          deterministic: no dropout; None: as ``train()`` and ``eval()`` have set it.
+          options: the others of :func:`jaxnets.kernels.lstm`.
+
+        Raises:
+          TypeError, ValueError: as :func:`jaxnets.kernels.recurrent_layers`.
         """
-        check_inputs(inputs, self.features)
-        drops = not self.deterministic and (self.dropout > 0 or self.recurrent_dropout > 0)
+        deterministic = self.deterministic if deterministic is None else deterministic
+        drops: dict[str, Any] = {}
+        if self.rngs is not None and not deterministic:
+            drops = {
+                "dropout": self.dropout, "recurrent_dropout": self.recurrent_dropout,
+                "key": self.rngs(),
+            }  # fmt: skip
         return recurrent_layers(
             inputs, carries, self.parameters(), lengths=lengths, segment_ids=segment_ids,
-            dropout=self.dropout if drops else 0.0,
-            recurrent_dropout=self.recurrent_dropout if drops else 0.0,
-            key=self.rngs() if drops and self.rngs is not None else None, **options,
+            **drops, **options,
         )  # fmt: skip
 
 
@@ -106,8 +122,12 @@ class LSTM(_Recurrent):
 
     Kernels start as Glorot-uniform, recurrent kernels orthogonal.
 
+    Raises:
+      TypeError: sizes that are not integers, a dtype that is not floating point.
+      ValueError: sizes below 1, a share of dropout outside [0, 1).
+
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> layer = LSTM(3, 8, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
       >>> outputs, carries = layer(jnp.ones((2, 7, 3)), lengths=jnp.array([7, 2]))
@@ -119,38 +139,52 @@ class LSTM(_Recurrent):
       ValueError: inputs must be [batch, time, features] with features = 3 as the layer declares, \
 got shape (2, 3, 7); they look like [batch, features, time]: give [batch, time, features], \
 jnp.swapaxes(inputs, 1, 2)
+
+      In linen, any method by its name (with dropout, ``rngs={"dropout": key}`` or
+      ``deterministic=True``):
+
+      >>> linen = nnx.bridge.to_linen(LSTM, 3, hidden=8)
+      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 7, 3)))
+      >>> linen.apply(variables, jnp.ones((2, 7, 3)), lengths=jnp.array([7, 2]))[0].shape
+      (2, 7, 8)
+      >>> linen.apply(variables, nnx_method="parameters")[0][0].bias.shape
+      (32,)
     """
 
     def __init__(
         self,
-        features: int,
-        hidden: int,
+        features: SupportsIndex,
+        hidden: SupportsIndex,
         *,
-        num_layers: int = 1,
+        num_layers: SupportsIndex = 1,
         bidirectional: bool = False,
-        projection: int | None = None,
+        projection: SupportsIndex | None = None,
         peepholes: bool = False,
         layer_norm: bool = False,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         forget_bias: float = 1.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        output = hidden if projection is None else projection
+        hidden, dtype = as_int("hidden", hidden, 1), float_dtype(dtype)
+        output = hidden if projection is None else as_int("projection", projection, 1)
 
         def direction(features):
-            ones, gates = jnp.ones(4 * hidden, dtype), 4 * hidden
+            gates = 4 * hidden
+            norm = LayerNorm(
+                jnp.ones(gates, dtype), jnp.ones(gates, dtype),
+                jnp.ones(hidden, dtype), jnp.zeros(hidden, dtype),
+            )  # fmt: skip
             return LSTMParameters(
-                _glorot(rngs, (features, gates), dtype),
+                draw(nnx.initializers.glorot_uniform(), rngs, (features, gates), dtype),
                 _orthogonal(rngs, output, hidden, 4, dtype),
                 jnp.zeros(gates, dtype).at[hidden : 2 * hidden].set(forget_bias),
-                None if projection is None else _glorot(rngs, (hidden, output), dtype),
+                None if projection is None
+                else draw(nnx.initializers.glorot_uniform(), rngs, (hidden, output), dtype),
                 jnp.zeros((3, hidden), dtype) if peepholes else None,
-                LayerNorm(ones, ones, ones[:hidden], jnp.zeros(hidden, dtype))
-                if layer_norm
-                else None,
-            )
+                norm if layer_norm else None,
+            )  # fmt: skip
 
         layers = _stack(direction, features, output, num_layers, bidirectional)
         super().__init__(layers, dropout, recurrent_dropout, rngs)
@@ -160,52 +194,54 @@ class GRU(_Recurrent):
     """GRU layers; arguments as those of :class:`LSTM`.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> outputs, carries = GRU(3, 8, rngs=nnx.Rngs(0))(jnp.ones((2, 7, 3)))
       >>> bool((outputs[:, -1] == carries[0][0]).all())
       True
+      >>> linen = nnx.bridge.to_linen(GRU, 3, hidden=8)
+      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 7, 3)))
+      >>> linen.apply(variables, nnx_method="parameters")[0][0].bias.shape
+      (24,)
     """
 
     def __init__(
         self,
-        features: int,
-        hidden: int,
+        features: SupportsIndex,
+        hidden: SupportsIndex,
         *,
-        num_layers: int = 1,
+        num_layers: SupportsIndex = 1,
         bidirectional: bool = False,
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
+        hidden, dtype = as_int("hidden", hidden, 1), float_dtype(dtype)
+
         def direction(features):
-            zeros = jnp.zeros(3 * hidden, dtype)
             return GRUParameters(
-                _glorot(rngs, (features, 3 * hidden), dtype),
+                draw(nnx.initializers.glorot_uniform(), rngs, (features, 3 * hidden), dtype),
                 _orthogonal(rngs, hidden, hidden, 3, dtype),
-                zeros,
-                zeros,
+                jnp.zeros(3 * hidden, dtype),
+                jnp.zeros(3 * hidden, dtype),
             )
 
         layers = _stack(direction, features, hidden, num_layers, bidirectional)
         super().__init__(layers, dropout, recurrent_dropout, rngs)
 
 
-def _stack(direction, features, output, num_layers, bidirectional):
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+def _stack(direction, features, output: int, num_layers, bidirectional: bool):
+    """The parameters of each layer and direction."""
+    features, num_layers = as_int("features", features, 1), as_int("num_layers", num_layers, 1)
     directions = 2 if bidirectional else 1
     sizes = [features] + [directions * output] * (num_layers - 1)
     return [[direction(size) for _ in range(directions)] for size in sizes]
 
 
-def _glorot(rngs, shape, dtype):
-    return nnx.initializers.glorot_uniform()(rngs.params(), shape, dtype)
-
-
-def _orthogonal(rngs, output, hidden, blocks, dtype):
+def _orthogonal(rngs: nnx.Rngs, output: int, hidden: int, gates: int, dtype: jnp.dtype):
+    """One orthogonal matrix a gate, side by side."""
     parts = [
-        nnx.initializers.orthogonal()(rngs.params(), (output, hidden), dtype) for _ in range(blocks)
+        draw(nnx.initializers.orthogonal(), rngs, (output, hidden), dtype) for _ in range(gates)
     ]
     return jnp.concatenate(parts, axis=1)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import SupportsIndex
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
+
+from jaxnets.kernels.checks import as_int, as_sizes
 
 
 class ResizeConv(nnx.Module):
@@ -17,44 +20,61 @@ class ResizeConv(nnx.Module):
 
     Args:
       in_features, out_features: channels.
-      kernel_size: of the convolution.
+      kernel_size: of the convolution, an integer or a height and a width.
       rngs: for its kernel.
 
+    Raises:
+      TypeError, ValueError: sizes that are not positive integers.
+
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> layer = ResizeConv(3, 8, rngs=nnx.Rngs(0))
       >>> layer(jnp.ones((2, 5, 7, 3)), (11, 4)).shape
+      (2, 11, 4, 8)
+
+      In linen:
+
+      >>> linen = nnx.bridge.to_linen(ResizeConv, 3, out_features=8)
+      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 5, 7, 3)), (11, 4))
+      >>> linen.apply(variables, jnp.ones((2, 5, 7, 3)), (11, 4)).shape
       (2, 11, 4, 8)
     """
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
+        in_features: SupportsIndex,
+        out_features: SupportsIndex,
         *,
-        kernel_size: tuple[int, int] = (3, 3),
+        kernel_size: SupportsIndex | Iterable[SupportsIndex] = (3, 3),
         rngs: nnx.Rngs,
     ):
-        self.conv = nnx.Conv(in_features, out_features, kernel_size, rngs=rngs)
+        self.conv = nnx.Conv(
+            as_int("in_features", in_features, 1), as_int("out_features", out_features, 1),
+            as_sizes("kernel_size", kernel_size, 2), rngs=rngs,
+        )  # fmt: skip
 
     def __call__(
-        self, maps: Float[Array, "batch height width in"], size: Sequence[int]
+        self, maps: Float[Array, "batch height width in"], size: Iterable[SupportsIndex]
     ) -> Float[Array, "batch new_height new_width out"]:
         """Maps of ``size`` (height, width)."""
         return self.conv(resize(maps, size))
 
 
 def resize(
-    maps: Float[Array, "batch height width features"], size: Sequence[int]
+    maps: Float[Array, "batch height width features"], size: Iterable[SupportsIndex]
 ) -> Float[Array, "batch new_height new_width features"]:
     """``maps`` at ``size`` (height, width), bilinear; smoothed first where they shrink.
 
     Raises:
-      ValueError: a size that is not two positive integers.
+      TypeError: a size that is not of integers.
+      ValueError: not two, or not positive ones.
     """
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"size must be a positive height and width, got {size}")
-    if maps.shape[1:3] == tuple(size):
+    if not isinstance(size, Iterable):
+        raise TypeError(f"size must be a positive height and width, got {size!r}")
+    sizes = tuple(as_int("size", each) for each in size)
+    if len(sizes) != 2 or min(sizes) < 1:
+        raise ValueError(f"size must be a positive height and width, got {sizes}")
+    if maps.shape[1:3] == sizes:
         return maps
-    return jax.image.resize(maps, (maps.shape[0], *size, maps.shape[3]), "linear")
+    return jax.image.resize(maps, (maps.shape[0], *sizes, maps.shape[3]), "linear")

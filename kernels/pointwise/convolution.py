@@ -66,7 +66,8 @@ def pointwise_conv(
       kernel: [in // groups, out].
       bias: [out], or None.
       residual: of the output's shape, added before the activation (He et al. 2016, figure 2).
-      activation: None, "relu", "sigmoid", "tanh", "silu" or "gelu" (its tanh form).
+      activation: None, "relu", "sigmoid", "tanh", "silu", "gelu" (its tanh form, as
+        ``jax.nn.gelu`` has it) or "gelu_exact" (what PyTorch and Keras call "gelu").
       strides: positions from one output to the next, one integer or one for each spatial axis.
       groups: of the input's and of the output's channels; a group sees only its own.
       channels_first: the layout of inputs, residual and outputs. Neither layout copies its arrays.

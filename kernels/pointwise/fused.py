@@ -49,5 +49,8 @@ def _epilogue(activation, keeps_sum: bool, product, _row_ids, _rows, columns, ti
     total = product
     for extra in (*columns, *tiles):
         total = total + extra.astype(jnp.float32)
-    outputs = total if activation is None else ACTIVATIONS[activation].function(total)
+    if activation is None:
+        return (total,)
+    function = ACTIVATIONS[activation].in_kernel or ACTIVATIONS[activation].function
+    outputs = function(total)
     return (outputs, total) if keeps_sum else (outputs,)

@@ -60,10 +60,43 @@ def test_without_bias():
     assert conv.bias is None
 
 
-def test_bad_input(users_checks):
-    with pytest.raises(ValueError, match="window must divide the kernel's in = 60"):
-        dense_to_conv(jnp.ones((60, 7)), (7, 7))
-    with pytest.raises(ValueError, match="flattened must be one of"):
-        dense_to_conv(jnp.ones((60, 7)), (4, 5), flattened="NCHW")
-    with pytest.raises(ValueError, match="window must have positive sizes"):
-        dense_to_conv(jnp.ones((60, 7)), ())
+def test_a_convolution_computes_as_its_dense_layer_and_holds_buffers_of_its_own():
+    dense = nnx.Linear(12, 2, dtype=jnp.bfloat16, precision="highest", rngs=nnx.Rngs(0))
+    conv = convolutionalise(dense, (np.int64(2), 2))
+    maps = images(2, 2, 2, 3)
+    assert conv(maps).dtype == dense(maps.reshape(2, -1)).dtype == jnp.bfloat16
+    assert conv.precision == "highest"
+    buffers = [array.unsafe_buffer_pointer() for array in jax.tree.leaves(nnx.state((dense, conv)))]
+    assert len(set(buffers)) == 4
+    half = convolutionalise(nnx.Linear(12, 2, param_dtype=jnp.float16, rngs=nnx.Rngs(0)), (2, 2))
+    assert half.kernel.dtype == half.bias.dtype == jnp.float16
+
+
+BAD = {
+    "window must divide the kernel's in = 60": lambda: dense_to_conv(jnp.ones((60, 7)), (7, 7)),
+    "flattened must be one of": lambda: dense_to_conv(jnp.ones((60, 7)), (4, 5), flattened="NCHW"),
+    "window must have positive sizes": lambda: dense_to_conv(jnp.ones((60, 7)), ()),
+    r"window must have positive sizes, got \(4, 0\)": lambda: dense_to_conv(
+        jnp.ones((60, 7)), (4, 0)
+    ),
+    r"window must be an integer, got 4\.0": lambda: dense_to_conv(jnp.ones((60, 7)), (4.0, 5)),
+    "window must hold a size for each spatial axis": lambda: dense_to_conv(jnp.ones((60, 7)), 4),
+    r"kernel must be \[in, out\], got shape \(4, 5, 3, 7\)": lambda: dense_to_conv(
+        jnp.ones((4, 5, 3, 7)), (4, 5)
+    ),
+    "kernel must be floating point, got int32": lambda: dense_to_conv(
+        jnp.ones((60, 7), int), (4, 5)
+    ),
+    r"kernel must be \[\*window, channels, out\], got shape \(60, 7\)": lambda: conv_to_dense(
+        jnp.ones((60, 7))
+    ),
+    "dense must be an nnx.Linear, got Conv": lambda: convolutionalise(
+        nnx.Conv(3, 7, (1, 1), rngs=nnx.Rngs(0)), (1, 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input(users_checks, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        BAD[message]()

@@ -189,7 +189,7 @@ def test_sampled_softmax_where_every_sample_is_a_hit(platform):
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("activation", [None, "relu", "gelu"])
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_exact"])
 def test_pointwise_has_the_values_and_gradients_of_xla(platform, dtype, activation):
     inputs, kernel = normal(0, 2, 9, 7, 24, dtype=dtype), normal(1, 24, 19, dtype=dtype) / 5
     bias, residual = normal(2, 19, dtype=dtype), normal(3, 2, 5, 4, 19, dtype=dtype)
@@ -227,7 +227,13 @@ def pointwise(hidden, weight, bias, _labels):
     ).sum()
 
 
-@pytest.mark.parametrize("function", [full, sampled, pointwise])
+def pointwise_gelu_exact(hidden, weight, bias, _labels):
+    return pointwise_conv(
+        hidden[:, None], weight.T, bias, activation="gelu_exact", implementation="pallas"
+    ).sum()
+
+
+@pytest.mark.parametrize("function", [full, sampled, pointwise, pointwise_gelu_exact])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_lower_for_both_platforms(function, dtype):
     """Mosaic for TPU by ``jax.export``; Triton's call is not to be serialised, so it is lowered."""

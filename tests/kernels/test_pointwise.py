@@ -1,3 +1,4 @@
+import math
 import time
 from functools import partial
 
@@ -11,6 +12,7 @@ from jax.test_util import check_grads
 
 from jaxnets.kernels import fold_batch_norm, pointwise_conv
 from jaxnets.kernels.pointwise import contractions
+from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 SHAPES = {0: (), 1: (7,), 2: (5, 6), 3: (3, 4, 5)}
 
@@ -47,7 +49,9 @@ def assert_close(got, wanted, tolerance):
         assert error <= tolerance * scale
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "sigmoid", "tanh", "silu", "gelu"])
+@pytest.mark.parametrize(
+    "activation", [None, "relu", "sigmoid", "tanh", "silu", "gelu", "gelu_exact"]
+)
 @pytest.mark.parametrize(
     ("axes", "groups", "strides"), [(2, 1, 1), (2, 2, 2), (1, 2, 1), (3, 1, 2)]
 )
@@ -105,7 +109,33 @@ def test_is_xla_convolution_with_groups(groups, shape):
     )
 
 
-@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu"])
+def test_exact_gelu_is_pytorch_s_and_gelu_its_tanh_form():
+    x = np.linspace(-9, 9, 3001)
+    exact = np.array([value * 0.5 * math.erfc(-value / 2**0.5) for value in x])
+    with_tanh = x * 0.5 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    slope = exact / np.where(x == 0, 1, x) + x * np.exp(-x * x / 2) / (2 * np.pi) ** 0.5
+    slope[x == 0] = 0.5
+
+    @partial(jax.jit, static_argnums=1)
+    def run(x, name):
+        def activated(x):
+            return pointwise_conv(x[:, None], jnp.ones((1, 1)), activation=name)
+
+        outputs, transposed = jax.vjp(activated, x)
+        return outputs[:, 0], transposed(jnp.ones_like(outputs))[0]
+
+    x32 = jnp.asarray(x, jnp.float32)
+    outputs, gradient = run(x32, "gelu_exact")
+    # The rounding of x itself, and of a few operations, in float32.
+    np.testing.assert_allclose(outputs, exact, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-6)
+    in_kernel = ACTIVATIONS["gelu_exact"].in_kernel
+    np.testing.assert_allclose(in_kernel(x32), exact, rtol=1e-5, atol=1e-12)
+    np.testing.assert_allclose(run(x32, "gelu")[0], with_tanh, rtol=0, atol=2e-6)
+    assert np.abs(exact - with_tanh).max() > 4e-4
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "gelu_exact"])
 def test_numerical_gradients_first_and_second_order(x64, users_checks, activation):
     # check_grads calls with numpy arrays, which the annotations refuse.
     # A relu bends at 0, where differences are no gradient: no sum lies within 1e-3 of it.

@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from jaxnets.kernels import pointwise_conv
-from jaxnets.layers import PointwiseConv, SeparableConv
+from jaxnets.layers import PointwiseConv, ResizeConv, SeparableConv
 
 
 def test_calls_the_kernel():
@@ -61,7 +61,68 @@ def test_trains():
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients))
 
 
-def test_bridges_to_linen():
+def test_every_method_bridges_to_linen():
     linen = nnx.bridge.to_linen(PointwiseConv, 3, out_features=4)
-    variables = linen.init(jax.random.key(0), jnp.ones((2, 5, 5, 3)))
-    assert linen.apply(variables, jnp.ones((2, 5, 5, 3))).shape == (2, 5, 5, 4)
+    images = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))
+    variables = linen.init(jax.random.key(0), images)
+    outputs = linen.apply(variables, images, jnp.ones((2, 5, 5, 4)))
+    layer = PointwiseConv(3, 4, rngs=nnx.Rngs(0))
+    layer.kernel[...] = variables["params"]["kernel"]
+    np.testing.assert_array_equal(outputs, layer(images, jnp.ones((2, 5, 5, 4))))
+    norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0))
+    norm.mean[...] = jnp.arange(4.0)
+    folded = linen.apply(variables, norm, nnx_method="fold")
+    np.testing.assert_array_equal(folded(images), layer.fold(norm)(images))
+
+    separable = nnx.bridge.to_linen(SeparableConv, 3, out_features=4, kernel_size=(3, 3))
+    variables = separable.init(jax.random.key(0), images)
+    gradient = jax.grad(lambda v: jnp.square(separable.apply(v, images)).sum())(variables)
+    assert all(bool(jnp.abs(leaf).max() > 0) for leaf in jax.tree.leaves(gradient))
+    resize = nnx.bridge.to_linen(ResizeConv, 3, out_features=4)
+    variables = resize.init(jax.random.key(0), images, (3, 7))
+    assert resize.apply(variables, images, [3, 7]).shape == (2, 3, 7, 4)
+
+
+def test_sizes_of_numpy_s():
+    images = jnp.ones((2, 6, 6, 3))
+    one, two, three = np.int64(1), np.int32(2), np.uint8(3)
+    assert PointwiseConv(three, two, strides=two, groups=one, rngs=nnx.Rngs(0))(images).shape == (
+        2,
+        3,
+        3,
+        2,
+    )
+    assert SeparableConv(three, two, [three, three], strides=[two, one], rngs=nnx.Rngs(0))(
+        images
+    ).shape == (2, 3, 6, 2)
+    resized = ResizeConv(three, two, kernel_size=three, rngs=nnx.Rngs(0))
+    assert resized(images, [two, np.int64(4)]).shape == (2, 2, 4, 2)
+
+
+RNGS = nnx.Rngs(0)
+BAD = {
+    "in_features must be at least 1, got 0": lambda: PointwiseConv(0, 4, rngs=RNGS),
+    r"out_features must be an integer, got 4\.0": lambda: SeparableConv(3, 4.0, (3, 3), rngs=RNGS),
+    "groups must divide": lambda: PointwiseConv(3, 4, groups=0, rngs=RNGS),
+    "strides must be at least 1, got 0": lambda: PointwiseConv(3, 4, strides=(1, 0), rngs=RNGS),
+    r"strides must be an integer, got 1\.5": lambda: SeparableConv(
+        3, 4, (3, 3), strides=1.5, rngs=RNGS
+    ),
+    "kernel_size must hold a size for each spatial axis": lambda: SeparableConv(3, 4, 3, rngs=RNGS),
+    "dtype must be floating point": lambda: PointwiseConv(3, 4, dtype=int, rngs=RNGS),
+    r"kernel_size must be an integer or 2 of them, got \(3,\)": lambda: ResizeConv(
+        3, 4, kernel_size=(3,), rngs=RNGS
+    ),
+    r"size must be an integer, got 2\.0": lambda: ResizeConv(3, 4, rngs=RNGS)(
+        jnp.ones((2, 4, 4, 3)), (2.0, 4)
+    ),
+    "size must be a positive height and width, got 5": lambda: ResizeConv(3, 4, rngs=RNGS)(
+        jnp.ones((2, 4, 4, 3)), 5
+    ),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments(users_checks, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        BAD[message]()
