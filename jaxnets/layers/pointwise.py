@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import SupportsIndex
 
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ class PointwiseConv(nnx.Module):
         shape = (in_features // groups, out_features)
         self.kernel = nnx.Param(draw(nnx.initializers.lecun_normal(), rngs, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if use_bias else None
-        self.strides = _as_strides(strides)
+        self.strides = _one_or_each("strides", strides)
         self.groups, self.activation = groups, activation
         self.channels_first = channels_first
 
@@ -125,13 +125,16 @@ class SeparableConv(nnx.Module):
     """A convolution of each channel by itself, then a 1x1 convolution over the channels.
 
     MobileNets, Howard et al. 2017, section 3.1: k*k + out products an input value in place of
-    k*k*out. Channels last; the activation stands behind the 1x1 convolution.
+    k*k*out. Bias and activation stand behind the 1x1 convolution.
 
     Args:
       in_features, out_features: channels.
-      kernel_size: the window, one size for each spatial axis.
-      strides: of the window.
-      activation: as :class:`PointwiseConv` has it.
+      kernel_size: the window, one size for each spatial axis; an integer is one axis, as in flax.
+      depth_multiplier, strides, padding, dilation: of the window, as
+        :func:`jaxnets.kernels.depthwise_conv` has them.
+      use_bias, activation: as :class:`PointwiseConv` has them.
+      channels_first: inputs and outputs are [batch, channels, ...] in place of [batch, ...,
+        channels].
       dtype: of the parameters.
       rngs: for the kernels.
 
@@ -157,36 +160,54 @@ class SeparableConv(nnx.Module):
         self,
         in_features: SupportsIndex,
         out_features: SupportsIndex,
-        kernel_size: Iterable[SupportsIndex],
+        kernel_size: SupportsIndex | Iterable[SupportsIndex],
         *,
+        depth_multiplier: SupportsIndex = 1,
         strides: SupportsIndex | Iterable[SupportsIndex] = 1,
+        padding: str | SupportsIndex | Sequence = "SAME",
+        dilation: SupportsIndex | Iterable[SupportsIndex] = 1,
+        use_bias: bool = True,
+        channels_first: bool = False,
         activation: str | None = None,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if not isinstance(kernel_size, Iterable):
-            raise TypeError(
-                f"kernel_size must hold a size for each spatial axis, got {kernel_size!r}"
-            )
-        window = tuple(as_int("kernel_size", size, 1) for size in kernel_size)
-        shape = (*window, as_int("in_features", in_features, 1))
+        window = _one_or_each("kernel_size", kernel_size)
+        window = (window,) if isinstance(window, int) else window
+        in_features = as_int("in_features", in_features, 1)
+        self.depth_multiplier = as_int("depth_multiplier", depth_multiplier, 1)
+        shape = (*window, in_features * self.depth_multiplier)
         scale = math.prod(window) ** -0.5  # LeCun-normal: the window is all an output sees
         initial = draw(nnx.initializers.normal(scale), rngs, shape, float_dtype(dtype))
         self.depthwise = nnx.Param(initial)
-        self.strides = _as_strides(strides)
+        self.strides = _one_or_each("strides", strides)
+        self.dilation = _one_or_each("dilation", dilation)
+        # Pairs as tuples: a module's options are static to nnx, and so must be hashable.
+        self.padding = padding
+        if not isinstance(padding, str) and isinstance(padding, Iterable):
+            self.padding = tuple(tuple(p) if isinstance(p, Iterable) else p for p in padding)
+        self.channels_first = channels_first
         self.pointwise = PointwiseConv(
-            in_features, out_features, activation=activation, dtype=dtype, rngs=rngs
-        )
+            shape[-1], out_features, use_bias=use_bias, activation=activation,
+            channels_first=channels_first, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
 
     def __call__(
         self, inputs: Float[Array, "batch *positions_and_in"]
     ) -> Float[Array, "batch *outputs_and_out"]:
-        """The block's outputs, each spatial axis divided by its stride."""
-        return self.pointwise(depthwise_conv(inputs, self.depthwise[...], strides=self.strides))
+        """The block's outputs, each spatial axis divided by its stride where padding is "SAME"."""
+        mixed = depthwise_conv(
+            inputs, self.depthwise[...], depth_multiplier=self.depth_multiplier,
+            strides=self.strides, padding=self.padding, dilation=self.dilation,
+            channels_first=self.channels_first,
+        )  # fmt: skip
+        return self.pointwise(mixed)
 
 
-def _as_strides(strides: SupportsIndex | Iterable[SupportsIndex]) -> int | tuple[int, ...]:
-    """One stride for all spatial axes, or one for each."""
-    if isinstance(strides, Iterable):
-        return tuple(as_int("strides", stride, 1) for stride in strides)
-    return as_int("strides", strides, 1)
+def _one_or_each(
+    name: str, value: SupportsIndex | Iterable[SupportsIndex]
+) -> int | tuple[int, ...]:
+    """One integer for all spatial axes, or one for each."""
+    if isinstance(value, Iterable):
+        return tuple(as_int(name, each, 1) for each in value)
+    return as_int(name, value, 1)

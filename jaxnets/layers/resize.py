@@ -55,26 +55,29 @@ class ResizeConv(nnx.Module):
         )  # fmt: skip
 
     def __call__(
-        self, maps: Float[Array, "batch height width in"], size: Iterable[SupportsIndex]
+        self,
+        maps: Float[Array, "batch height width in"],
+        size: SupportsIndex | Iterable[SupportsIndex],
     ) -> Float[Array, "batch new_height new_width out"]:
         """Maps of ``size`` (height, width)."""
         return self.conv(resize(maps, size))
 
 
 def resize(
-    maps: Float[Array, "batch height width features"], size: Iterable[SupportsIndex]
+    maps: Float[Array, "batch height width features"],
+    size: SupportsIndex | Iterable[SupportsIndex],
 ) -> Float[Array, "batch new_height new_width features"]:
     """``maps`` at ``size`` (height, width), bilinear; smoothed first where they shrink.
+
+    Args:
+      maps: [batch, height, width, features].
+      size: the new height and width; one integer is both.
 
     Raises:
       TypeError: a size that is not of integers.
       ValueError: not two, or not positive ones.
     """
-    if not isinstance(size, Iterable):
-        raise TypeError(f"size must be a positive height and width, got {size!r}")
-    sizes = tuple(as_int("size", each) for each in size)
-    if len(sizes) != 2 or min(sizes) < 1:
-        raise ValueError(f"size must be a positive height and width, got {sizes}")
+    sizes = as_sizes("size", size, 2)
     if maps.shape[1:3] == sizes:
         return maps
     return jax.image.resize(maps, (maps.shape[0], *sizes, maps.shape[3]), "linear")

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-import jax.numpy as jnp
+import jax
 
+from jaxnets.kernels.checks import as_floats, as_int, as_sizes
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
+
+
+def optional_floats(name: str, values) -> jax.Array | None:
+    """``values`` as an array of floats, or None."""
+    return None if values is None else as_floats(name, values)
 
 
 def check_arrays(inputs, kernel, bias, groups: int, *, channels_first: bool) -> None:
     """Raise unless ``inputs`` fit ``kernel [in // groups, out]`` and ``bias [out]``."""
-    _check_floats(inputs=inputs, kernel=kernel, bias=bias)
     if kernel.ndim != 2:
         hint = ""
         if kernel.ndim > 2 and set(kernel.shape[:-2]) == {1}:
@@ -34,20 +39,9 @@ def check_arrays(inputs, kernel, bias, groups: int, *, channels_first: bool) -> 
             f"inputs must be {axes} with in = kernel.shape[0] * groups = {wanted}, "
             f"got shape {inputs.shape} with kernel {kernel.shape}{hint}"
         )
-    _check_not_empty(inputs, kernel)
+    _check_kernel_not_empty(kernel)
     if bias is not None and bias.shape != kernel.shape[1:]:
         raise ValueError(f"bias must be [out] = {kernel.shape[1:]}, got shape {bias.shape}")
-
-
-def per_axis(strides: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """``strides`` as one positive integer for each of ``axes`` spatial axes."""
-    each = (strides,) * axes if isinstance(strides, int) else tuple(strides)
-    if len(each) != axes or any(stride < 1 for stride in each):
-        raise ValueError(
-            f"strides must be a positive integer or one for each of the {axes} spatial axes, "
-            f"got {strides}"
-        )
-    return each
 
 
 def check_epilogue(activation: str | None, residual, shape: tuple[int, ...]) -> None:
@@ -60,28 +54,67 @@ def check_epilogue(activation: str | None, residual, shape: tuple[int, ...]) -> 
         return
     if residual.shape != shape:
         raise ValueError(f"residual must have the output's shape {shape}, got {residual.shape}")
-    _check_floats(residual=residual)
 
 
-def check_depthwise(inputs, kernel) -> None:
-    """Raise unless ``inputs [batch, ..., channels]`` fit ``kernel [*window, channels]``."""
-    _check_floats(inputs=inputs, kernel=kernel)
-    if not 2 <= kernel.ndim <= 4:
-        raise ValueError(f"kernel must be [*window, channels], got shape {kernel.shape}")
-    if inputs.ndim != kernel.ndim + 1 or inputs.shape[-1] != kernel.shape[-1]:
+def check_depthwise(inputs, kernel, bias, multiplier: int) -> None:
+    """Raise unless ``inputs [batch, ..., channels]`` fit the kernel of :func:`depthwise_conv`."""
+    axes = inputs.ndim - 2
+    if not 1 <= axes <= 3:
         raise ValueError(
-            f"inputs must be [batch, ..., channels] with {kernel.ndim - 1} spatial axes and "
-            f"channels = {kernel.shape[-1]} as the kernel has, got shape {inputs.shape}"
+            f"inputs must be [batch, ..., channels] with 1 to 3 spatial axes, got {inputs.shape}"
         )
-    _check_not_empty(inputs, kernel)
+    channels = inputs.shape[-1]
+    wanted = [(channels * multiplier,), (channels, multiplier)]
+    if kernel.ndim <= axes or kernel.shape[axes:] not in wanted[: 1 if multiplier == 1 else 2]:
+        forms = " or ".join(f"[*window, {', '.join(map(str, shape))}]" for shape in wanted)
+        hint = ""
+        if multiplier == 1 and kernel.ndim == axes + 2 and kernel.shape[axes] == channels:
+            hint = f"; for several outputs a channel say depth_multiplier={kernel.shape[-1]}"
+        raise ValueError(
+            f"kernel must be {forms} with {axes} axes of the window, as inputs "
+            f"[batch, ..., channels] = {inputs.shape} and depth_multiplier = {multiplier} have "
+            f"it, got shape {kernel.shape}{hint}"
+        )
+    _check_kernel_not_empty(kernel)
+    if bias is not None and bias.shape != wanted[0]:
+        raise ValueError(f"bias must be [channels * multiplier] = {wanted[0]}, got {bias.shape}")
 
 
-def _check_floats(**arrays) -> None:
-    for name, array in arrays.items():
-        if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            raise TypeError(f"{name} must be floating point, got {jnp.result_type(array)}")
+def pads_of(padding, spatial, window, strides, dilation) -> tuple[tuple[int, int], ...]:
+    """How many zeros stand before and behind each spatial axis.
+
+    ``padding`` is "SAME", "VALID", "CAUSAL" (one spatial axis: all of it in front), or numbers: one
+    for all sides, or for each axis one or a pair.
+    """
+    spans = [(size - 1) * spread + 1 for size, spread in zip(window, dilation, strict=True)]
+    if isinstance(padding, str):
+        if padding == "VALID":
+            return ((0, 0),) * len(spans)
+        if padding == "CAUSAL" and len(spans) == 1:
+            return ((spans[0] - 1, 0),)
+        if padding != "SAME":
+            raise ValueError(
+                "padding must be 'SAME', 'VALID', 'CAUSAL' (for one spatial axis) or numbers, "
+                f"got {padding!r} for {len(spans)} spatial axes"
+            )
+        pads = []
+        for size, span, stride in zip(spatial, spans, strides, strict=True):
+            total = max((-(-size // stride) - 1) * stride + span - size, 0)
+            pads.append((total // 2, total - total // 2))
+        return tuple(pads)
+    if not isinstance(padding, Iterable) or not getattr(padding, "ndim", 1):
+        side = as_int("padding", padding, 0)
+        return ((side, side),) * len(spans)
+    padding = list(padding)
+    if len(padding) != len(spans):
+        raise ValueError(
+            f"padding must have a number or a pair for each of the {len(spans)} spatial axes, "
+            f"got {padding!r}"
+        )
+    pairs = (as_sizes("padding", each, 2, lowest=0) for each in padding)
+    return tuple((low, high) for low, high in pairs)
 
 
-def _check_not_empty(inputs, kernel) -> None:
-    if 0 in inputs.shape or 0 in kernel.shape:
-        raise ValueError(f"inputs and kernel must not be empty, got {inputs.shape}, {kernel.shape}")
+def _check_kernel_not_empty(kernel) -> None:
+    if 0 in kernel.shape:
+        raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")

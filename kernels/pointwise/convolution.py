@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from jaxnets.kernels import dispatch
+from jaxnets.kernels.checks import as_floats, as_int, as_sizes
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.pointwise import arguments, fused, reference
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 from jaxnets.kernels.pointwise.contractions import (
+    MANY_GROUPS,
+    apply_grouped,
     apply_kernel,
+    grouped_gradients,
     kernel_gradient,
     tiled_gradients,
     wants_tiles,
@@ -41,14 +46,14 @@ OPERATION = dispatch.register(
 
 
 def pointwise_conv(
-    inputs: Float[Array, "batch *positions_and_in"],
-    kernel: Float[Array, "in_per_group out"],
-    bias: Float[Array, " out"] | None = None,
+    inputs: Float[ArrayLike, "batch *positions_and_in"],
+    kernel: Float[ArrayLike, "in_per_group out"],
+    bias: Float[ArrayLike, " out"] | None = None,
     *,
-    residual: Float[Array, "batch *positions_and_out"] | None = None,
+    residual: Float[ArrayLike, "batch *positions_and_out"] | None = None,
     activation: str | None = None,
-    strides: int | Sequence[int] = 1,
-    groups: int = 1,
+    strides: SupportsIndex | Iterable[SupportsIndex] = 1,
+    groups: SupportsIndex = 1,
     channels_first: bool = False,
     implementation: str | None = None,
 ) -> Float[Array, "batch *positions_and_out"]:
@@ -80,7 +85,7 @@ def pointwise_conv(
       in the dtype of inputs and kernel; accumulated in float32 (float64 for float64).
 
     Raises:
-      TypeError: an array is not of floats.
+      TypeError: an array is not of floats, or a size no integer.
       ValueError: shapes that do not fit (a swapped layout is named), an unknown option, or an
         implementation that cannot run here.
 
@@ -97,8 +102,12 @@ def pointwise_conv(
         ...
       ValueError: inputs must be [batch, ..., in] with in = kernel.shape[0] * groups = 3, got ...
     """
+    inputs, kernel = as_floats("inputs", inputs), as_floats("kernel", kernel)
+    bias = arguments.optional_floats("bias", bias)
+    residual = arguments.optional_floats("residual", residual)
+    groups = as_int("groups", groups)
     arguments.check_arrays(inputs, kernel, bias, groups, channels_first=channels_first)
-    each = arguments.per_axis(strides, inputs.ndim - 2)
+    each = as_sizes("strides", strides, inputs.ndim - 2)
     start = 2 if channels_first else 1
     spatial = inputs.shape[start : start + len(each)]
     positions = tuple(-(-size // stride) for size, stride in zip(spatial, each, strict=True))
@@ -109,7 +118,7 @@ def pointwise_conv(
         "positions": inputs.shape[0] * math.prod(positions), "features": kernel.shape[0] * groups,
         "out": kernel.shape[1], "groups": groups, "channels_first": channels_first,
     }  # fmt: skip
-    dtype = jnp.result_type(inputs, kernel)
+    dtype = result_dtype(inputs, kernel)
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
     may_tile = choice.target.platform == "cpu" and groups == 1 and not channels_first
     call = _Call(
@@ -133,7 +142,7 @@ class _Call(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("pointwise_conv")
 def _pointwise_conv(call: _Call, inputs, kernel, bias, residual):
-    dtype = jnp.result_type(inputs, kernel)
+    dtype = result_dtype(inputs, kernel)
     if call.implementation == "reference":
         return _reference(call, inputs, kernel, bias, residual).astype(dtype)
     strided = _subsample(call, inputs)
@@ -148,7 +157,7 @@ def _pointwise_conv(call: _Call, inputs, kernel, bias, residual):
 
 
 def _reference(call: _Call, inputs, kernel, bias, residual):
-    wide = jnp.promote_types(jnp.result_type(inputs, kernel), jnp.float32)
+    wide = accumulator_dtype(inputs, kernel)
     if call.channels_first:
         inputs = jnp.moveaxis(inputs, 1, -1)
         residual = None if residual is None else jnp.moveaxis(residual, 1, -1)
@@ -199,10 +208,14 @@ def _forward(call: _Call, inputs, kernel, bias, residual):
     if call.fused is not None:
         return fused.forward(call.fused, call.activation, inputs, kernel, bias, residual)
     axis, layout = _channels(call), {"channels_first": call.channels_first}
-    pairs = zip(_split(call, inputs, axis), _split(call, kernel, 1), strict=True)
-    total = _join([apply_kernel(x, w, **layout) for x, w in pairs], axis)
+    if call.groups >= MANY_GROUPS:
+        total = apply_grouped(inputs, kernel, call.groups, **layout)
+    else:
+        pairs = zip(_split(call, inputs, axis), _split(call, kernel, 1), strict=True)
+        total = _join([apply_kernel(x, w, **layout) for x, w in pairs], axis)
     if bias is not None:
-        total = total + (bias[:, None] if call.channels_first else bias).astype(total.dtype)
+        shape = (1, -1, 1) if call.channels_first else (1, 1, -1)
+        total = total + bias.astype(total.dtype).reshape(shape)
     if residual is not None:
         total = total + residual.astype(total.dtype)
     if call.activation is None:
@@ -222,8 +235,8 @@ def _convolve_forward(call: _Call, inputs, kernel, bias, residual):
 def _convolve_backward(call: _Call, kept_arrays, gradient):
     inputs, kernel, kept, bias, residual = kept_arrays
     if call.activation is not None:
-        wide = jnp.promote_types(gradient.dtype, jnp.float32)
-        slope = ACTIVATIONS[call.activation].slope(kept.astype(wide))
+        wide = accumulator_dtype(gradient)
+        slope = ACTIVATIONS[call.activation].slope(kept.astype(wide)).astype(wide)
         gradient = (gradient.astype(wide) * slope).astype(gradient.dtype)
     tiled = call.may_tile and wants_tiles(inputs, gradient)
     gradients = (
@@ -242,12 +255,15 @@ def _convolve_backward(call: _Call, kept_arrays, gradient):
 def _whole(call: _Call, inputs, kernel, gradient):
     """The gradients of inputs, kernel and bias; XLA drops that of a bias that is not there."""
     axis, layout = _channels(call), {"channels_first": call.channels_first}
+    positions = (0, 2) if call.channels_first else (0, 1)
+    d_bias = gradient.sum(positions, dtype=accumulator_dtype(gradient))
+    if call.groups >= MANY_GROUPS:
+        return *grouped_gradients(inputs, kernel, gradient, call.groups, **layout), d_bias
     parts = _split(call, inputs, axis), _split(call, kernel, 1), _split(call, gradient, axis)
     triples = list(zip(*parts, strict=True))
     d_inputs = _join([apply_kernel(g, w.T, **layout) for _, w, g in triples], axis)
     d_kernel = _join([kernel_gradient(x, g, **layout) for x, _, g in triples], 1)
-    wide = jnp.promote_types(gradient.dtype, jnp.float32)
-    return d_inputs, d_kernel, gradient.sum((0, 2) if call.channels_first else (0, 1), dtype=wide)
+    return d_inputs, d_kernel, d_bias
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)

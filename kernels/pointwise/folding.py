@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
+
+from jaxnets.kernels.checks import as_floats
+from jaxnets.kernels.numerics import result_dtype
+from jaxnets.kernels.pointwise.arguments import optional_floats
 
 
 @jax.named_scope("fold_batch_norm")
 def fold_batch_norm(
-    kernel: Float[Array, "*window out"],
-    bias: Float[Array, " out"] | None,
-    mean: Float[Array, " out"],
-    variance: Float[Array, " out"],
-    scale: Float[Array, " out"] | None = None,
-    offset: Float[Array, " out"] | None = None,
+    kernel: Float[ArrayLike, "*window out"],
+    bias: Float[ArrayLike, " out"] | None,
+    mean: Float[ArrayLike, " out"],
+    variance: Float[ArrayLike, " out"],
+    scale: Float[ArrayLike, " out"] | None = None,
+    offset: Float[ArrayLike, " out"] | None = None,
     *,
     epsilon: float = 1e-5,
 ) -> tuple[Float[Array, "*window out"], Float[Array, " out"]]:
@@ -36,6 +40,7 @@ def fold_batch_norm(
       epsilon: as the normalisation has it.
 
     Raises:
+      TypeError: an array is not of floats.
       ValueError: a vector that is not [out], or an epsilon that is not positive.
 
     Example:
@@ -45,14 +50,22 @@ def fold_batch_norm(
       >>> float(kernel[0, 0]), float(bias[0])
       (0.5, -0.5)
     """
+    kernel, mean = as_floats("kernel", kernel), as_floats("mean", mean)
+    variance = as_floats("variance", variance)
+    bias, scale = optional_floats("bias", bias), optional_floats("scale", scale)
+    offset = optional_floats("offset", offset)
     vectors = {"bias": bias, "mean": mean, "variance": variance, "scale": scale, "offset": offset}
     for name, vector in vectors.items():
         if vector is not None and vector.shape != kernel.shape[-1:]:
             raise ValueError(f"{name} must be [out] = {kernel.shape[-1:]}, got {vector.shape}")
-    if epsilon <= 0:
+    if not epsilon > 0:
         raise ValueError(f"epsilon must be positive, got {epsilon}")
+    dtype = result_dtype(
+        kernel, *(v for v in (bias, mean, variance, scale, offset) if v is not None)
+    )
+    kernel, mean, variance = (a.astype(dtype) for a in (kernel, mean, variance))
     factor = jax.lax.rsqrt(variance + epsilon)
-    factor = factor if scale is None else factor * scale
-    shift = -mean if bias is None else bias - mean
-    folded = shift * factor
-    return kernel * factor, folded if offset is None else jnp.add(folded, offset)
+    factor = factor if scale is None else factor * scale.astype(dtype)
+    shift = -mean if bias is None else bias.astype(dtype) - mean
+    folded = shift * factor if offset is None else shift * factor + offset.astype(dtype)
+    return kernel * jnp.expand_dims(factor, range(kernel.ndim - 1)), folded

@@ -39,7 +39,7 @@ def forward(
         epilogue=partial(_epilogue, activation, keeps_sum),
         outputs=(Tile(inputs.dtype),) * (1 + keeps_sum), name="pointwise_conv",
     )  # fmt: skip
-    outputs, *total = (r.reshape(*inputs.shape[:2], -1) for r in results)
+    outputs, *total = (r.reshape(*inputs.shape[:2], kernel.shape[1]) for r in results)
     if activation is None:
         return outputs, None
     return outputs, total[0] if keeps_sum else outputs

@@ -55,6 +55,87 @@ def test_numerical_gradients(x64, users_checks, name):
     check_grads(function, (inputs, kernel), order=2, modes=["rev"])
 
 
+OPTIONS = {
+    "dilation": ((2, 11, 9, 3), (3, 2, 3), {"dilation": (2, 3)}),
+    "dilation and strides": ((2, 13, 3), (3, 3), {"dilation": 2, "strides": 3}),
+    "causal": ((2, 9, 3), (4, 3), {"padding": "CAUSAL", "dilation": 2}),
+    "pairs": ((2, 6, 7, 3), (3, 3, 3), {"padding": ((0, 2), (1, 1)), "strides": 2}),
+    "wide": ((2, 5, 3), (2, 3), {"padding": 4}),
+    "multiplier": ((2, 6, 5, 3), (2, 2, 3, 4), {"depth_multiplier": 4, "strides": [2, 1]}),
+    "flat multiplier": ((2, 6, 3), (2, 6), {"depth_multiplier": 2}),
+    "valid, stride": ((2, 8, 9, 2), (3, 2, 2), {"padding": "VALID", "strides": np.int64(2)}),
+}
+
+
+def by_hand(inputs, kernel, bias, *, strides=1, dilation=1, padding="SAME", depth_multiplier=1):
+    """XLA's general convolution, every option spelled out for it."""
+    axes = inputs.ndim - 2
+    strides, dilation = (np.broadcast_to(each, axes).tolist() for each in (strides, dilation))
+    window = kernel.shape[:axes]
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * axes
+    if padding == "CAUSAL":
+        padding = [((window[0] - 1) * dilation[0], 0)]
+    letters = "DHW"[3 - axes :]
+    outputs = jax.lax.conv_general_dilated(
+        inputs, kernel.reshape(*window, 1, -1), strides, padding, rhs_dilation=dilation,
+        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+        feature_group_count=inputs.shape[-1],
+    )  # fmt: skip
+    assert outputs.shape[-1] == inputs.shape[-1] * depth_multiplier
+    return outputs + bias
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_are_xlas(x64, name):
+    shape, window, options = OPTIONS[name]
+    rng = np.random.default_rng(0)
+    outputs = shape[-1] * options.get("depth_multiplier", 1)
+    arrays = [jnp.asarray(rng.normal(size=s)) for s in (shape, window, (outputs,))]
+
+    def run(function, **more):
+        result, backward = jax.vjp(partial(function, **options, **more), *arrays)
+        return result, *backward(jnp.cos(result))
+
+    wanted = run(by_hand)
+    for implementation in ("shifts", "convolution"):
+        for a, b in zip(run(depthwise_conv, implementation=implementation), wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    first = depthwise_conv(
+        jnp.moveaxis(arrays[0], -1, 1), *arrays[1:], channels_first=True, **options
+    )
+    np.testing.assert_allclose(jnp.moveaxis(first, 1, -1), wanted[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("implementation", ["shifts", "convolution"])
+def test_strict_modes(strict_mode, implementation):
+    inputs, kernel = jnp.ones((2, 5, 6, 2)), jnp.ones((3, 3, 2), jnp.bfloat16)
+
+    def loss(inputs, kernel, bias):
+        return depthwise_conv(inputs, kernel, bias, strides=2, implementation=implementation).sum()
+
+    gradients = jax.grad(loss, (0, 1, 2))(inputs, kernel, jnp.ones(2, jnp.float16))
+    assert [g.dtype for g in gradients] == [jnp.float32, jnp.bfloat16, jnp.float16]
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 5, 3), (2, 0, 5, 3)])
+def test_empty_inputs(shape):
+    inputs, kernel, bias = jnp.ones(shape), jnp.ones((3, 3, 3)), jnp.ones(3)
+    outputs, backward = jax.vjp(partial(depthwise_conv, strides=2), inputs, kernel, bias)
+    assert outputs.shape == (shape[0], -(-shape[1] // 2), 3, 3)
+    for gradient, array in zip(backward(outputs), (inputs, kernel, bias), strict=True):
+        assert gradient.shape == array.shape
+        assert not bool(gradient.any())
+
+
+@pytest.mark.parametrize(("shape", "window"), [((1, 40, 40, 2), (31, 31)), ((1, 1100, 2), (1024,))])
+def test_large_windows_are_not_written_out(shape, window):
+    """Which compiled for more than a minute with the gradient: a few operations now."""
+    inputs, kernel = jnp.ones(shape), jnp.ones((*window, 2))
+    function = jax.grad(lambda x, k: depthwise_conv(x, k).sum(), (0, 1))
+    assert jax.jit(function).lower(inputs, kernel).as_text().count("\n") < 100
+
+
 def test_half_precision():
     inputs, kernel = jnp.ones((1, 9, 2), jnp.bfloat16), jnp.ones((9, 2), jnp.bfloat16)
     outputs, *gradients = with_gradients(inputs, kernel, implementation="shifts")
@@ -78,14 +159,20 @@ def test_lowers_for(platform, implementation):
 
 
 ERRORS = {
-    "inputs must be .batch, ..., channels. with 2 spatial axes": {"inputs": jnp.ones((2, 5, 3))},
-    "channels = 3": {"inputs": jnp.ones((2, 3, 5, 5))},
+    "say depth_multiplier=3": {"inputs": jnp.ones((2, 5, 3))},
+    r"kernel must be \[\*window, 5\]": {"inputs": jnp.ones((2, 3, 5, 5))},
     "kernel must be": {"kernel": jnp.ones(3)},
+    "inputs must be .batch, ..., channels. with 1 to 3": {"inputs": jnp.ones((2, 3))},
+    r"bias must be \[channels \* multiplier\]": {"bias": jnp.ones(2)},
+    "dilation must be at least 1": {"dilation": 0},
+    "padding must have a number or a pair": {"padding": (1, 2, 3)},
+    "padding must be at least 0": {"padding": -1},
     "padding must be": {"padding": "FULL"},
     "strides must be": {"strides": (1, 1, 1)},
     "implementation must be": {"implementation": "cudnn"},
     "at least as large as the window": {"inputs": jnp.ones((1, 2, 2, 3)), "padding": "VALID"},
-    "must not be empty": {"inputs": jnp.ones((0, 5, 5, 3))},
+    "kernel must not be empty": {"kernel": jnp.ones((0, 3, 3))},
+    "for one spatial axis": {"padding": "CAUSAL"},
 }
 
 

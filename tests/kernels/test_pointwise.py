@@ -86,6 +86,57 @@ def test_channels_first_is_the_same_transposed(x64, axes, groups):
     assert_close(with_gradients(channels_first, arrays), wanted, 1e-13)
 
 
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_many_groups_are_one_matmul(x64, channels_first):
+    groups = 32
+    rng = np.random.default_rng(0)
+    shape = (2, 64, 5) if channels_first else (2, 5, 64)
+    wide = (2, 96, 5) if channels_first else (2, 5, 96)
+    arrays = [jnp.asarray(rng.normal(size=s)) for s in (shape, (2, 96), (96,), wide)]
+    options = {"groups": np.int64(groups), "channels_first": channels_first, "activation": "tanh"}
+    wanted = with_gradients(partial(run, implementation="reference"), arrays, **options)
+    assert_close(with_gradients(run, arrays, **options), wanted, 1e-13)
+    step = jax.jit(jax.grad(lambda x, w: run(x, w, None, **options).sum(), (0, 1)))
+    assert step.lower(*arrays[:2]).as_text().count("dot_general") <= 3
+
+
+@pytest.mark.parametrize("groups", [1, 2, 16])
+@pytest.mark.parametrize("shape", [(0, 5, 32), (2, 0, 32)])
+def test_empty_inputs(shape, groups):
+    arrays = jnp.ones(shape), jnp.ones((32 // groups, 16)), jnp.ones(16)
+    outputs, backward = jax.vjp(partial(run, groups=groups, activation="silu"), *arrays)
+    assert outputs.shape == (*shape[:2], 16)
+    for gradient, array in zip(backward(outputs), arrays, strict=True):
+        assert gradient.shape == array.shape
+        assert not bool(gradient.any())
+
+
+@pytest.mark.parametrize("options", [{}, {"groups": 2}, {"groups": 16}, {"channels_first": True}])
+def test_strict_modes(strict_mode, options):
+    first = options.get("channels_first", False)
+    inputs = jnp.ones((2, 32, 5) if first else (2, 5, 32))
+    kernel = jnp.ones((32 // options.get("groups", 1), 16), jnp.bfloat16)
+    residual = jnp.ones((2, 16, 5) if first else (2, 5, 16), jnp.float16)
+
+    def loss(*arrays):
+        return run(*arrays, activation="gelu", **options).sum()
+
+    arrays = inputs, kernel, jnp.ones(16), residual
+    for gradient, array in zip(jax.grad(loss, range(4))(*arrays), arrays, strict=True):
+        assert gradient.dtype == array.dtype
+        assert bool(jnp.isfinite(gradient).all())
+    folded, _ = fold_batch_norm(kernel, None, *jnp.ones((4, 16)))
+    assert folded.dtype == jnp.float32
+
+
+def test_strides_of_any_sort_and_arrays_of_numpy():
+    inputs, kernel, bias = problem(residual=False)
+    wanted = run(inputs, kernel, bias, strides=(2, 2))
+    for strides in (2, np.int64(2), [2, 2], np.array([2, 2])):
+        np.testing.assert_array_equal(run(inputs, kernel, bias, strides=strides), wanted)
+    np.testing.assert_array_equal(run(*map(np.asarray, (inputs, kernel, bias)), strides=2), wanted)
+
+
 def test_is_flax_conv():
     inputs, kernel, bias = problem(residual=False)
     conv = nnx.Conv(6, 4, kernel_size=(1, 1), strides=(2, 2), rngs=nnx.Rngs(0))
@@ -263,12 +314,16 @@ ERRORS = {
     "groups = 12": ({"groups": 2}, ValueError),
     "bias must be .out.": ({"bias": jnp.ones(6)}, ValueError),
     "strides must be": ({"strides": (1, 2)}, ValueError),
-    "strides must be a positive": ({"strides": 0}, ValueError),
+    "strides must be at least 1": ({"strides": 0}, ValueError),
     "activation must be None or one of": ({"activation": "swish"}, ValueError),
     "residual must have the output's shape": ({"residual": jnp.ones((2, 5, 6))}, ValueError),
     "residual must be floating": ({"residual": jnp.ones((2, 5, 4), int)}, TypeError),
     "implementation must be": ({"implementation": "im2col"}, ValueError),
-    "must not be empty": ({"inputs": jnp.ones((0, 5, 6))}, ValueError),
+    "kernel must not be empty": (
+        {"inputs": jnp.ones((2, 5, 0)), "kernel": jnp.ones((0, 4))}, ValueError,
+    ),
+    "strides must be an integer or 1 of them, got 2.0": ({"strides": 2.0}, TypeError),
+    "groups must be an integer": ({"groups": 1.0}, TypeError),
 }  # fmt: skip
 
 

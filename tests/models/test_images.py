@@ -191,5 +191,5 @@ def test_resize():
     assert resize(maps, (4, 4)) is maps
     # Halving by a linear filter keeps a constant.
     np.testing.assert_allclose(resize(jnp.ones((1, 4, 6, 1)), (2, 3)), 1, rtol=1e-6)
-    with pytest.raises(ValueError, match="size must be a positive height and width"):
+    with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         ResizeConv(2, 2, rngs=nnx.Rngs(0))(maps, (0, 4))
