@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxnets.kernels import checks
 from jaxnets.layers import ResizeConv
 
 
@@ -32,15 +33,16 @@ class Autoencoder(nnx.Module):
 
     def __init__(
         self,
-        image: tuple[int, int],
-        output: tuple[int, int],
+        image: int | Sequence[int],
+        output: int | Sequence[int],
         *,
         channels: int = 1,
         code: int = 16,
         features: Sequence[int] = (16, 32),
         rngs: nnx.Rngs,
     ):
-        self.image, self.output = image, output
+        self.image = image = checks.as_sizes("image", image, 2)
+        self.output = output = checks.as_sizes("output", output, 2)
         stages = len(features)
         sizes = [tuple(-(-size // 2**stage) for size in image) for stage in range(stages + 1)]
         self.smallest = (*sizes[-1], features[-1])
@@ -94,7 +96,7 @@ class Autoencoder(nnx.Module):
         self, codes: Float[Array, "batch code"]
     ) -> Float[Array, "batch new_height new_width channels"]:
         """Images of the output's size; values are as the images were, no activation at the end."""
-        maps = nnx.relu(self.from_code(codes)).reshape(-1, *self.smallest)
+        maps = nnx.relu(self.from_code(codes)).reshape(codes.shape[0], *self.smallest)
         for layer, size in zip(self.up, self.sizes, strict=True):
             maps = nnx.relu(layer(maps, size))
         return self.last(maps)
