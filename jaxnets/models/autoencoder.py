@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from flax import nnx
@@ -90,7 +91,7 @@ class Autoencoder(nnx.Module):
         maps = images
         for conv in self.down:
             maps = nnx.relu(conv(maps))
-        return self.to_code(maps.reshape(maps.shape[0], -1))
+        return self.to_code(maps.reshape(maps.shape[0], math.prod(maps.shape[1:])))
 
     def decode(
         self, codes: Float[Array, "batch code"]

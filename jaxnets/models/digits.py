@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -71,7 +72,7 @@ class DigitsCNN(nnx.Module):
                 "for larger ones there is slide()"
             )
         maps = self._maps(images)
-        hidden = nnx.relu(self.flat(maps.reshape(maps.shape[0], -1)))
+        hidden = nnx.relu(self.flat(maps.reshape(maps.shape[0], math.prod(maps.shape[1:]))))
         return self.last(self.dropout(hidden))
 
     def slide(
