@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxnets.kernels import checks
 from jaxnets.layers import ResizeConv
 
 
@@ -32,15 +34,16 @@ class Autoencoder(nnx.Module):
 
     def __init__(
         self,
-        image: tuple[int, int],
-        output: tuple[int, int],
+        image: int | Sequence[int],
+        output: int | Sequence[int],
         *,
         channels: int = 1,
         code: int = 16,
         features: Sequence[int] = (16, 32),
         rngs: nnx.Rngs,
     ):
-        self.image, self.output = image, output
+        self.image = image = checks.as_sizes("image", image, 2)
+        self.output = output = checks.as_sizes("output", output, 2)
         stages = len(features)
         sizes = [tuple(-(-size // 2**stage) for size in image) for stage in range(stages + 1)]
         self.smallest = (*sizes[-1], features[-1])
@@ -88,13 +91,13 @@ class Autoencoder(nnx.Module):
         maps = images
         for conv in self.down:
             maps = nnx.relu(conv(maps))
-        return self.to_code(maps.reshape(maps.shape[0], -1))
+        return self.to_code(maps.reshape(maps.shape[0], math.prod(maps.shape[1:])))
 
     def decode(
         self, codes: Float[Array, "batch code"]
     ) -> Float[Array, "batch new_height new_width channels"]:
         """Images of the output's size; values are as the images were, no activation at the end."""
-        maps = nnx.relu(self.from_code(codes)).reshape(-1, *self.smallest)
+        maps = nnx.relu(self.from_code(codes)).reshape(codes.shape[0], *self.smallest)
         for layer, size in zip(self.up, self.sizes, strict=True):
             maps = nnx.relu(layer(maps, size))
         return self.last(maps)

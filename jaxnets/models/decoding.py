@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int32, Integer
+from jaxtyping import Array, ArrayLike, Float, Int32, Integer
 
+from jaxnets.kernels import checks
 from jaxnets.models.seq2seq import END, START, Seq2Seq
 
 
 def greedy_search(
     model: Seq2Seq,
-    source: Integer[Array, "batch source"],
-    lengths: Integer[Array, " batch"],
+    source: Integer[ArrayLike, "batch source"] | Sequence,
+    lengths: Integer[ArrayLike, " batch"] | Sequence[int],
     *,
     max_time: int,
 ) -> Int32[Array, "batch max_time"]:
     """The likeliest word at each step, ``END`` and whatever follows it as ``END``.
+
+    Raises:
+      TypeError: words or lengths that are not integers, or ``max_time`` that is none.
+      ValueError: a word that is none of the vocabulary's, or a length beyond the source, where its
+        value is known; under ``jit`` a row's words are -1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -32,14 +38,14 @@ def greedy_search(
       >>> greedy_search(model, jnp.ones((2, 5), jnp.int32), jnp.array([5, 3]), max_time=7).shape
       (2, 7)
     """
-    _check(max_time)
+    source, lengths, max_time = _check(model, source, lengths, max_time)
     return _greedy_search(model, source, lengths, max_time)
 
 
 def beam_search(
     model: Seq2Seq,
-    source: Integer[Array, "batch source"],
-    lengths: Integer[Array, " batch"],
+    source: Integer[ArrayLike, "batch source"] | Sequence,
+    lengths: Integer[ArrayLike, " batch"] | Sequence[int],
     *,
     max_time: int,
     beam: int = 4,
@@ -49,7 +55,8 @@ def beam_search(
 
     A translation's score is its log-probability over :math:`((5 + length) / 6)^\alpha` (Wu et al.
     2016, equation 14), ``length_penalty`` being :math:`\alpha`. Partial translations compete by
-    log-probability. The search ends when all have ended, or at ``max_time`` words.
+    log-probability. The search ends when all have ended, or at ``max_time`` words. Errors are those
+    of :func:`greedy_search`; under ``jit`` the scores are then NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,15 +70,22 @@ def beam_search(
       >>> words.shape, scores.shape
       ((2, 3, 7), (2, 3))
     """
-    _check(max_time)
+    source, lengths, max_time = _check(model, source, lengths, max_time)
+    beam = checks.as_int("beam", beam)
     if not 1 <= beam <= model.config.target_vocab:
         raise ValueError(f"beam must lie in [1, {model.config.target_vocab}], got {beam}")
     return _beam_search(model, source, lengths, max_time, beam, length_penalty)
 
 
-def _check(max_time: int) -> None:
-    if max_time < 1:
-        raise ValueError(f"max_time must be at least 1 word, got {max_time}")
+def _check(model: Seq2Seq, source, lengths, max_time) -> tuple[jax.Array, jax.Array, int]:
+    """What both searches take, checked where the values are known: inside they are traced."""
+    source = checks.as_integers("source", source)
+    if source.ndim != 2:
+        raise ValueError(f"source must be [batch, source] words, got shape {source.shape}")
+    checks.check_range("source", source, 0, model.config.source_vocab, "[0, vocab)")
+    lengths = checks.as_integers("lengths", lengths)
+    checks.check_range("lengths", lengths, 0, source.shape[1] + 1, "[0, time]")
+    return source, lengths, checks.as_int("max_time", max_time, 1)
 
 
 def _greedy(model, source, lengths, max_time):
@@ -83,7 +97,8 @@ def _greedy(model, source, lengths, max_time):
     def step(state):
         time, words, carries, found = state
         logits, carries = model.step(words, carries, memory)
-        words = jnp.where(words == END, END, logits.argmax(-1).astype(jnp.int32))
+        likeliest = jnp.where(jnp.isnan(logits[:, 0]), -1, logits.argmax(-1).astype(jnp.int32))
+        words = jnp.where(words == END, END, likeliest)
         return time + 1, words, carries, found.at[:, time].set(words)
 
     batch = source.shape[0]

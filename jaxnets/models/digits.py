@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -10,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxnets.convert import convolutionalise
+from jaxnets.kernels import checks
 from jaxnets.models.blocks import ConvPair
 
 
@@ -39,7 +41,7 @@ class DigitsCNN(nnx.Module):
 
     def __init__(
         self,
-        image: tuple[int, int],
+        image: int | Sequence[int],
         classes: int,
         *,
         features: Sequence[int] = (32, 64),
@@ -47,7 +49,8 @@ class DigitsCNN(nnx.Module):
         dropout: float = 0.4,
         rngs: nnx.Rngs,
     ):
-        self.image, self.window = image, _after_pooling(image, len(features))
+        self.image = checks.as_sizes("image", image, 2)
+        self.window = _after_pooling(self.image, len(features))
         sizes = zip((1, *features[:-1]), features, strict=True)
         self.stages = nnx.List([ConvPair(before, after, rngs=rngs) for before, after in sizes])
         positions = self.window[0] * self.window[1]
@@ -69,7 +72,7 @@ class DigitsCNN(nnx.Module):
                 "for larger ones there is slide()"
             )
         maps = self._maps(images)
-        hidden = nnx.relu(self.flat(maps.reshape(maps.shape[0], -1)))
+        hidden = nnx.relu(self.flat(maps.reshape(maps.shape[0], math.prod(maps.shape[1:]))))
         return self.last(self.dropout(hidden))
 
     def slide(
@@ -107,7 +110,7 @@ def _pool(maps):
     return nnx.max_pool(maps, (2, 2), strides=(2, 2))
 
 
-def _after_pooling(image: tuple[int, int], stages: int) -> tuple[int, int]:
+def _after_pooling(image: tuple[int, ...], stages: int) -> tuple[int, int]:
     height, width = (size >> stages for size in image)
     if not height or not width:
         raise ValueError(f"image must be at least {2**stages} wide and high, got {image}")
@@ -117,7 +120,12 @@ def _after_pooling(image: tuple[int, int], stages: int) -> tuple[int, int]:
 def random_shift(
     images: Float[Array, "batch height width channels"], key: jax.Array, most: int
 ) -> Float[Array, "batch height width channels"]:
-    """Each image moved by up to ``most`` pixels in both directions, zeros coming in."""
+    """Each image moved by up to ``most`` pixels in both directions, zeros coming in.
+
+    Raises:
+      TypeError, ValueError: ``most`` is not an integer of at least 0.
+    """
+    most = checks.as_int("most", most, 0)
     shifts = jax.random.randint(key, (images.shape[0], 2), 0, 2 * most + 1)
     around = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxnets.kernels import checks
 from jaxnets.layers import PointwiseConv, ResizeConv, resize
 
 
@@ -71,9 +74,10 @@ class ImageToImage(nnx.Module):
         )
 
     def __call__(
-        self, images: Float[Array, "batch height width in"], size: tuple[int, int]
+        self, images: Float[Array, "batch height width in"], size: int | Sequence[int]
     ) -> Float[Array, "batch new_height new_width out"]:
         """The result at ``size`` (height, width)."""
+        size = checks.as_sizes("size", size, 2)
         maps = nnx.relu(self.first(images))
         for block in self.blocks:
             maps = block(maps)

@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
+from jaxnets.kernels import checks
 from jaxnets.layers import PointwiseConv, ResizeConv
 from jaxnets.models.blocks import ConvPair
 
@@ -236,7 +237,7 @@ class RegionHead(nnx.Module):
 
 
 def count_regions(
-    dots: Float[Array, "batch height width"], grid: Sequence[int]
+    dots: Float[Array, "batch height width"], grid: int | Sequence[int]
 ) -> Float[Array, "batch rows columns"]:
     """How many dots lie in each region of a ``grid`` (rows, columns).
 
@@ -246,7 +247,7 @@ def count_regions(
       [[[8.0, 8.0, 8.0, 8.0], [8.0, 8.0, 8.0, 8.0]]]
     """
     batch, height, width = dots.shape
-    rows, columns = grid
+    rows, columns = checks.as_sizes("grid", grid, 2)
     if height % rows or width % columns:
         raise ValueError(f"grid must divide the image {(height, width)}, got {grid}")
     return dots.reshape(batch, rows, height // rows, columns, width // columns).sum((2, 4))

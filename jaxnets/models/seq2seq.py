@@ -6,22 +6,24 @@ applied to all target steps at once, so that both LSTMs run as whole sequences.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, ArrayLike, Float, Integer
 
 from jaxnets.kernels import (
     LogUniform,
     Rows,
+    checks,
     gather_rows,
     sample,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.layers import LSTM, OutputProjection
+from jaxnets.layers import LSTM, OutputProjection, look_up
 from jaxnets.sequences import length_mask
 
 UNKNOWN, END, START = 0, 1, 2
@@ -108,19 +110,24 @@ class Seq2Seq(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
 
     def encode(
-        self, vectors: Float[Array, "batch source features"], lengths: Integer[Array, " batch"]
+        self,
+        vectors: Float[Array, "batch source features"],
+        lengths: Integer[ArrayLike, " batch"] | Sequence[int],
     ) -> Memory:
         """The memory of embedded sources."""
-        if self.config.reverse_source:
-            place = lengths[:, None] - 1 - jnp.arange(vectors.shape[1])
-            vectors = jnp.take_along_axis(vectors, jnp.abs(place)[..., None], axis=1)
+        time = vectors.shape[1]
+        lengths = _checked_lengths("source_lengths", lengths, vectors.shape[0], time)
+        if self.config.reverse_source and time:
+            place = lengths[:, None] - 1 - jnp.arange(time)[None]
+            place = place.clip(0, time - 1)  # of padding, which the encoder does not read
+            vectors = jnp.take_along_axis(vectors, place[..., None], axis=1)
         outputs, carries = self.encoder(vectors, lengths=lengths)
         # The two directions of a layer make one carry of the decoder's layer.
         starts = [
             [tuple(jnp.concatenate(parts, axis=1) for parts in zip(*layer, strict=True))]
             for layer in carries
         ]
-        mask = length_mask(lengths, vectors.shape[1])
+        mask = length_mask(lengths, time)
         return Memory(self.keys(outputs), outputs, mask, starts)
 
     def attend(
@@ -128,9 +135,12 @@ class Seq2Seq(nnx.Module):
     ) -> Float[Array, "batch target features"]:
         r"""``tanh(W [context, output])``, the context by a softmax over the source's steps."""
         scores = jnp.einsum("btf,bsf->bts", outputs, memory.keys)
-        scores = jnp.where(memory.mask[:, None], scores.astype(jnp.float32), -jnp.inf)
-        # A row without a source (a batch's filling) has no step to look at.
-        weights = jnp.where(memory.mask.any(1)[:, None, None], jax.nn.softmax(scores), 0)
+        mask = memory.mask[:, None]
+        # A row without a source (a batch's filling) has no step to look at; it must not be the
+        # softmax of -inf alone, whose NaN is an alarm to jax_debug_nans.
+        hidden = ~mask & mask.any(2, keepdims=True)
+        scores = jnp.where(hidden, -jnp.inf, scores.astype(jnp.float32))
+        weights = jnp.where(mask, jax.nn.softmax(scores), 0)
         context = jnp.einsum("bts,bsf->btf", weights.astype(outputs.dtype), memory.values)
         return jnp.tanh(self.combine(jnp.concatenate([context, outputs], axis=-1)))
 
@@ -142,32 +152,66 @@ class Seq2Seq(nnx.Module):
 
     def loss(
         self,
-        source: Integer[Array, "batch source"],
-        source_lengths: Integer[Array, " batch"],
-        target: Integer[Array, "batch target"],
-        target_lengths: Integer[Array, " batch"],
+        source: Integer[ArrayLike, "batch source"] | Sequence,
+        source_lengths: Integer[ArrayLike, " batch"] | Sequence[int],
+        target: Integer[ArrayLike, "batch target"] | Sequence,
+        target_lengths: Integer[ArrayLike, " batch"] | Sequence[int],
         *,
         reduction: str = "mean",
     ) -> Float[Array, "..."]:
-        """The exact cross-entropy of the targets' words after ``START``."""
+        """The exact cross-entropy of the targets' words after ``START``.
+
+        Raises:
+          TypeError: words or lengths that are not integers.
+          ValueError: a word that is none of the vocabulary's, or a length beyond its side, where
+            its value is known; under ``jit`` the loss is NaN.
+        """
+        inputs, labels, weights = _targets(target, target_lengths)
         hidden = self.hidden(
-            self.source_embedding[source], source_lengths, self.target_embedding[target[:, :-1]]
-        )
-        weights = length_mask(target_lengths - 1, target.shape[1] - 1)
+            look_up(self.source_embedding[...], source, "source"), source_lengths,
+            look_up(self.target_embedding[...], inputs, "target"),
+        )  # fmt: skip
         return jnp.asarray(
-            self.projection.evaluate(
-                hidden, target[:, 1:], weights=weights.astype(jnp.float32), reduction=reduction
-            )
+            self.projection.evaluate(hidden, labels, weights=weights, reduction=reduction)
         )
 
     def step(self, words: Integer[Array, " batch"], carries, memory: Memory):
         """Logits [batch, vocab] of what follows ``words``, and the carries after them."""
-        outputs, carries = self.decoder(self.target_embedding[words][:, None], carries)
+        vectors = look_up(self.target_embedding[...], words, "words")
+        outputs, carries = self.decoder(vectors[:, None], carries)
         return self.projection.logits(self.attend(outputs, memory)[:, 0]), carries
 
-    def memory(self, source: Integer[Array, "batch source"], lengths) -> Memory:
+    def memory(
+        self,
+        source: Integer[ArrayLike, "batch source"] | Sequence,
+        lengths: Integer[ArrayLike, " batch"] | Sequence[int],
+    ) -> Memory:
         """The memory of sources given by their words."""
-        return self.encode(self.source_embedding[source], lengths)
+        return self.encode(look_up(self.source_embedding[...], source, "source"), lengths)
+
+
+def _targets(target, lengths) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The words that go in, those that come out, and a weight for each of these."""
+    target = checks.as_integers("target", target)
+    if target.ndim != 2 or not target.shape[1]:
+        raise ValueError(f"target must be [batch, target] from START on, got shape {target.shape}")
+    batch, time = target.shape
+    lengths = _checked_lengths("target_lengths", lengths, batch, time)
+    steps = jnp.arange(1, time)[None]
+    weights = (steps < lengths[:, None]).astype(jnp.float32)
+    if not checks.is_known(lengths):
+        wrong = (lengths < 0) | (lengths > time)
+        weights = jnp.where(wrong[:, None], jnp.nan, weights)
+    return target[:, :-1], target[:, 1:], weights
+
+
+def _checked_lengths(name: str, lengths, batch: int, time: int) -> jax.Array:
+    """[batch] int32, in [0, time] where their values are known."""
+    lengths = checks.as_integers(name, lengths)
+    if lengths.shape != (batch,):
+        raise ValueError(f"{name} must be [batch] = {(batch,)}, got shape {lengths.shape}")
+    checks.check_range(name, lengths, 0, time + 1, "[0, time]")
+    return lengths
 
 
 def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
@@ -175,11 +219,16 @@ def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
 
     For :func:`jaxnets.training.fit`. ``batch`` is a :class:`jaxnets.sequences.Batch` of source and
     target; each of the three tables is read at the rows that the step touches, and its gradient is
-    :class:`jaxnets.kernels.Rows`.
+    :class:`jaxnets.kernels.Rows`. Errors are those of :meth:`Seq2Seq.loss`.
     """
     (source, target), (source_lengths, target_lengths) = batch.sequences, batch.lengths
-    inputs, labels = target[:, :-1], target[:, 1:]
-    weights = length_mask(target_lengths - 1, labels.shape[1]).astype(jnp.float32)
+    inputs, labels, weights = _targets(target, target_lengths)
+    source = checks.as_integers("source", source)
+    for name, words, vocab in (
+        ("source", source, model.config.source_vocab),
+        ("target", target, model.config.target_vocab),
+    ):
+        checks.check_range(name, words, 0, vocab, "[0, vocab)")
     samples = sample(LogUniform(model.config.target_vocab), key, model.config.num_sampled, labels)
     parts: Any = nnx.split(model, nnx.Param, ...)
     graph, parameters, rest = parts
@@ -199,8 +248,8 @@ def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
         nnx.replace_by_pure_dict(merged, {**pure, **dense})
         module = nnx.merge(graph, merged, state)
         hidden = module.hidden(
-            rows["source_embedding"][local["source_embedding"]], source_lengths,
-            rows["target_embedding"][local["target_embedding"]],
+            look_up(rows["source_embedding"], local["source_embedding"]), source_lengths,
+            look_up(rows["target_embedding"], local["target_embedding"]),
         )  # fmt: skip
         own, ids = local["projection"]
         loss = sampled_softmax_cross_entropy(

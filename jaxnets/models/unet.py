@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxnets.kernels import checks
 from jaxnets.layers import PointwiseConv, ResizeConv
 from jaxnets.models.blocks import ConvPair
 
@@ -55,7 +56,7 @@ class UNet(nnx.Module):
     def __call__(
         self,
         images: Float[Array, "batch height width in"],
-        size: tuple[int, int] | None = None,
+        size: int | Sequence[int] | None = None,
     ) -> Float[Array, "batch new_height new_width out"]:
         """The result at ``size`` (height, width); None: the images' own.
 
@@ -75,6 +76,7 @@ class UNet(nnx.Module):
             across.append(maps)
         for up, joined, skip in zip(self.up, self.joined, across[-2::-1], strict=True):
             maps = joined(jnp.concatenate([skip, up(maps, skip.shape[1:3])], axis=-1))
-        if size is not None and size != maps.shape[1:3]:
-            maps = nnx.relu(self.resized(maps, size))
+        wanted = maps.shape[1:3] if size is None else checks.as_sizes("size", size, 2)
+        if wanted != maps.shape[1:3]:
+            maps = nnx.relu(self.resized(maps, wanted))
         return self.head(maps)

@@ -19,8 +19,9 @@ from jaxnets.models import (
     greedy_search,
 )
 from jaxnets.models.seq2seq import END, START, is_table, sampled_gradients
-from jaxnets.sequences import Batch, BatchSource, bucket_plan, length_mask
+from jaxnets.sequences import Batch, BatchSource, bucket_plan
 from jaxnets.training import fit
+from tests.inputs import INTEGER_TYPES
 
 SMALL = Seq2SeqConfig(30, 40, features=8, dropout=0.0, num_sampled=16)
 
@@ -79,7 +80,7 @@ def test_sampled_gradients_are_the_dense_ones():
         hidden = model.hidden(
             model.source_embedding[source], sources, model.target_embedding[target[:, :-1]]
         )
-        weights = length_mask(targets - 1, 4).astype(jnp.float32)
+        weights = (jnp.arange(1, 5)[None] < targets[:, None]).astype(jnp.float32)
         return model.projection.loss(hidden, labels, sampled=samples, weights=weights)
 
     value, expected = nnx.value_and_grad(dense)(model)
@@ -93,6 +94,92 @@ def test_sampled_gradients_are_the_dense_ones():
     assert jax.tree.structure(gradients) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def wrong_batches():
+    """Batches that each have one thing that is out of range, and its name."""
+    (source, target), (sources, targets) = batch()[:2]
+    yield "source", source.at[0, 2].set(30), sources, target, targets
+    yield "source", source.at[1, 0].set(-1), sources, target, targets
+    yield "target", source, sources, target.at[0, 1].set(5000), targets
+    yield "target", source, sources, target.at[1, 1].set(-3), targets
+    yield "target_lengths", source, sources, target, targets.at[0].set(6)
+    yield "target_lengths", source, sources, target, targets.at[0].set(-1)
+    yield "source_lengths", source, sources.at[0].set(7), target, targets
+
+
+def test_what_is_out_of_range_is_an_error_or_nan(users_checks):
+    model, key = model_of(), jax.random.key(1)
+
+    @nnx.jit
+    def losses(model, source, sources, target, targets):
+        exact = model.loss(source, sources, target, targets)
+        data = Batch((source, target), (sources, targets))
+        return exact, sampled_gradients(model, data, key)[0][0]
+
+    for name, *arrays in wrong_batches():
+        source, sources, target, targets = arrays
+        with pytest.raises(ValueError, match=rf"{name} must lie in|lengths must lie in"):
+            model.loss(*arrays)
+        with pytest.raises(ValueError, match=rf"{name} must lie in|lengths must lie in"):
+            sampled_gradients(model, Batch((source, target), (sources, targets)), key)
+        exact, sampled = losses(model, *arrays)
+        assert bool(jnp.isnan(exact)), name
+        assert bool(jnp.isnan(sampled)), name
+
+
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_integers_of_any_type(dtype):
+    model = model_of()
+    (source, target), (sources, targets) = batch()[:2]
+    arrays = source, sources, target, targets
+    wanted = model.loss(*arrays)
+    cast = [np.asarray(array).astype(dtype) for array in arrays]
+    np.testing.assert_array_equal(model.loss(*cast), wanted)
+    words = greedy_search(model, source, sources, max_time=4)
+    np.testing.assert_array_equal(greedy_search(model, cast[0], cast[1], max_time=4), words)
+
+
+def test_padding_a_source_further_changes_nothing():
+    for reverse in (False, True):
+        config = Seq2SeqConfig(
+            30, 40, features=8, bidirectional=not reverse, reverse_source=reverse, dropout=0.0
+        )
+        model = model_of(config)
+        (source, target), (sources, targets) = batch()[:2]
+        wanted = model.loss(source, sources, target, targets)
+        for more in (1, 7):
+            longer = jnp.pad(source, ((0, 0), (0, more)))
+            beyond = jnp.pad(target, ((0, 0), (0, more)))
+            # Some hundred products in float32.
+            found = model.loss(longer, sources, beyond, targets)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5)
+            found = greedy_search(model, longer, sources, max_time=5)
+            np.testing.assert_array_equal(found, greedy_search(model, source, sources, max_time=5))
+
+
+def test_strict_modes(strict_mode):
+    model, data = model_of(), batch()
+    (source, target), (sources, targets) = data.sequences, data.lengths
+
+    def loss(model):
+        return model.loss(source, sources, target, targets)
+
+    (sampled, _), gradients = sampled_gradients(model, data, jax.random.key(0))
+    assert bool(jnp.isfinite(sampled))
+    leaves = jax.tree.leaves((nnx.grad(loss)(model), gradients))
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in leaves if leaf.dtype == jnp.float32)
+    words, scores = beam_search(model, source, sources, max_time=3, beam=2)
+    assert words.shape == (3, 2, 3)
+    assert bool(jnp.isfinite(scores).all())
+
+
+def test_no_rows():
+    model = model_of()
+    nothing = jnp.zeros((0, 6), jnp.int32), jnp.zeros(0, jnp.int32)
+    assert float(model.loss(*nothing, *nothing)) == 0
+    assert greedy_search(model, *nothing, max_time=3).shape == (0, 3)
+    assert beam_search(model, *nothing, max_time=3, beam=2)[0].shape == (0, 2, 3)
 
 
 def log_probability(model, source, lengths, words):
@@ -132,6 +219,23 @@ def test_a_beam_of_one_is_greedy():
     greedy = greedy_search(model, source, lengths, max_time=7)
     words, _ = beam_search(model, source, lengths, max_time=7, beam=1)
     np.testing.assert_array_equal(words[:, 0], greedy)
+
+
+def test_searches_under_jit_mark_what_is_wrong(users_checks):
+    model, (source, _), (lengths, _) = model_of(), *batch()[:2]
+    bad = source.at[1, 0].set(99)
+    with pytest.raises(ValueError, match=r"source must lie in \[0, vocab\) = \[0, 30\), got 99"):
+        greedy_search(model, bad, lengths, max_time=3)
+
+    @nnx.jit
+    def search(model, source):
+        words = greedy_search(model, source, lengths, max_time=3)
+        return words, beam_search(model, source, lengths, max_time=3, beam=2)[1]
+
+    words, scores = search(model, bad)
+    assert (words[1] == -1).all()
+    assert bool((words[0] >= 0).all())
+    assert jnp.isnan(scores).any(1).tolist() == [False, True, False]
 
 
 def test_searches_refuse_bad_options():

@@ -6,28 +6,74 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.test_util import check_grads
 from rich.console import Console
 from scipy.stats import mannwhitneyu
 
 from jaxnets.models import ECGClassifier, TimeSeriesLSTM
 from jaxnets.models.ecg import auroc, best_thresholds, f1, multilabel_loss, normalise
 from jaxnets.training import fit
+from tests.inputs import INTEGER_TYPES
 
 QUIET = Console(quiet=True)
 
 
 def test_padding_changes_nothing():
-    model = ECGClassifier(1, 4, strides=(4, 2), features=8, hidden=8, rngs=nnx.Rngs(0))
+    """However far a record is padded, and with what."""
+    model = ECGClassifier(1, 4, strides=(4, 3), features=8, hidden=8, rngs=nnx.Rngs(0))
     model.eval()
     signals = jax.random.normal(jax.random.key(0), (2, 90, 1))
     lengths = jnp.array([90, 37])
-    changed = signals.at[1, 37:].set(1e3)
     logits = model(signals, lengths)
-    np.testing.assert_allclose(model(changed, lengths), logits, atol=1e-5)
-    longer = jnp.pad(signals, ((0, 0), (0, 30), (0, 0)))
-    # Strides of "SAME" padding may begin elsewhere at another length: a multiple of both keeps it.
-    kept = model(longer[:, :112], lengths), model(longer[:, :120], lengths)
-    np.testing.assert_allclose(*kept, atol=1e-5)
+    for more in (0, 1, 2, 5, 100):
+        longer = jnp.pad(signals, ((0, 0), (0, more), (0, 0))).at[1, 37:].set(jnp.nan)
+        # Some hundred products of numbers near 1, in float32.
+        np.testing.assert_allclose(model(longer, lengths), logits, atol=1e-5)
+    alone = model(signals[1:, :37], lengths[1:])
+    np.testing.assert_allclose(alone[0], logits[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_lengths_of_any_integers(dtype):
+    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden=4, rngs=nnx.Rngs(0))
+    model.eval()
+    signals = jax.random.normal(jax.random.key(0), (2, 60, 1))
+    wanted = model(signals, jnp.array([60, 37]))
+    np.testing.assert_array_equal(model(signals, np.array([60, 37], dtype)), wanted)
+    np.testing.assert_array_equal(model(signals, [60, 37]), wanted)
+
+
+def test_lengths_out_of_range(users_checks):
+    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden=4, rngs=nnx.Rngs(0))
+    model.eval()
+    signals = jax.random.normal(jax.random.key(0), (3, 60, 1))
+    for wrong in (61, -1):
+        with pytest.raises(ValueError, match=rf"lengths must lie in \[0, time\].*got {wrong}"):
+            model(signals, [60, wrong, 3])
+        logits = nnx.jit(lambda m, s, n: m(s, n))(model, signals, jnp.array([60, wrong, 3]))
+        assert jnp.isnan(logits).all(1).tolist() == [False, True, False]
+
+
+def test_no_records_and_no_steps():
+    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden=4, rngs=nnx.Rngs(0))
+    model.eval()
+    assert model(jnp.ones((0, 60, 1)), jnp.zeros(0, jnp.int32)).shape == (0, 2)
+    assert bool(jnp.isfinite(model(jnp.ones((2, 60, 1)), [0, 1])).all())
+
+
+def test_strict_modes(strict_mode):
+    ecg = ECGClassifier(1, 2, strides=(4,), features=4, hidden=4, layers=1, rngs=nnx.Rngs(0))
+    series = TimeSeriesLSTM(1, 2, hidden=4, dropout=0.0, rngs=nnx.Rngs(0))
+    signals, lengths = jnp.ones((2, 20, 1)), jnp.array([20, 0])
+
+    def loss(models):
+        labels, present = jnp.ones((2, 2)), jnp.array([1.0, 0.0])
+        return sum(multilabel_loss(m(signals, lengths), labels, present) for m in models)
+
+    ecg.eval()
+    for leaf in jax.tree.leaves(nnx.grad(lambda m: loss((m,)))(ecg)):
+        assert bool(jnp.isfinite(leaf).all())
+    assert bool(jnp.isfinite(loss((ecg, series))))
 
 
 def test_gain_and_offset_change_nothing():
@@ -39,6 +85,39 @@ def test_gain_and_offset_change_nothing():
     assert not bool(jnp.isnan(normalise(signals, jnp.array([0, 1]))).any())
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e30])
+def test_normalise_in_any_unit(scale):
+    signals = jax.random.normal(jax.random.key(0), (2, 50, 2))
+    wanted = normalise(signals, [50, 20])
+    np.testing.assert_allclose(normalise(signals * scale, [50, 20]), wanted, atol=1e-5)
+
+
+def test_normalise_integers_and_float16():
+    units = np.random.default_rng(0).integers(-2000, 2000, (2, 500, 1)).astype(np.int16)
+    values = units.astype(np.float64)
+    wanted = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
+    np.testing.assert_allclose(normalise(units, [500, 500]), wanted, atol=1e-5)
+    half = normalise(units.astype(np.float16), [500, 500])
+    assert half.dtype == jnp.float16
+    np.testing.assert_allclose(half, wanted, atol=4 * 2**-10)  # of results up to 4
+
+
+def test_a_flat_lead_is_zero_and_has_finite_gradients():
+    noise = 2.0**-24 * jax.random.bernoulli(jax.random.key(0), 0.5, (1, 64, 1))
+    for level in (0.1, -1234.567, 3e4, 1e-20, 0.0):
+        flat = jnp.full((1, 64, 1), level) * (1 + 2 * noise)
+        signals = jnp.concatenate([flat, jax.random.normal(jax.random.key(1), (1, 64, 1))], axis=2)
+        for lengths in ([64], [30], [1], [0]):
+            assert not bool(normalise(signals, lengths)[..., 0].any())
+            gradient = jax.grad(lambda s, n=lengths: (normalise(s, n) ** 3).sum())(signals)
+            assert bool(jnp.isfinite(gradient).all())
+
+
+def test_normalise_gradient(x64):
+    signals = jax.random.normal(jax.random.key(0), (2, 7, 2), jnp.float64)
+    check_grads(lambda s: normalise(s, [7, 4]) ** 3, (signals,), order=1, modes=("rev",))
+
+
 def test_auroc_is_mann_whitneys():
     rng = np.random.default_rng(0)
     scores = rng.integers(0, 10, (60, 3)) / 10.0  # with ties
@@ -48,6 +127,42 @@ def test_auroc_is_mann_whitneys():
         statistic = mannwhitneyu(positive, negative).statistic
         assert area == pytest.approx(statistic / len(positive) / len(negative), rel=1e-12)
     assert np.isnan(auroc(scores, np.ones_like(labels))).all()
+
+
+def test_auroc_of_many_records_and_of_none():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (300_000, 1))
+    scores = rng.normal(size=labels.shape) + labels
+    # P(x + 1 > y) of two standard normals is 0.7602; five standard errors of 150,000 pairs each.
+    assert abs(auroc(scores, labels)[0] - 0.76025) < 5 * 0.00086
+    # Half of all records have the label, so the best is below the middle between the two means.
+    assert -0.5 < best_thresholds(scores, labels)[0] < 0.5
+    assert np.isnan(auroc(np.zeros((0, 2)), np.zeros((0, 2), int))).all()
+
+
+@pytest.mark.parametrize("measure", [auroc, best_thresholds])
+def test_measures_refuse_what_they_cannot_order(measure):
+    good, labels = np.array([[0.1], [0.4]]), np.array([[0], [1]])
+    with pytest.raises(ValueError, match="scores must not be NaN, got NaN at record 1, label 0"):
+        measure(np.array([[0.1], [np.nan]]), labels)
+    with pytest.raises(ValueError, match="labels must be 0 or 1, got -1"):
+        measure(good, np.array([[0], [-1]]))
+    with pytest.raises(ValueError, match=r"must be \[records, labels\] alike"):
+        measure(good[:, 0], labels)
+
+
+def test_f1_does_not_broadcast():
+    with pytest.raises(ValueError, match="found and label must be alike"):
+        f1(np.ones(3, bool), np.ones((3, 1), bool))
+
+
+def test_an_absent_record_leaves_no_trace():
+    logits = jnp.array([[0.5, -1.0], [jnp.nan, jnp.inf]])
+    labels, present = jnp.array([[1, 0], [jnp.nan, 0]]), jnp.array([1.0, 0.0])
+    value, gradient = jax.value_and_grad(multilabel_loss)(logits, labels, present)
+    np.testing.assert_allclose(value, multilabel_loss(logits[:1], labels[:1], present[:1]))
+    assert bool(jnp.isfinite(gradient).all())
+    assert not bool(gradient[1].any())
 
 
 def test_the_best_threshold_is_the_best_of_all():

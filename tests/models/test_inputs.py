@@ -1,0 +1,88 @@
+"""What every image model does with sizes given as lists, with no images, and in strict modes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxnets.layers import ResizeConv, look_up, resize
+from jaxnets.models import Autoencoder, CountRegressor, DigitsCNN, DiscoGAN, ImageToImage, SDCNet
+from jaxnets.models import UNet as UNetModel
+from jaxnets.models.sdcnet import count_regions
+
+
+def rngs():
+    return nnx.Rngs(0)
+
+
+SMALL = {"features": (4, 4, 4, 4, 4), "hidden": 4}
+MODELS = {
+    "unet": (lambda: UNetModel(1, 2, features=(4, 4), rngs=rngs()), (2, 9, 11, 1)),
+    "digits": (lambda: DigitsCNN((8, 8), 3, features=(4,), hidden=4, rngs=rngs()), (2, 8, 8, 1)),
+    "autoencoder": (lambda: Autoencoder((8, 8), (6, 9), code=2, rngs=rngs()), (2, 8, 8, 1)),
+    "sdcnet": (lambda: SDCNet(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
+    "regressor": (lambda: CountRegressor(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
+    "discogan": (
+        lambda: DiscoGAN(1, (4,), judge_features=(4,), rngs=rngs()).a_to_b, (2, 8, 8, 1)
+    ),
+}  # fmt: skip
+
+
+def made(name):
+    make, shape = MODELS[name]
+    model = make()
+    getattr(model, "__self__", model).eval()
+    return model, shape
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_images(name):
+    model, shape = made(name)
+    some = model(jnp.ones(shape))
+    assert model(jnp.ones((0, *shape[1:]))).shape == (0, *some.shape[1:])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_strict_modes(name, strict_mode):
+    model, shape = made(name)
+    value, gradient = jax.value_and_grad(lambda x: model(x).sum())(jnp.full(shape, 0.5))
+    assert bool(jnp.isfinite(value))
+    assert bool(jnp.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("make", [list, tuple, np.array, lambda size: map(np.int64, size)])
+def test_sizes_of_any_sort(make):
+    images = jax.random.normal(jax.random.key(0), (1, 9, 12, 1))
+    unet = UNetModel(1, 2, features=(4, 4), rngs=rngs())
+    unet.eval()
+    wide = ImageToImage(1, 1, features=4, blocks=1, rngs=rngs())
+    for model in (unet, wide):
+        for size in ((9, 12), (7, 20)):
+            np.testing.assert_array_equal(model(images, make(size)), model(images, size))
+    assert resize(images, make((9, 12))) is images
+    layer = ResizeConv(1, 2, rngs=rngs())
+    np.testing.assert_array_equal(layer(images, make((4, 5))), layer(images, (4, 5)))
+    digits = DigitsCNN(make((9, 12)), 3, features=[4], hidden=4, rngs=rngs())
+    assert digits(images).shape == (1, 3)
+    coder = Autoencoder(make((9, 12)), make((5, 6)), code=2, features=[4, 4], rngs=rngs())
+    assert coder(images).shape == (1, 5, 6, 1)
+    assert count_regions(images[..., 0], make((3, 4))).shape == (1, 3, 4)
+
+
+def test_look_up():
+    table = jax.random.normal(jax.random.key(0), (5, 3))
+    assert look_up(table, jnp.zeros((2, 0), jnp.int32)).shape == (2, 0, 3)
+    np.testing.assert_array_equal(look_up(table, np.array([[4, 0]], np.uint8)), table[[[4, 0]]])
+    for wrong in (5, -1, 2**31):
+        with pytest.raises(ValueError, match=r"words must lie in \[0, vocab\) = \[0, 5\)"):
+            look_up(table, np.array([0, wrong]), "words")
+    ids = jnp.array([1, 5, -1, 1])
+
+    def value(table, ids):
+        rows = look_up(table, ids)
+        return jnp.where(jnp.isnan(rows), 0, rows).sum(), rows
+
+    gradient, rows = jax.jit(jax.grad(value, has_aux=True))(table, ids)
+    assert jnp.isnan(rows).all(1).tolist() == [False, True, True, False]
+    np.testing.assert_array_equal(gradient, jnp.zeros((5, 3)).at[1].set(2))
