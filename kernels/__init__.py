@@ -9,21 +9,15 @@ from jaxnets.kernels.pointwise.depthwise import depthwise_conv
 from jaxnets.kernels.pointwise.folding import fold_batch_norm
 from jaxnets.kernels.softmax.checked import checked
 from jaxnets.kernels.softmax.full import linear_softmax_cross_entropy
+from jaxnets.kernels.softmax.in_batch import in_batch, in_batch_softmax_cross_entropy
 from jaxnets.kernels.softmax.learned_unigram import LearnedUnigram
 from jaxnets.kernels.softmax.sampled import (
-    in_batch_softmax_cross_entropy,
     nce_loss,
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.softmax.samplers import (
-    LogUniform,
-    Samples,
-    Uniform,
-    Unigram,
-    in_batch,
-    sample,
-)
+from jaxnets.kernels.softmax.samplers import LogUniform, Uniform, sample
+from jaxnets.kernels.softmax.samples import Samples
 from jaxnets.kernels.softmax.sharded import sharded_linear_softmax_cross_entropy
 from jaxnets.kernels.softmax.sharded_sampled import (
     sharded_gather_rows,
@@ -32,6 +26,7 @@ from jaxnets.kernels.softmax.sharded_sampled import (
 from jaxnets.kernels.softmax.sharded_sampler import ShardedUnigram
 from jaxnets.kernels.softmax.sparse import Rows, add_rows, gather_rows, rows_from_dense, to_dense
 from jaxnets.kernels.softmax.top_k import linear_top_k
+from jaxnets.kernels.softmax.unigram import Unigram
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 from jaxnets.kernels.tuning import tune
 

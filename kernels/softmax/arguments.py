@@ -25,8 +25,6 @@ def check_projection(hidden, weight, bias) -> None:
             f"hidden must be [..., features] with features = weight.shape[1] = {weight.shape[1]}, "
             f"got shape {hidden.shape} with weight {weight.shape}{hint}"
         )
-    if hidden.size == 0:
-        raise ValueError(f"hidden must hold at least one token, got the empty shape {hidden.shape}")
     if weight.shape[0] > INT32_MAX:
         raise ValueError(f"vocab must fit int32 ({INT32_MAX}), got {weight.shape[0]}")
     if bias is not None and bias.shape != weight.shape[:1]:

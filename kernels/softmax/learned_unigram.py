@@ -8,21 +8,26 @@ copied). The counts are integers: the probabilities are exact.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Integer
+from jaxtyping import ArrayLike, Integer
 
+from jaxnets.kernels import checks
 from jaxnets.kernels.softmax import arguments
+from jaxnets.kernels.softmax.by_contents import ByContents
+from jaxnets.kernels.softmax.samplers import as_vocab
+from jaxnets.kernels.softmax.samples import CLASS_IDS
 
 _FAN_OUT = 128
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class LearnedUnigram:
+@dataclass(frozen=True, eq=False)
+class LearnedUnigram(ByContents):
     """p = (1 + times seen) / total, of what :meth:`update` was shown.
 
     levels: the counts, [nodes, 128] with zeros behind the last class, then each node's sum, and so
@@ -37,13 +42,20 @@ class LearnedUnigram:
 
     # Any: JAX rebuilds a pytree around whatever stands for its arrays.
     levels: Any  # tuple of Int32[Array, "nodes 128"]
-    vocab: int = field(metadata={"static": True})
+    vocab: int = field(default=0, metadata={"static": True})
+
+    def __post_init__(self):
+        if not self.vocab:
+            raise TypeError("LearnedUnigram holds counts: make it by LearnedUnigram.create(vocab)")
 
     @classmethod
     def create(cls, vocab: int) -> LearnedUnigram:
-        """The sampler that has seen nothing: every class counts 1."""
-        if not 1 <= vocab <= arguments.INT32_MAX // 2:
-            raise ValueError(f"vocab must lie in [1, {arguments.INT32_MAX // 2}], got {vocab}")
+        """The sampler that has seen nothing: every class counts 1.
+
+        Raises:
+          TypeError, ValueError: ``vocab`` is no integer, or not in [1, 2**30 - 1].
+        """
+        vocab = as_vocab(vocab, checks.INT32_MAX // 2)
         sums = jnp.ones(vocab, jnp.int32)
         levels = []
         while True:
@@ -57,14 +69,14 @@ class LearnedUnigram:
     def support(self) -> int:
         return self.vocab
 
-    def update(self, labels: Integer[Array, "..."]) -> LearnedUnigram:
+    def update(self, labels: Integer[ArrayLike, "..."] | Sequence) -> LearnedUnigram:
         """The sampler after ``labels [...]``; a label outside [0, vocab) is not counted.
 
         Counts are int32: once the total would pass 2**31 - 1, the sampler stays as it is.
         """
-        arguments.check_integers("labels", labels)
+        labels = checks.as_integers("labels", labels, CLASS_IDS)
         ids = arguments.safe_ids(labels.reshape(-1), self.vocab)
-        room = self._total() <= arguments.INT32_MAX - ids.size
+        room = self._total() <= checks.INT32_MAX - ids.size
         valid = ids < self.vocab
         one = jnp.where(room & valid, 1, 0)
         levels = []
@@ -86,10 +98,10 @@ class LearnedUnigram:
         return node
 
     def log_probability(self, ids):
-        ids = arguments.safe_ids(ids, self.vocab)
+        ids = arguments.safe_ids(checks.as_integers("ids", ids), self.vocab)
         count = self.levels[0].reshape(-1)[jnp.minimum(ids, self.vocab - 1)].astype(jnp.float32)
         return jnp.where(
-            ids < self.vocab, jnp.log(count) - jnp.log(self._total().astype(jnp.float32)), jnp.nan
+            ids < self.vocab, jnp.log(count) - jnp.log(self._total().astype(jnp.float32)), -jnp.inf
         )
 
     def _total(self):

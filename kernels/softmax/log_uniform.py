@@ -25,9 +25,10 @@ def draw(key: jax.Array, shape: tuple[int, ...], vocab: int) -> jax.Array:
     bits = jax.random.bits(key, shape, jnp.uint32)
     span = np.uint32(np.floor(np.log2(vocab + 1.0) * 2.0**_FRACTION_BITS))
     y, remainder = _multiply_high(bits, span)
+    remainder = remainder.astype(jnp.float32)
     fine_bits = _FRACTION_BITS - _COARSE_BITS
     coarse = (y >> fine_bits).astype(jnp.float32) * 2.0**-_COARSE_BITS
-    fine = (y & (2**fine_bits - 1)).astype(jnp.float32) + remainder * np.float32(2.0**-32)
+    fine = (y & (2**fine_bits - 1)).astype(jnp.float32) + remainder * 2.0**-32
     base = jnp.exp2(coarse)
     whole = jnp.floor(base)
     added = (base - whole) + base * (fine * np.float32(np.log(2) * 2.0**-_FRACTION_BITS))

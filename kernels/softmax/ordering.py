@@ -13,5 +13,5 @@ def sort_ids(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     order = jnp.argsort(ids, stable=True)
     ordered = ids[order]
-    is_first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+    is_first = jnp.concatenate([jnp.ones(ids[:1].shape, bool), ordered[1:] != ordered[:-1]])
     return order, ordered, is_first

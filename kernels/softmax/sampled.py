@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Num
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
-from jaxnets.kernels.softmax.sampled_core import candidate_logits, candidate_softmax
-from jaxnets.kernels.softmax.sampled_fused import sampled_log_sum_exp
-from jaxnets.kernels.softmax.samplers import Samples
-from jaxnets.kernels.softmax.tiles import accumulator_dtype
+from jaxnets.kernels.softmax.candidates import candidates, check, fused_losses, leave_out
+from jaxnets.kernels.softmax.sampled_core import candidate_logits, candidate_softmax, target_logits
+from jaxnets.kernels.softmax.samples import Samples
+from jaxnets.kernels.softmax.tiles import accumulator_dtype, common_dtype
 
 
 def _pallas_obstacle(where, dtype, sizes):
@@ -34,15 +35,16 @@ OPERATION = dispatch.register(
 
 
 def sampled_softmax_cross_entropy(
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    labels: Integer[Array, "..."],
-    samples: Samples,
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "..."] | Sequence,
+    samples: Samples | tuple,
     *,
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = True,
-    weights: Num[Array, "*batch"] | None = None,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: int | None = None,
     reduction: str = "mean",
     implementation: str | None = None,
 ) -> Float[Array, "..."]:
@@ -63,25 +65,30 @@ def sampled_softmax_cross_entropy(
       bias: [vocab] or None.
       labels: [...], integers in [0, vocab), or [..., num_true] where a token has several true
         classes, each with a share of 1 / num_true.
-      samples: from :func:`jaxnets.kernels.sample` with these labels: ids [num_sampled] shared by
-        all tokens, or [..., num_sampled], each token's own (then num_sampled rows are read for each
-        token).
+      samples: from :func:`jaxnets.kernels.sample` with these labels, or your own by
+        :meth:`jaxnets.kernels.Samples.from_candidates`: ids [num_sampled] shared by all tokens, or
+        [..., num_sampled], each token's own (then num_sampled rows are read for each token).
       subtract_log_q: correct the logits for how often a class is drawn; without it the loss favours
-        rarely drawn classes.
+        rarely drawn classes. A true class that is never drawn (log Q is -infinity) is not
+        corrected.
       remove_accidental_hits: leave a sample out for the tokens whose true class it is.
-      weights: [...], a factor for each token; 0 (or False) leaves the token out.
+      weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
+        hidden state, labels and own samples are.
+      ignore_index: a label that is no class, for example -1 for padding: the token's other true
+        classes share its target, and without any the token is left out.
       reduction: "mean" (by weight), "sum" or "none" (one loss a token).
       implementation: "gathered", on XLA, runs anywhere; "pallas" needs a GPU or TPU and samples
         that all tokens share. None is "gathered", unless the tuner measured "pallas" to be faster.
 
     Returns:
-      The loss in float32 (float64 for float64 input): a scalar, or [...] for "none".
+      The loss in float32 (float64 for float64 input): a scalar, or [...] for "none"; 0 for no
+      tokens at all.
 
     Raises:
       TypeError: float labels or samples, or integer hidden, weight or bias.
-      ValueError: shapes that do not fit, an empty batch, an implementation that cannot run here, or
-        a label out of range where its value is known at trace time. Under ``jit`` a label out of
-        range gives NaN.
+      ValueError: shapes that do not fit, an implementation that cannot run here, or a label or
+        sample out of range where its value is known at trace time. Under ``jit`` one out of range
+        gives NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,26 +100,31 @@ def sampled_softmax_cross_entropy(
       >>> bool(jnp.isclose(loss, jnp.log(100.0)))
       True
     """
-    arrays = check(hidden, weight, bias, labels, samples, weights, reduction)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    *batch, features = arrays[0].shape
+    ids = arrays[4].ids
     sizes = {
-        "tokens": hidden.size // hidden.shape[-1], "features": hidden.shape[-1],
-        "num_sampled": samples.ids.shape[-1], "per_token": samples.ids.ndim > 1,
+        "tokens": math.prod(batch), "features": features,
+        "num_sampled": ids.shape[-1], "per_token": ids.ndim > 1,
     }  # fmt: skip
-    dtype = jnp.result_type(hidden, weight)
-    choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
-    return _softmax(Call.of(choice), subtract_log_q, remove_accidental_hits, reduction, *arrays)
+    choice = dispatch.choose(OPERATION, common_dtype(*arrays[:2]), sizes, implementation)
+    call = (
+        Call.of(choice) if math.prod(batch) and ids.size else None
+    )  # a kernel's grid is not empty
+    return _softmax(call, subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
 
 
 def nce_loss(
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    labels: Integer[Array, "..."],
-    samples: Samples,
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "..."] | Sequence,
+    samples: Samples | tuple,
     *,
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = False,
-    weights: Num[Array, "*batch"] | None = None,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> Float[Array, "..."]:
     r"""Noise-contrastive estimation: is a class the token's own, or noise?
@@ -134,20 +146,21 @@ def nce_loss(
       >>> bool(jnp.isclose(loss, 9 * jnp.log(2.0)))
       True
     """
-    arrays = check(hidden, weight, bias, labels, samples, weights, reduction)
-    return _logistic(subtract_log_q, remove_accidental_hits, reduction, *arrays)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    return _logistic(subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
 
 
 @jax.named_scope("negative_sampling_loss")
 def negative_sampling_loss(
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    labels: Integer[Array, "..."],
-    samples: Samples,
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "..."] | Sequence,
+    samples: Samples | tuple,
     *,
     remove_accidental_hits: bool = False,
-    weights: Num[Array, "*batch"] | None = None,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: int | None = None,
     reduction: str = "mean",
 ) -> Float[Array, "..."]:
     r"""Negative sampling: :func:`nce_loss` with the log-counts left out.
@@ -167,177 +180,40 @@ def negative_sampling_loss(
       >>> bool(jnp.isclose(loss, 6 * jnp.log(2.0)))
       True
     """
-    arrays = check(hidden, weight, bias, labels, samples, weights, reduction)
-    return _logistic(False, remove_accidental_hits, reduction, *arrays)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    return _logistic(False, remove_accidental_hits, ignore_index, reduction, *arrays)
 
 
-def in_batch_softmax_cross_entropy(
-    hidden: Float[Array, "batch features"],
-    items: Float[Array, "batch features"],
-    labels: Integer[Array, " batch"],
-    log_probability: Float[Array, " batch"] | None = None,
-    *,
-    weights: Num[Array, " batch"] | None = None,
-    reduction: str = "mean",
-) -> Float[Array, "..."]:
-    r"""Softmax of each query over the batch's own items, corrected for how common they are.
-
-    .. math::
-        \text{loss}_i = \log \sum_{j : j = i \text{ or } y_j \ne y_i} e^{s_{ij}} - s_{ii},
-        \qquad s_{ij} = h_i \cdot v_j - \log q_j
-
-    (Yi et al. 2019, "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item
-    Recommendations", equations 3 to 6). Another row with the same item is no negative.
-
-    Args:
-      hidden: [batch, features], float: the queries.
-      items: [batch, features], float: the item of each query.
-      labels: [batch], integer ids of the items.
-      log_probability: [batch]: log of each item's share of the data; None: no correction.
-      weights: [batch], a factor for each query; 0 (or False) leaves out the query, not its item.
-      reduction: "mean" (by weight), "sum" or "none".
-
-    Returns:
-      The loss in float32: a scalar, or [batch] for "none".
-
-    Raises:
-      TypeError: float labels.
-      ValueError: shapes that do not fit.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> vectors = 10 * jnp.eye(3)
-      >>> loss = in_batch_softmax_cross_entropy(vectors, vectors, jnp.array([4, 7, 9]))
-      >>> bool(loss < 1e-6)
-      True
-    """
-    arguments.check_integers("labels", labels)
-    arguments.check_reduction(reduction)
-    if hidden.ndim != 2 or items.shape != hidden.shape or not hidden.size:
-        raise ValueError(
-            "hidden and items must be [batch, features] alike and not empty, "
-            f"got {hidden.shape} and {items.shape}"
-        )
-    for name, array in (("labels", labels), ("log_probability", log_probability)):
-        if array is not None and array.shape != hidden.shape[:1]:
-            raise ValueError(f"{name} must be [batch] = {hidden.shape[:1]}, got {array.shape}")
-    arguments.check_weights(weights, hidden.shape[:1])
-    return _in_batch(reduction, hidden, items, labels, log_probability, weights)
-
-
-@partial(jax.jit, static_argnums=0)
-@jax.named_scope("in_batch_softmax_cross_entropy")
-def _in_batch(reduction, hidden, items, labels, log_probability, weights):
-    dtype = accumulator_dtype(hidden, items)
-    if log_probability is None:
-        log_probability = jnp.zeros(labels.shape, dtype)
-    offset = -log_probability.astype(dtype)
-    hits = labels[:, None] == labels
-    losses = candidate_softmax(hidden, items[:, None], offset[:, None], items, offset, hits)
-    return arguments.reduce_losses(losses, weights, reduction)
-
-
-def check(hidden, weight, bias, labels, samples, weights, reduction):
-    """Raise unless arrays, samples and reduction fit; returns them as arrays."""
-    hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    arguments.check_projection(hidden, weight, bias)
-    batch = hidden.shape[:-1]
-    several = labels.ndim == hidden.ndim and labels.shape[:-1] == batch and labels.shape[-1] > 0
-    arguments.check_labels(labels, labels.shape if several else batch, weight.shape[0])
-    arguments.check_integers("samples.ids", samples.ids)
-    if samples.ids.ndim < 1 or samples.ids.shape[:-1] not in ((), batch):
-        raise ValueError(
-            "samples.ids must be [num_sampled] or [..., num_sampled] with hidden's batch "
-            f"{batch}, got {samples.ids.shape}"
-        )
-    for name, ids in (("log_expected_count", samples.ids), ("labels_log_expected_count", labels)):
-        shape = getattr(samples, name).shape
-        if shape != ids.shape:
-            raise ValueError(f"samples.{name} must have shape {ids.shape}, got {shape}")
-    arguments.check_weights(weights, batch)
-    arguments.check_reduction(reduction)
-    return hidden, weight, bias, jnp.asarray(labels), samples, weights
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@jax.named_scope("sampled_softmax_cross_entropy")
+def _softmax(
+    fused, subtract, remove, ignore_index, reduction,
+    hidden, weight, bias, labels, samples, weights,
+):  # fmt: skip
+    batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
+    share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
+    arrays = hidden, weight, bias, labels, samples
+    if fused is None:
+        gathered = candidates(subtract, remove, weight.shape[0], *arrays, share=share)
+        losses = candidate_softmax(*gathered)
+    else:
+        losses = fused_losses(fused, subtract, remove, *arrays, share)
+    return arguments.reduce_losses(losses.reshape(batch), kept, reduction)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
-@jax.named_scope("sampled_softmax_cross_entropy")
-def _softmax(fused, subtract, remove, reduction, hidden, weight, bias, labels, samples, weights):
-    if fused is None:
-        losses = candidate_softmax(
-            *candidates(subtract, remove, weight.shape[0], hidden, weight, bias, labels, samples)
-        )
-    else:
-        losses = _fused(fused, subtract, remove, hidden, weight, bias, labels, samples)
-    return arguments.reduce_losses(losses.reshape(hidden.shape[:-1]), weights, reduction)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("nce_loss")
-def _logistic(subtract, remove, reduction, hidden, weight, bias, labels, samples, weights):
-    flat = candidates(subtract, remove, weight.shape[0], hidden, weight, bias, labels, samples)
-    true, sampled = candidate_logits(*flat)
-    losses = (jax.nn.softplus(true) - true / true.shape[1]).sum(1) + jax.nn.softplus(sampled).sum(1)
-    return arguments.reduce_losses(losses.reshape(hidden.shape[:-1]), weights, reduction)
-
-
-def read_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """``table[ids]``, NaN where an id is out of range."""
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
-
-
-def candidates(
-    subtract, remove, vocab: int, hidden, weight, bias, labels, samples, read: Callable = read_rows
+def _logistic(
+    subtract, remove, ignore_index, reduction, hidden, weight, bias, labels, samples, weights
 ):
-    """Gathered and flattened: what :mod:`sampled_core` takes.
-
-    ``read(table, ids)`` reads weight and bias, which may be parts of tables of ``vocab`` classes.
-    """
-    hidden, labels, ids = _flat(vocab, hidden, labels, samples)
-
-    def gather(ids, log_count):
-        return read(weight, ids), _offset(subtract, weight, bias, ids, log_count, read)
-
-    true = gather(labels, samples.labels_log_expected_count)
-    sampled = gather(ids, samples.log_expected_count)
-    hits = None
-    if remove:
-        hits = (labels[:, :, None] == (ids if ids.ndim == 1 else ids[:, None, :])).any(1)
-    return hidden, *true, *sampled, hits
-
-
-def _fused(call: Call, subtract, remove, hidden, weight, bias, labels, samples):
-    """The losses [tokens] of :func:`candidate_softmax`, by the kernel of ``sampled_fused.py``."""
-    vocab, dtype = weight.shape[0], accumulator_dtype(hidden, weight)
-    hidden, labels, ids = _flat(vocab, hidden, labels, samples)
-    offset = _offset(subtract, weight, bias, ids, samples.log_expected_count)
-    inside = (ids >= 0) & (ids < vocab)
-    offset, ids = jnp.where(inside, offset, jnp.nan), jnp.where(inside, ids, 0)
-    sampled = sampled_log_sum_exp(
-        call, hidden, weight, ids, offset, labels if remove else labels[:, :0]
+    batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
+    share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
+    gathered = candidates(
+        subtract, remove, weight.shape[0], hidden, weight, bias, labels, samples, share=share
     )
-    rows = read_rows(weight, labels).astype(dtype)
-    true = (hidden.astype(dtype)[:, None] * rows).sum(2)
-    true += _offset(subtract, weight, bias, labels, samples.labels_log_expected_count)
-    return jnp.logaddexp(sampled, jax.nn.logsumexp(true, 1)) - true.mean(1)
-
-
-def _flat(vocab: int, hidden, labels, samples):
-    """``hidden [tokens, features]``, ``labels [tokens, num_true]``, ids [(tokens,) num_sampled]."""
-    batch = hidden.shape[:-1]
-    hidden = hidden.reshape(-1, hidden.shape[-1])
-    tokens = hidden.shape[0]
-    num_true = labels.shape[-1] if labels.ndim > len(batch) else 1
-    labels = arguments.safe_ids(labels.reshape(tokens, num_true), vocab)
-    ids = samples.ids.astype(jnp.int32)
-    return hidden, labels, ids if ids.ndim == 1 else ids.reshape(tokens, -1)
-
-
-def _offset(subtract, weight, bias, ids, log_count, read: Callable = read_rows):
-    """The bias less the log-count, of the shape of ``ids``."""
-    dtype = accumulator_dtype(weight)
-    offset = jnp.zeros(ids.shape, dtype)
-    if bias is not None:
-        offset = read(bias, ids).astype(dtype)
-    if subtract:
-        offset = offset - jax.lax.stop_gradient(log_count.reshape(ids.shape)).astype(dtype)
-    return offset
+    true, sampled = candidate_logits(*gathered)
+    noise = jax.nn.softplus(true)
+    if share is not None:
+        noise = jnp.where(gathered[-1] > 0, noise, 0)
+    losses = noise.sum(1) - target_logits(true, gathered[-1]) + jax.nn.softplus(sampled).sum(1)
+    return arguments.reduce_losses(losses.reshape(batch), kept, reduction)

@@ -21,9 +21,9 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int32, Integer, Num
 
 from jaxnets.kernels.softmax import arguments
-from jaxnets.kernels.softmax.sampled import candidates, check
+from jaxnets.kernels.softmax.candidates import candidates, check
 from jaxnets.kernels.softmax.sampled_core import candidate_softmax
-from jaxnets.kernels.softmax.samplers import Samples
+from jaxnets.kernels.softmax.samples import Samples
 from jaxnets.kernels.softmax.sparse import Rows, check_tables, distinct_ids
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 
@@ -100,9 +100,9 @@ def _per_token(static, hidden, weight, bias, labels, samples):
 
 
 def _specs(sharding: VocabSharding):
-    """Of ``(hidden, true rows and offsets, sampled rows and offsets, hits)``."""
+    """Of ``(hidden, true rows and offsets, sampled rows and offsets, hits, share)``."""
     tokens = sharding.token_spec
-    return tokens, tokens, tokens, P(), P(), tokens
+    return tokens, tokens, tokens, P(), P(), tokens, tokens
 
 
 def _forward(static, hidden, weight, bias, labels, samples):
@@ -129,7 +129,7 @@ def _backward(static, residuals, cotangent):
     def on_device(residuals, cotangent):
         gathered, weight, bias, labels, ids = residuals
         _, transposed = jax.vjp(candidate_softmax, *gathered)
-        d_hidden, *true, sampled, sampled_offset, _ = transposed(cotangent.reshape(-1))
+        d_hidden, *true, sampled, sampled_offset, _, _ = transposed(cotangent.reshape(-1))
         # Each token's own classes with its gradients of them, from all devices; not their sums,
         # which would have the size of the vocabulary.
         labels = labels.reshape(true[1].shape)

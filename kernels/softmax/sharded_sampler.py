@@ -17,15 +17,16 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxnets.kernels.softmax.samplers import Unigram
+from jaxnets.kernels.softmax.by_contents import ByContents
 from jaxnets.kernels.softmax.sharded_sampled import take_sharded
+from jaxnets.kernels.softmax.unigram import Unigram
 from jaxnets.kernels.softmax.unique import Arrivals, race
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class ShardedUnigram:
+@dataclass(frozen=True, eq=False)
+class ShardedUnigram(ByContents):
     """:class:`Unigram` whose tables are split over ``sharding.vocab``.
 
     Its draws with replacement are those of :class:`Unigram` for the same key. Unique draws have the

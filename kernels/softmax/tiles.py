@@ -6,7 +6,7 @@ one static shape and no array is padded; the classes that an earlier tile has se
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,18 @@ class VocabTile(NamedTuple):
 
 def accumulator_dtype(*arrays: jax.Array) -> jnp.dtype:
     """float32, or float64 where an input is float64."""
-    return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
+    return common_dtype(*arrays, jnp.float32)
+
+
+def common_dtype(*arrays: Any) -> jnp.dtype:
+    """The dtype that JAX promotes ``arrays`` to, whatever the user's mode of promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*arrays)
 
 
 def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64)."""
-    dtype = jnp.promote_types(a.dtype, b.dtype)
+    dtype = common_dtype(a, b)
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(
         a.astype(dtype),

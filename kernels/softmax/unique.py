@@ -22,6 +22,7 @@ from jaxnets.kernels.softmax.ordering import sort_ids
 _TRIES_PER_CLASS = 3
 # From this share of the vocabulary on, the race alone is cheaper than draws that mostly repeat.
 _RACE_SHARE = 16
+_MOST_REPEATS = 2.0**30  # where the count of tries, an int32, stops
 
 
 class Arrivals(NamedTuple):
@@ -47,8 +48,10 @@ def race(key: jax.Array, probability: jax.Array, known_ids: jax.Array, count: in
     ``known_ids`` do not race; ids out of range are none.
     """
     known = jnp.zeros(probability.shape, bool).at[known_ids].set(True, mode="drop")
-    arrival = jax.random.exponential(key, probability.shape, jnp.float32) / probability
-    times, ids = lax.top_k(-jnp.where(known, jnp.inf, arrival), count)
+    out = known | (probability == 0)  # 0 / 0 where the exponential is 0, too, and NaN comes first
+    wait = jax.random.exponential(key, probability.shape, jnp.float32)
+    arrival = jnp.where(out, jnp.inf, wait / jnp.where(out, 1, probability))
+    times, ids = lax.top_k(-arrival, count)
     mass = jnp.where(known, probability, 0).sum()
     return Arrivals(-times, ids, probability[ids], mass)
 
@@ -102,11 +105,19 @@ def _finish(sampler, key, ids, found, tries):
     times, order, probability, known = first
     missing = num_sampled - found
     end = times[missing - 1]
-    slots = jnp.arange(num_sampled)
+    slots = jnp.arange(num_sampled, dtype=jnp.int32)
     ids = jnp.where(slots < found, ids, order[slots - found])
     # A class repeats, at its own rate, from its first appearance (or from now) to the end.
     repeats = (
         jnp.where(slots < missing, probability * jnp.maximum(end - times, 0), 0).sum() + end * known
     )
-    repeated = jax.random.poisson(repeat_key, repeats, dtype=jnp.int32)
+    repeated = _poisson(repeat_key, jnp.minimum(repeats, _MOST_REPEATS))
     return ids.astype(jnp.int32), (tries + missing + repeated).astype(jnp.int32)
+
+
+def _poisson(key: jax.Array, mean: jax.Array) -> jax.Array:
+    """A Poisson number, int32. JAX draws it from threefry keys only, so any other seeds one."""
+    if jax.random.key_impl(key) != "threefry2x32":
+        seed = jax.random.bits(key, (2,), jnp.uint32)
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+    return jax.random.poisson(key, mean, dtype=jnp.int32)

@@ -1,0 +1,258 @@
+"""What the sampled losses leave out leaves no trace: neither in the value nor in any gradient."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import (
+    LogUniform,
+    Samples,
+    Unigram,
+    compiling_for,
+    nce_loss,
+    negative_sampling_loss,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+from tests.inputs import INTEGER_TYPES
+
+LOSSES = [sampled_softmax_cross_entropy, nce_loss, negative_sampling_loss]
+VOCAB, FEATURES = 50, 4
+
+
+def arrays(tokens, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return (
+        jax.random.normal(keys[0], (tokens, FEATURES), dtype),
+        jax.random.normal(keys[1], (VOCAB, FEATURES), dtype),
+        jax.random.normal(keys[2], (VOCAB,), dtype),
+    )
+
+
+def gradients(loss, *inputs, **options):
+    """Value and gradients of hidden, weight and bias, jitted."""
+    return jax.jit(
+        lambda h, w, b, *rest: jax.value_and_grad(loss, (0, 1, 2))(h, w, b, *rest, **options)
+    )(*inputs)
+
+
+def same(actual, expected, tolerance=2e-6):
+    """Equal up to a few roundings of float32 in sums of at most 30 terms."""
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=tolerance, atol=tolerance),
+        actual,
+        expected,
+    )
+
+
+def some_left_out(per_token, num_true):
+    """Six tokens of which three count, all bad things standing in the others; and those three."""
+    hidden, weight, bias = arrays(6)
+    labels = jax.random.randint(jax.random.key(1), (6, num_true), 0, VOCAB)
+    if num_true == 1:
+        labels = labels[:, 0]
+    samples = sample(LogUniform(VOCAB), jax.random.key(2), 8, labels)
+    if per_token:
+        own = sample(LogUniform(VOCAB), jax.random.key(2), 8, jnp.zeros(6, int), per_token=True)
+        samples = own._replace(labels_log_expected_count=samples.labels_log_expected_count)
+    kept = jnp.array([0, 2, 5])
+    few_samples = samples._replace(
+        labels_log_expected_count=samples.labels_log_expected_count[kept],
+        **({"ids": samples.ids[kept], "log_expected_count": samples.log_expected_count[kept]}
+           if per_token else {}),
+    )  # fmt: skip
+    few = hidden[kept], weight, bias, labels[kept], few_samples
+    hidden = hidden.at[1].set(jnp.nan).at[3, 0].set(jnp.inf).at[4].set(-jnp.inf)
+    labels = labels.at[1].set(-100).at[3].set(VOCAB + 7).at[4].set(-1)
+    counts = samples.labels_log_expected_count.at[jnp.array([1, 3])].set(jnp.nan)
+    samples = samples._replace(labels_log_expected_count=counts)
+    if per_token:
+        samples = samples._replace(
+            ids=samples.ids.at[1].set(-3).at[3].set(VOCAB),
+            log_expected_count=samples.log_expected_count.at[4].set(jnp.nan),
+        )
+    return (hidden, weight, bias, labels, samples), few, kept
+
+
+@pytest.mark.parametrize("num_true", [1, 3])
+@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weight_0_leaves_no_trace(loss, per_token, num_true):
+    full, few, kept = some_left_out(per_token, num_true)
+    some = jnp.array([0.5, 3.0, 1.0])
+    weights = jnp.zeros(6).at[kept].set(some)
+    value, (d_hidden, *d_tables) = gradients(loss, *full, weights=weights)
+    expected, (d_few, *d_expected) = gradients(loss, *few, weights=some)
+    same((value, d_hidden[kept], d_tables), (expected, d_few, d_expected))
+    assert not d_hidden[jnp.array([1, 3, 4])].any()
+    # No error either where the values are known; "none" has zeros.
+    losses = loss(*full, weights=np.asarray(weights).tolist(), reduction="none")
+    same(losses[kept], loss(*few, weights=some, reduction="none"))
+    assert not losses[jnp.array([1, 3, 4])].any()
+
+
+@pytest.mark.parametrize("remove", [False, True])
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_weight_0_leaves_no_trace_in_the_kernel(platform, remove):
+    full, few, kept = some_left_out(False, 3)
+    options = {"remove_accidental_hits": remove, "implementation": "pallas"}
+    weights = jnp.zeros(6).at[kept].set(2.0)
+    expected, (d_few, *d_expected) = gradients(
+        sampled_softmax_cross_entropy, *few, remove_accidental_hits=remove
+    )
+    with compiling_for(platform, interpret=True):
+        value, (d_hidden, *d_tables) = gradients(
+            sampled_softmax_cross_entropy, *full, weights=weights, **options
+        )
+    same((value, d_hidden[kept], d_tables), (expected, d_few, d_expected), 1e-5)
+    assert not d_hidden[jnp.array([1, 3, 4])].any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_ignored_labels(loss):
+    """A token whose labels are all ignored is left out; else the others share its target."""
+    hidden, weight, bias = arrays(3)
+    hidden = hidden.at[1].set(jnp.nan)
+    labels = jnp.array([[4, 9, -100], [-100, -100, -100], [-100, 7, -100]])
+    samples = sample(LogUniform(VOCAB), jax.random.key(2), 8, labels)
+
+    def ours(hidden, weight, bias):
+        return loss(hidden, weight, bias, labels, samples, ignore_index=-100, reduction="sum")
+
+    def alone(hidden, weight, bias):
+        total = 0.0
+        for token, true in ((0, slice(0, 2)), (2, slice(1, 2))):
+            counts = samples.labels_log_expected_count[token, true][None]
+            total += loss(
+                hidden[token][None], weight, bias, labels[token, true][None],
+                samples._replace(labels_log_expected_count=counts),
+            )  # fmt: skip
+        return total
+
+    actual = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(hidden, weight, bias)
+    same(actual, jax.jit(jax.value_and_grad(alone, (0, 1, 2)))(hidden, weight, bias))
+    with pytest.raises(ValueError, match=r"got -100; ignore_index=-100 leaves such tokens out"):
+        loss(hidden, weight, bias, labels, samples)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_labels_and_samples_of_any_integer_type(x64, dtype, jitted):
+    """-100 ignores no label 156 of uint8, and no comparison wraps."""
+    vocab = 100 if dtype == "int8" else 300 if dtype != "uint8" else 256
+    hidden, weight, bias = jnp.ones((3, 2)), jnp.cos(jnp.arange(2.0 * vocab)).reshape(-1, 2), None
+    labels = np.array([0, 99, 99 if dtype == "int8" else 156])
+    counts = np.zeros(4, np.float32), np.zeros(3, np.float32), np.int32(4)
+    ids = np.array([5, 99, 7, 98])
+    wide = Samples(jnp.asarray(ids), *map(jnp.asarray, counts))
+    for loss in LOSSES:
+        expected = jax.value_and_grad(loss, 1)(hidden, weight, bias, jnp.asarray(labels), wide)
+
+        def ours(labels, ids, loss=loss):
+            samples = (ids, *counts)
+            return jax.value_and_grad(
+                lambda w: loss(hidden, w, bias, labels, samples, ignore_index=-100)
+            )(weight)
+
+        ours = jax.jit(ours) if jitted else ours
+        same(ours(labels.astype(dtype), ids.astype(dtype)), expected)
+
+
+def test_lists_are_taken():
+    hidden, weight, bias = arrays(2)
+    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, [3, 5])
+    expected = sampled_softmax_cross_entropy(
+        hidden, weight, bias, jnp.array([3, 5]), samples, weights=jnp.array([1.0, 2.0])
+    )
+    plain = Samples(samples.ids.tolist(), *(np.asarray(x) for x in samples[1:]))
+    numpy = (np.asarray(x) for x in (hidden, weight, bias))
+    same(sampled_softmax_cross_entropy(*numpy, [3, 5], plain, weights=[1, 2]), expected)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_samples_out_of_range(loss):
+    hidden, weight, bias = arrays(2)
+    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, jnp.array([3, 5]))
+    for wrong in (-1, VOCAB):
+        bad = samples._replace(ids=samples.ids.at[2].set(wrong))
+        with pytest.raises(ValueError, match=rf"samples.ids must lie in .*got {wrong}"):
+            loss(hidden, weight, bias, [3, 5], bad)
+        assert np.isnan(jax.jit(loss)(hidden, weight, bias, jnp.array([3, 5]), bad))
+
+
+@pytest.mark.parametrize("unique", [False, True])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_true_class_that_is_never_drawn_is_not_corrected(unique, per_token):
+    counts = np.arange(VOCAB) % 7
+    sampler, labels = Unigram.from_counts(counts), jnp.array([0, 3, 7])
+    samples = sample(sampler, jax.random.key(0), 8, labels, unique=unique, per_token=per_token)
+    assert np.isneginf(samples.labels_log_expected_count).tolist() == [True, False, True]
+    zero = jnp.where(labels % 7 == 0, 0, samples.labels_log_expected_count)
+    inputs = *arrays(3), labels
+    for loss in (sampled_softmax_cross_entropy, nce_loss):
+        actual = gradients(loss, *inputs, samples)
+        same(actual, gradients(loss, *inputs, samples._replace(labels_log_expected_count=zero)))
+        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(actual))
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_no_tokens(per_token):
+    labels = jnp.zeros((2, 0), jnp.int32)
+    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels, per_token=per_token)
+    assert samples.ids.shape == ((2, 0, 8) if per_token else (8,))
+    hidden, weight, bias = arrays(1)
+    for loss in LOSSES:
+        for weights in (None, jnp.ones((2, 0))):
+            value, derived = jax.value_and_grad(loss, (0, 1, 2))(
+                jnp.zeros((2, 0, FEATURES)), weight, bias, labels, samples, weights=weights
+            )
+            assert value == 0
+            assert [d.shape for d in derived] == [(2, 0, FEATURES), weight.shape, bias.shape]
+            assert not any(d.any() for d in derived)
+
+
+def test_no_token_that_counts():
+    hidden, weight, bias = arrays(2)
+    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, jnp.array([3, 5]))
+    for loss in LOSSES:
+        value, derived = jax.value_and_grad(loss, (0, 1, 2))(
+            hidden * jnp.nan, weight, bias, [3, 5], samples, weights=[False, False]
+        )
+        assert value == 0
+        assert not any(d.any() for d in derived)
+
+
+def test_strict_modes(strict_mode):
+    for dtype in (jnp.float32, jnp.bfloat16):
+        hidden, weight, bias = arrays(4, dtype)
+        labels = jnp.array([[1, 9], [2, -1], [-1, -1], [0, 3]])
+        shared = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels)
+        own = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels[:, 0], per_token=True)
+        own = own._replace(labels_log_expected_count=shared.labels_log_expected_count)
+        hidden = hidden.at[2].set(jnp.nan if strict_mode != "jax_debug_nans" else 0)
+        for loss in LOSSES:
+            for samples in (shared, own):
+                value, derived = jax.jit(
+                    jax.value_and_grad(
+                        lambda *a, loss=loss, samples=samples: loss(
+                            *a, labels, samples, ignore_index=-1, weights=jnp.array([1, 2, 1, 0])
+                        ),
+                        (0, 1, 2),
+                    )
+                )(hidden, weight.astype(jnp.float32), bias)
+                assert jnp.isfinite(value)
+                assert all(jnp.isfinite(d).all() for d in derived)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_strict_modes_of_the_kernel(strict_mode, platform):
+    hidden, weight, bias = arrays(4)
+    labels = jnp.array([1, -1, 7, 3])
+    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels)
+    with compiling_for(platform, interpret=True):
+        value, derived = jax.value_and_grad(sampled_softmax_cross_entropy, (0, 1, 2))(
+            hidden, weight, bias, labels, samples, ignore_index=-1, implementation="pallas"
+        )
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(d).all() for d in derived)
