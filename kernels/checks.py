@@ -118,6 +118,18 @@ def as_int(name: str, value: Any, lowest: int | None = None) -> int:
     return whole
 
 
+def as_number(name: str, value: Any) -> float:
+    """``value`` as a Python float: an option that shapes the program, so its value must be known.
+
+    Raises:
+      TypeError: it is traced, or no number.
+    """
+    try:
+        return float(value)
+    except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
+        raise TypeError(f"{name} must be a number known at trace time, got {value!r}") from None
+
+
 def as_sizes(name: str, value: Any, axes: int, lowest: int = 1) -> tuple[int, ...]:
     """``value``, an integer or one for each of ``axes`` axes, as a tuple of Python ints.
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxnets.kernels.checks import INT32_MAX, as_floats, as_int, as_integers, is_known
+
 REDUCTIONS = ("mean", "sum", "none")
-INT32_MAX = 2**31 - 1
 
 
-def check_projection(hidden, weight, bias) -> None:
-    """Raise unless ``hidden [..., features]`` fits ``weight [vocab, features]`` and ``bias``."""
-    for name, array in (("hidden", hidden), ("weight", weight), ("bias", bias)):
-        if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
-            raise TypeError(f"{name} must be floating point, got {jnp.result_type(array)}")
-    if weight.ndim != 2:
+def check_projection(hidden, weight, bias) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """``hidden [..., features]``, ``weight [vocab, features]`` and ``bias [vocab]`` as arrays.
+
+    Raises unless they fit.
+    """
+    hidden, weight = as_floats("hidden", hidden), as_floats("weight", weight)
+    bias = None if bias is None else as_floats("bias", bias)
+    if weight.ndim != 2 or not weight.shape[0]:
         raise ValueError(f"weight must be [vocab, features], got shape {weight.shape}")
     if hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
         hint = ""
@@ -31,6 +36,7 @@ def check_projection(hidden, weight, bias) -> None:
         raise ValueError(
             f"bias must be [vocab] = {weight.shape[:1]} as weight has it, got shape {bias.shape}"
         )
+    return hidden, weight, bias
 
 
 def check_integers(name: str, array) -> None:
@@ -39,32 +45,53 @@ def check_integers(name: str, array) -> None:
         raise TypeError(f"{name} must be integer class ids, got dtype {jnp.result_type(array)}")
 
 
-def check_labels(labels, shape: tuple[int, ...], vocab: int, ignore_index: int | None = None):
-    """Raise unless ``labels`` are integers of ``shape`` and, where that is known, in range.
+def check_ignore_index(ignore_index: Any) -> int | None:
+    """``ignore_index`` as an int that an int32 label can equal, or None."""
+    if ignore_index is None:
+        return None
+    return min(max(as_int("ignore_index", ignore_index), -INT32_MAX - 1), INT32_MAX)
 
-    Values are known when ``labels`` is a concrete array (outside ``jit``). A traced label out of
-    [0, vocab) gives a loss of NaN; :mod:`jaxnets.kernels.softmax.checked` turns it into an error.
+
+def check_labels(
+    labels,
+    shape: tuple[int, ...],
+    vocab: int,
+    ignore_index: int | None = None,
+    weights: jax.Array | None = None,
+) -> jax.Array:
+    """``labels`` as int32; raises unless they have ``shape`` and, where known, are in range.
+
+    A token of weight 0 may have any label. A traced label out of [0, vocab) gives a loss of NaN;
+    :mod:`jaxnets.kernels.softmax.checked` turns it into an error.
     """
-    check_integers("labels", labels)
+    labels = as_integers("labels", labels, "integer class ids")
     if labels.shape != shape:
         raise ValueError(f"labels must have shape {shape} as hidden has it, got {labels.shape}")
-    if isinstance(labels, jax.core.Tracer):
-        return
+    if not is_known(labels) or not is_known(weights):
+        return labels
     values = np.asarray(labels)
     wrong = (values < 0) | (values >= vocab)
     if ignore_index is not None:
         wrong &= values != ignore_index
+    if weights is not None:
+        wrong &= np.asarray(weights) != 0
     if wrong.any():
-        raise ValueError(
-            f"labels must lie in [0, vocab) = [0, {vocab}), got {values[wrong].flat[0]}"
-            + ("" if ignore_index is None else f" (ignore_index is {ignore_index})")
-        )
+        first = values[wrong].flat[0]
+        hint = f" (ignore_index is {ignore_index})"
+        if ignore_index is None:
+            hint = f"; say ignore_index={first} to leave such tokens out" if first < 0 else ""
+        raise ValueError(f"labels must lie in [0, vocab) = [0, {vocab}), got {first}{hint}")
+    return labels
 
 
-def check_weights(weights, shape: tuple[int, ...]) -> None:
-    """Raise unless ``weights`` is None or one number (or bool) a token."""
-    if weights is not None and weights.shape != shape:
+def check_weights(weights, shape: tuple[int, ...]) -> jax.Array | None:
+    """``weights`` as an array of one number (or bool) a token, or None."""
+    if weights is None:
+        return None
+    weights = jnp.asarray(weights)
+    if weights.shape != shape:
         raise ValueError(f"weights must have one value a token, shape {shape}, got {weights.shape}")
+    return weights
 
 
 def check_reduction(reduction: str) -> None:
@@ -83,12 +110,16 @@ def safe_ids(ids: jax.Array, vocab: int) -> jax.Array:
 
 
 def leave_out(weights, labels, ignore_index: int | None, vocab: int, dtype):
-    """Weights [...] of ``dtype`` that are 0 at ignored labels, or None; and safe labels [...]."""
+    """Weights [...] of ``dtype`` that are 0 at ignored labels, or None; and safe labels [...].
+
+    The label of a token that is left out becomes 0: it must not make what it does not count NaN.
+    """
     kept = None if weights is None else weights.astype(dtype)
     if ignore_index is not None:
-        ignored = labels == ignore_index
-        kept = jnp.where(ignored, 0, 1 if kept is None else kept).astype(dtype)
-        labels = jnp.where(ignored, 0, labels)
+        ones = jnp.ones(labels.shape, dtype) if kept is None else kept
+        kept = jnp.where(labels == ignore_index, 0, ones)
+    if kept is not None:
+        labels = jnp.where(kept == 0, 0, labels)
     return kept, safe_ids(labels, vocab)
 
 

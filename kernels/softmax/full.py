@@ -11,19 +11,23 @@ The public function and its equation are here; the gradient is computed in one o
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Num
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
+from jaxnets.kernels.checks import as_int, as_number, is_known
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.fused import FusedEngine
 from jaxnets.kernels.softmax.one_pass import weighted_sum
 from jaxnets.kernels.softmax.per_token import Engine, per_token
-from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype
+from jaxnets.kernels.softmax.tiles import Options
 from jaxnets.kernels.softmax.two_pass import TiledEngine
 
 OPERATION = dispatch.register(
@@ -36,17 +40,17 @@ OPERATION = dispatch.register(
 
 
 def linear_softmax_cross_entropy(
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    labels: Integer[Array, "*batch"],
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "*batch"] | Sequence,
     *,
-    weights: Num[Array, "*batch"] | None = None,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     soft_cap: float | None = None,
-    temperature: float | Float[Array, ""] = 1.0,
+    temperature: float | Shaped[ArrayLike, ""] = 1.0,
     reduction: str = "mean",
     return_log_sum_exp: bool = False,
     token_tile: int = 128,
@@ -70,16 +74,20 @@ def linear_softmax_cross_entropy(
     Args:
       hidden: [..., features], float; bfloat16 and float16 are accumulated in float32.
       weight: [vocab, features], float.
-      bias: [vocab] or None.
-      labels: [...], integers in [0, vocab), or ``ignore_index``.
-      weights: [...], a factor for each token; 0 (or False) leaves the token out.
+      bias: [vocab] or None. A class of bias -inf is out, as padding of the vocabulary is: the cap
+        does not bring it back, and V is the number of classes that are in.
+      labels: [...], integers of any width in [0, vocab), or ``ignore_index``. The loss of a label
+        whose class is out is infinite.
+      weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
+        hidden state and label are.
       ignore_index: a label that leaves its token out, for example -1 for padding.
       label_smoothing: in [0, 1].
       z_loss: at least 0.
       soft_cap: above 0; logits stay within (-soft_cap, soft_cap).
-      temperature: above 0; may be a traced scalar, and then has a gradient.
+      temperature: above 0, one for all tokens; may be a traced scalar, and then has a gradient.
       reduction: "mean" (by weight), "sum" or "none" (one loss a token).
-      return_log_sum_exp: also return z; differentiable, but the gradient then takes two passes.
+      return_log_sum_exp: also return z; differentiable, but the gradient then takes two passes. Of
+        a token that is left out it is log V (plus the biases): its hidden state counts as 0.
       token_tile: tokens at a time in the one-pass gradient, whose temporary is
         [token_tile, vocab]. Smaller saves memory, larger reads the weights less often.
       vocab_tile: classes at a time.
@@ -88,14 +96,13 @@ def linear_softmax_cross_entropy(
 
     Returns:
       The loss in float32 (float64 for float64 input): a scalar, or [...] for "none"; with
-      ``return_log_sum_exp`` a pair of it and z, [...].
+      ``return_log_sum_exp`` a pair of it and z, [...]. 0 without tokens.
 
     Raises:
       TypeError: float labels, or integer hidden, weight or bias.
-      ValueError: shapes that do not fit, an empty batch, an option out of its range, an
-        implementation that cannot run here, or a label out of range where its value is known at
-        trace time. Under ``jit`` a label out of range gives NaN, as does a hidden state that holds
-        NaN.
+      ValueError: shapes that do not fit, an option out of its range, an implementation that cannot
+        run here, or a label out of range where its value is known at trace time. Under ``jit`` a
+        label out of range gives NaN, as does a hidden state that holds NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -107,41 +114,60 @@ def linear_softmax_cross_entropy(
 
     Reverse mode only: forward-mode derivatives of a ``jax.custom_vjp`` are refused by JAX.
     """
-    hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    arguments.check_projection(hidden, weight, bias)
-    arguments.check_labels(labels, hidden.shape[:-1], weight.shape[0], ignore_index)
-    arguments.check_weights(weights, hidden.shape[:-1])
+    hidden, weight, bias = arguments.check_projection(hidden, weight, bias)
+    ignore_index = arguments.check_ignore_index(ignore_index)
+    weights = arguments.check_weights(weights, hidden.shape[:-1])
+    labels = arguments.check_labels(
+        labels, hidden.shape[:-1], weight.shape[0], ignore_index, weights
+    )
     arguments.check_reduction(reduction)
-    if isinstance(temperature, float | int) and temperature <= 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    options = Options(label_smoothing, z_loss, soft_cap, token_tile, vocab_tile)
-    check_options(options)
+    temperature = _check_temperature(temperature)
+    options = check_options(label_smoothing, z_loss, soft_cap, token_tile, vocab_tile)
     engine = choose_engine(hidden, weight, labels.size, weight.shape[0], implementation)
     return _loss(
         engine, options, reduction, return_log_sum_exp, ignore_index,
-        hidden, weight, bias, jnp.asarray(labels), weights, temperature,
+        hidden, weight, bias, labels, weights, temperature,
     )  # fmt: skip
 
 
 def choose_engine(hidden, weight, tokens: int, vocab: int, implementation: str | None) -> Engine:
     """The engine for so many tokens and classes on a device, in the dtype of the arrays."""
     sizes = {"tokens": tokens, "features": hidden.shape[-1], "vocab": vocab}
-    dtype = jnp.result_type(hidden, weight)
+    dtype = result_dtype(hidden, weight)
     call = Call.of(dispatch.choose(OPERATION, dtype, sizes, implementation))
     return TiledEngine() if call is None else FusedEngine(call)
 
 
-def check_options(options: Options) -> None:
-    """Raise unless each option is in its range."""
-    if not 0 <= options.label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must lie in [0, 1], got {options.label_smoothing}")
-    if options.z_loss < 0:
-        raise ValueError(f"z_loss must be at least 0, got {options.z_loss}")
-    if options.soft_cap is not None and options.soft_cap <= 0:
-        raise ValueError(f"soft_cap must be above 0, got {options.soft_cap}")
-    for name in ("token_tile", "vocab_tile"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+def check_options(label_smoothing, z_loss, soft_cap, token_tile=128, vocab_tile=1024) -> Options:
+    """The options, each in its range: they are static, so plain numbers."""
+    smoothing, z_loss = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {smoothing}")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be at least 0, got {z_loss}")
+    if soft_cap is not None:
+        soft_cap = as_number("soft_cap", soft_cap)
+        if not 0 < soft_cap < math.inf:
+            raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
+    tiles = as_int("token_tile", token_tile, 1), as_int("vocab_tile", vocab_tile, 1)
+    return Options(smoothing, z_loss, soft_cap, *tiles)
+
+
+def _check_temperature(temperature):
+    """``temperature`` as a number or a scalar array, above 0 where its value is known."""
+    if not isinstance(temperature, float | int):
+        temperature = jnp.asarray(temperature)
+        if temperature.shape:
+            raise ValueError(
+                "temperature must be one number for all tokens, got shape "
+                f"{temperature.shape}; without a bias, hidden / temperature[..., None] is one for "
+                "each token"
+            )
+        if jnp.issubdtype(temperature.dtype, jnp.integer):
+            temperature = temperature.astype(jnp.float32)
+    if is_known(temperature) and not 0 < float(temperature) < math.inf:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    return temperature
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -152,16 +178,25 @@ def _loss(
 ):  # fmt: skip
     batch = labels.shape
     accumulator = accumulator_dtype(hidden, weight)
+    if not labels.size:
+        losses = jnp.zeros(batch if reduction == "none" else (), accumulator)
+        return (losses, jnp.zeros(batch, accumulator)) if return_log_sum_exp else losses
     if bias is None:
         bias = jnp.zeros(weight.shape[0], accumulator)
     if not (isinstance(temperature, float | int) and temperature == 1):
-        hidden = (hidden.astype(accumulator) / temperature).astype(hidden.dtype)
-        bias = (bias.astype(accumulator) / temperature).astype(accumulator)
+        # What is no temperature is NaN, where it is found out only now.
+        scale = jnp.asarray(temperature).astype(accumulator)
+        scale = 1 / jnp.where(scale > 0, scale, jnp.nan)
+        hidden = (hidden.astype(accumulator) * scale).astype(hidden.dtype)
+        bias = bias.astype(accumulator) * scale
     flat_weights = None if weights is None else weights.reshape(-1)
     kept, flat_labels = arguments.leave_out(
         flat_weights, labels.reshape(-1), ignore_index, weight.shape[0], accumulator
     )
-    flat_hidden = hidden.reshape(-1, hidden.shape[-1])
+    flat_hidden = hidden.reshape(labels.size, hidden.shape[-1])
+    if kept is not None:
+        # A token that is left out leaves no trace, be it NaN.
+        flat_hidden = jnp.where((kept == 0)[:, None], 0, flat_hidden)
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
     one_pass = isinstance(engine, TiledEngine) and (

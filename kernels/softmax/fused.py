@@ -91,9 +91,11 @@ class FusedEngine(NamedTuple):
 def tile_statistics(soft_cap, vocab: int, smoothing: bool, product, row_ids, rows, columns, _tiles):
     """Maximum, sum of exponentials above it, logit of the label and, if asked, sum of logits."""
     (bias,), (labels,) = rows, columns
-    logits, _ = cap_logits(product + bias.astype(jnp.float32), soft_cap)
-    inside = row_ids < vocab
-    results = [*tile_log_sum_exp(jnp.where(inside, logits, -jnp.inf))]
+    bias = bias.astype(jnp.float32)
+    logits, _ = cap_logits(product + bias, soft_cap)
+    inside = (row_ids < vocab) & (bias > -jnp.inf)
+    logits = jnp.where(inside, logits, -jnp.inf)
+    results = [*tile_log_sum_exp(logits)]
     results.append(jnp.where(row_ids == labels, logits, 0).sum(0, keepdims=True))
     if smoothing:
         results.append(jnp.where(inside, logits, 0).sum(0, keepdims=True))
@@ -116,8 +118,9 @@ def tile_gradient(soft_cap, product, row_ids, rows, columns, _tiles):
     """The gradient of a tile of logits, times their slope under the cap."""
     bias, fresh = rows
     labels, log_sum_exp, softmax, uniform, label = columns
-    logits, slope = cap_logits(product + bias.astype(jnp.float32), soft_cap)
-    gradient = softmax * jnp.exp(logits - log_sum_exp) - uniform
+    bias = bias.astype(jnp.float32)
+    logits, slope = cap_logits(product + bias, soft_cap)
+    gradient = jnp.where(bias > -jnp.inf, softmax * jnp.exp(logits - log_sum_exp) - uniform, 0)
     gradient -= jnp.where(row_ids == labels, label, 0)
     if slope is not None:
         gradient *= slope

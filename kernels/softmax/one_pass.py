@@ -22,12 +22,18 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.softmax.per_token import token_losses
+from jaxnets.kernels.softmax.per_token import (
+    losses_without_smoothing,
+    softmax_slope,
+    token_losses,
+)
 from jaxnets.kernels.softmax.tiles import (
     Options,
     accumulator_dtype,
     add_rows,
+    class_count,
     label_logits,
+    largest_of,
     matmul,
     tile_count,
     tile_logits,
@@ -57,8 +63,11 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
     dtype = accumulator_dtype(hidden, weight)
     smoothing = options.label_smoothing
     size = min(options.token_tile, tokens)
-    # The mean logit is linear in the mean row, so smoothing costs no pass over the logits.
-    mean_row = weight.mean(0, dtype=dtype) if smoothing else None
+    if smoothing:
+        # The mean logit is linear in the mean row, so smoothing costs no pass over the logits.
+        inside, share = bias > -jnp.inf, smoothing / class_count(bias).astype(dtype)
+        mean_row = jnp.where(inside[:, None], weight, 0).sum(0, dtype=dtype) * share
+        mean_bias = jnp.where(inside, bias, 0).sum(dtype=dtype) * share
 
     def over_tokens(gradients, xs):
         weight_gradient, bias_gradient = gradients
@@ -72,7 +81,7 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
             running_max, hidden_gradient = carry
             tile = vocab_tile(weight, bias, index, options)
             logits, slope = tile_logits(hidden, tile, options)
-            tile_max = logits.max(1)
+            tile_max = largest_of(logits)
             e = jnp.exp(logits - tile_max[:, None])
             tile_sum = e.sum(1)
             e = (e if slope is None else e * slope).astype(hidden.dtype)
@@ -83,17 +92,17 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
             )
             return (new_max, hidden_gradient), (e, tile_max, tile_sum)
 
-        start = (jnp.full(size, -jnp.inf, dtype), jnp.zeros(hidden.shape, dtype))
+        start = (jnp.full(size, jnp.finfo(dtype).min), jnp.zeros(hidden.shape, dtype))
         (row_max, hidden_gradient), (e, tile_max, tile_sum) = lax.scan(
             over_vocab, start, jnp.arange(tile_count(vocab, options))
         )
-        log_sum_exp = row_max + jnp.log((tile_sum * jnp.exp(tile_max - row_max)).sum(0))
+        log_sum_exp = row_max + jnp.log((tile_sum * jnp.exp(tile_max - row_max[None])).sum(0))
 
         wide = hidden.astype(dtype)
         label_logit, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
-        losses = log_sum_exp - (1 - smoothing) * label_logit + options.z_loss * log_sum_exp**2
-        # d loss / d logits = softmax * softmax_factor - onehot * label_factor - smoothing / vocab
-        softmax_factor = factors * (1 + 2 * options.z_loss * log_sum_exp)
+        losses = losses_without_smoothing(options, log_sum_exp, label_logit)
+        # d loss / d logits = softmax * softmax_factor - onehot * label_factor - smoothing / classes
+        softmax_factor = factors * softmax_slope(options, log_sum_exp)
         label_factor = factors * (1 - smoothing)
         if label_slope is not None:
             label_factor = label_factor * label_slope
@@ -102,11 +111,11 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
             - label_factor[:, None] * label_rows
         )
         if smoothing:
-            losses -= smoothing * (wide @ mean_row + bias.mean())
-            hidden_gradient -= (smoothing * factors)[:, None] * mean_row
+            losses -= wide @ mean_row + mean_bias
+            hidden_gradient -= factors[:, None] * mean_row[None]
         losses = jnp.where(left_out, 0, losses)
 
-        scale = softmax_factor * jnp.exp(tile_max - log_sum_exp)
+        scale = softmax_factor[None] * jnp.exp(tile_max - log_sum_exp[None])
 
         def over_tiles(index, gradients):
             weight_gradient, bias_gradient = gradients
@@ -130,10 +139,9 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
         over_tokens, zeros, tiles
     )
     if smoothing:
-        share = smoothing / vocab
         clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)
-        weight_gradient -= share * (factors @ clean)
-        bias_gradient -= share * factors.sum()
+        weight_gradient -= jnp.where(inside[:, None], (share * (factors @ clean))[None], 0)
+        bias_gradient -= jnp.where(inside, share * factors.sum(), 0)
     losses = losses.reshape(-1)[:tokens]
     gradients = (
         hidden_gradient.reshape(-1, hidden.shape[1])[:tokens],
@@ -146,7 +154,8 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
 
 def _backward(_options: Options, gradients, cotangent):
     hidden, weight, bias, factors = (
-        (cotangent * gradient).astype(gradient.dtype) for gradient in gradients
+        (cotangent * gradient.astype(cotangent.dtype)).astype(gradient.dtype)
+        for gradient in gradients
     )
     return hidden, weight, bias, None, factors
 

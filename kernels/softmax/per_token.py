@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.softmax.tiles import Options
+from jaxnets.kernels.softmax.tiles import Options, class_count
 
 
 class Statistics(NamedTuple):
@@ -66,27 +66,51 @@ def per_token(engine: Engine, options: Options, hidden, weight, bias, labels):
 def token_losses(engine: Engine, options: Options, hidden, weight, bias, labels):
     """What :func:`per_token` computes, without its gradient rule."""
     statistics = engine.statistics(options, hidden, weight, bias, labels)
-    losses = losses_of(options, weight.shape[0], statistics, labels)
+    losses = losses_of(options, weight.shape[0], _classes(options, bias), statistics, labels)
     return losses, statistics.log_sum_exp
 
 
-def losses_of(options: Options, vocab: int, statistics: Statistics, labels) -> jax.Array:
-    """The losses [tokens]; NaN where a label is out of range."""
+def _classes(options: Options, bias):
+    """What smoothing divides by, or 1 without it."""
+    return class_count(bias) if options.label_smoothing else 1
+
+
+def losses_of(options: Options, vocab: int, classes, statistics: Statistics, labels) -> jax.Array:
+    """The losses [tokens], smoothed over so many ``classes``; NaN where a label is out of range."""
     log_sum_exp, logit_sum, label_logit = statistics
-    smoothing = options.label_smoothing
     label_logit = jnp.where(_in_range(labels, vocab), label_logit, jnp.nan)
-    losses = log_sum_exp - (1 - smoothing) * label_logit + options.z_loss * log_sum_exp**2
-    return losses - smoothing / vocab * logit_sum if smoothing else losses
+    losses = losses_without_smoothing(options, log_sum_exp, label_logit)
+    if not options.label_smoothing:
+        return losses
+    return losses - (options.label_smoothing / classes).astype(losses.dtype) * logit_sum
 
 
-def factors_of(options: Options, vocab: int, log_sum_exp, cotangents) -> Factors:
+def losses_without_smoothing(options: Options, log_sum_exp, label_logit) -> jax.Array:
+    """What is left of the losses [tokens]; a term of factor 0 is none, even if infinite."""
+    losses = log_sum_exp
+    if options.label_smoothing < 1:
+        losses = losses - (1 - options.label_smoothing) * label_logit
+    else:
+        losses = jnp.where(jnp.isnan(label_logit), label_logit, losses)
+    return losses + options.z_loss * log_sum_exp**2 if options.z_loss else losses
+
+
+def softmax_slope(options: Options, log_sum_exp) -> jax.Array:
+    """The derivative of the losses by the log-sum-exp, [tokens]."""
+    ones = jnp.ones_like(log_sum_exp)
+    return ones + 2 * options.z_loss * log_sum_exp if options.z_loss else ones
+
+
+def factors_of(options: Options, classes, log_sum_exp, cotangents) -> Factors:
     """The factors by the cotangents of losses and log-sum-exp, [tokens] each."""
     loss_cotangent, log_sum_exp_cotangent = cotangents
-    smoothing = options.label_smoothing
+    uniform = jnp.zeros_like(loss_cotangent)
+    if options.label_smoothing:
+        uniform = loss_cotangent * (options.label_smoothing / classes).astype(uniform.dtype)
     return Factors(
-        loss_cotangent * (1 + 2 * options.z_loss * log_sum_exp) + log_sum_exp_cotangent,
-        loss_cotangent * (smoothing / vocab),
-        loss_cotangent * (1 - smoothing),
+        loss_cotangent * softmax_slope(options, log_sum_exp) + log_sum_exp_cotangent,
+        uniform,
+        loss_cotangent * (1 - options.label_smoothing),
     )
 
 
@@ -97,7 +121,7 @@ def _forward(engine: Engine, options: Options, hidden, weight, bias, labels):
 
 def _backward(engine: Engine, options: Options, residuals, cotangents):
     hidden, weight, bias, labels, log_sum_exp = residuals
-    factors = factors_of(options, weight.shape[0], log_sum_exp, cotangents)
+    factors = factors_of(options, _classes(options, bias), log_sum_exp, cotangents)
     unused, hidden, log_sum_exp, factors = without_unused(hidden, log_sum_exp, factors, cotangents)
     gradients = engine.gradient(options, hidden, weight, bias, labels, log_sum_exp, factors)
     hidden_gradient = mark_bad_labels(gradients[0], labels, weight.shape[0], unused)

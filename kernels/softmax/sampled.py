@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.candidates import candidates, check, fused_losses, leave_out
 from jaxnets.kernels.softmax.sampled_core import candidate_logits, candidate_softmax, target_logits
 from jaxnets.kernels.softmax.samples import Samples
-from jaxnets.kernels.softmax.tiles import accumulator_dtype, common_dtype
 
 
 def _pallas_obstacle(where, dtype, sizes):
@@ -107,7 +107,7 @@ def sampled_softmax_cross_entropy(
         "tokens": math.prod(batch), "features": features,
         "num_sampled": ids.shape[-1], "per_token": ids.ndim > 1,
     }  # fmt: skip
-    choice = dispatch.choose(OPERATION, common_dtype(*arrays[:2]), sizes, implementation)
+    choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, implementation)
     call = (
         Call.of(choice) if math.prod(batch) and ids.size else None
     )  # a kernel's grid is not empty

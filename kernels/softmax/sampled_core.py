@@ -14,7 +14,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.softmax.tiles import accumulator_dtype, common_dtype, matmul
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.kernels.softmax.tiles import matmul
 
 
 def candidate_logits(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share):
@@ -114,7 +115,7 @@ candidate_softmax.defvjp(_forward, _backward)
 
 
 def _einsum(subscripts: str, a, b):
-    dtype = common_dtype(a, b)
+    dtype = result_dtype(a, b)
     return jnp.einsum(
         subscripts, a.astype(dtype), b.astype(dtype), preferred_element_type=accumulator_dtype(a, b)
     )

@@ -28,7 +28,7 @@ from jaxnets.kernels.softmax.per_token import (
     mark_bad_labels,
     without_unused,
 )
-from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype
+from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype, class_count
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 
 
@@ -57,8 +57,8 @@ def sharded_linear_softmax_cross_entropy(
       sharding: over which axes classes and tokens are split.
       hidden: [..., features], float, its first axis split over ``sharding.tokens``.
       weight: [vocab, features], float, split over ``sharding.vocab``.
-      bias: [vocab], split likewise, or None. A class of bias -inf is none: pad with such where the
-        vocabulary is no multiple of the shards (not with ``label_smoothing``).
+      bias: [vocab], split likewise, or None. A class of bias -inf is out: pad with such where the
+        vocabulary is no multiple of the shards.
       labels: [...], as ``hidden`` without features.
       weights: [...], as ``labels``.
       ignore_index, label_smoothing, z_loss, soft_cap, reduction, vocab_tile, implementation: of
@@ -80,12 +80,14 @@ def sharded_linear_softmax_cross_entropy(
       >>> bool(jnp.isclose(loss, jnp.log(10.0)))
       True
     """
-    arguments.check_projection(hidden, weight, bias)
-    arguments.check_labels(labels, hidden.shape[:-1], weight.shape[0], ignore_index)
-    arguments.check_weights(weights, hidden.shape[:-1])
+    hidden, weight, bias = arguments.check_projection(hidden, weight, bias)
+    ignore_index = arguments.check_ignore_index(ignore_index)
+    weights = arguments.check_weights(weights, hidden.shape[:-1])
+    labels = arguments.check_labels(
+        labels, hidden.shape[:-1], weight.shape[0], ignore_index, weights
+    )
     arguments.check_reduction(reduction)
-    options = Options(label_smoothing, z_loss, soft_cap, vocab_tile=vocab_tile)
-    check_options(options)
+    options = check_options(label_smoothing, z_loss, soft_cap, vocab_tile=vocab_tile)
     sharding.check(weight.shape[0], hidden.shape[:-1])
     tokens, classes = labels.size // sharding.token_shards, weight.shape[0] // sharding.shards
     engine = choose_engine(hidden, weight, tokens, classes, implementation)
@@ -100,6 +102,8 @@ def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights
     if bias is None:
         bias = static[0].place(jnp.zeros(vocab, accumulator), static[0].table_spec)
     kept, labels = arguments.leave_out(weights, labels, ignore_index, vocab, accumulator)
+    if kept is not None:
+        hidden = jnp.where((kept == 0)[..., None], 0, hidden)
     losses, _ = _per_token(static, hidden, weight, bias, labels)
     return arguments.reduce_losses(losses, kept, reduction)
 
@@ -114,14 +118,14 @@ def _per_token(static, hidden, weight, bias, labels):
         flat, flat_labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
         local, own = sharding.local_ids(flat_labels, weight.shape[0])
         part = engine.statistics(options, flat, weight, bias, local)
-        lowest = jnp.finfo(part.log_sum_exp.dtype).min
+        lowest = jnp.finfo(part.log_sum_exp.dtype).min  # a whole shard may be out
         largest = jnp.maximum(sharding.max_over_vocab(part.log_sum_exp), lowest)
         total, label_logit, logit_sum = sharding.sum_over_vocab((
             jnp.exp(part.log_sum_exp - largest), jnp.where(own, part.label_logit, 0),
             part.logit_sum if options.label_smoothing else None,
         ))  # fmt: skip
         whole = Statistics(largest + jnp.log(total), logit_sum, label_logit)
-        losses = losses_of(options, vocab, whole, flat_labels)
+        losses = losses_of(options, vocab, _classes(sharding, options, bias), whole, flat_labels)
         return losses.reshape(labels.shape), whole.log_sum_exp.reshape(labels.shape)
 
     tokens, table = sharding.token_spec, sharding.table_spec
@@ -143,7 +147,8 @@ def _backward(static, residuals, cotangents):
         flat, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
         log_sum_exp = log_sum_exp.reshape(-1)
         cotangents = [cotangent.reshape(-1) for cotangent in cotangents]
-        factors = factors_of(options, vocab, log_sum_exp, cotangents)
+        classes = _classes(sharding, options, bias)
+        factors = factors_of(options, classes, log_sum_exp, cotangents)
         unused, flat, log_sum_exp, factors = without_unused(flat, log_sum_exp, factors, cotangents)
         local, _ = sharding.local_ids(labels, weight.shape[0])
         d_hidden, d_weight, d_bias = engine.gradient(
@@ -164,3 +169,8 @@ def _backward(static, residuals, cotangents):
 
 
 _per_token.defvjp(_forward, _backward)
+
+
+def _classes(sharding: VocabSharding, options: Options, bias):
+    """Inside ``run``: how many classes of all shards are in, where smoothing asks."""
+    return sharding.sum_over_vocab(class_count(bias)) if options.label_smoothing else 1

@@ -6,11 +6,13 @@ one static shape and no array is padded; the classes that an earlier tile has se
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 
 
 class Options(NamedTuple):
@@ -31,21 +33,15 @@ class VocabTile(NamedTuple):
     bias: jax.Array  # [size]
     fresh: jax.Array | None  # [size] bool; None: all are
 
-
-def accumulator_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """float32, or float64 where an input is float64."""
-    return common_dtype(*arrays, jnp.float32)
-
-
-def common_dtype(*arrays: Any) -> jnp.dtype:
-    """The dtype that JAX promotes ``arrays`` to, whatever the user's mode of promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(*arrays)
+    @property
+    def inside(self) -> jax.Array:
+        """[size] bool: the classes that are in; one of bias -inf is out, as padding is."""
+        return self.bias > -jnp.inf
 
 
 def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64)."""
-    dtype = common_dtype(a, b)
+    dtype = result_dtype(a, b)
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(
         a.astype(dtype),
@@ -65,7 +61,9 @@ def vocab_tile(weight: jax.Array, bias: jax.Array, index, options: Options) -> V
     vocab = weight.shape[0]
     size = min(options.vocab_tile, vocab)
     start = jnp.minimum(index * size, vocab - size)
-    fresh = None if vocab % size == 0 else start + jnp.arange(size) >= index * size
+    fresh = (
+        None if vocab % size == 0 else start + jnp.arange(size, dtype=start.dtype) >= index * size
+    )
     return VocabTile(
         start,
         lax.dynamic_slice_in_dim(weight, start, size),
@@ -83,23 +81,44 @@ def cap_logits(logits: jax.Array, soft_cap: float | None):
 
 
 def tile_logits(hidden: jax.Array, tile: VocabTile, options: Options):
-    """Logits [tokens, size] of one tile, -inf where not fresh, and their slope under the cap."""
-    logits, slope = cap_logits(matmul(hidden, tile.weight, (1, 1)) + tile.bias, options.soft_cap)
-    if tile.fresh is not None:
-        logits = jnp.where(tile.fresh, logits, -jnp.inf)
+    """Logits [tokens, size] of one tile, and their slope under the cap.
+
+    -inf where a class is not fresh or is out, which a cap would bring back.
+    """
+    logits = matmul(hidden, tile.weight, (1, 1))
+    logits = logits + tile.bias[None].astype(logits.dtype)
+    logits, slope = cap_logits(logits, options.soft_cap)
+    counts = tile.fresh
+    if options.soft_cap is not None:
+        counts = tile.inside if counts is None else counts & tile.inside
+    if counts is not None:
+        logits = jnp.where(counts[None], logits, -jnp.inf)
     return logits, slope
 
 
 def label_logits(hidden, weight, bias, labels, options: Options):
     """The logits [tokens] at ``labels``, their slope, and the rows of ``weight`` they used.
 
-    A label out of range gives NaN.
+    A label out of range gives NaN, that of a class that is out -inf.
     """
     dtype = accumulator_dtype(hidden, weight)
     rows = weight.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
-    offsets = bias.at[labels].get(mode="fill", fill_value=jnp.nan)
+    offsets = bias.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
     logits, slope = cap_logits((hidden.astype(dtype) * rows).sum(1) + offsets, options.soft_cap)
-    return logits, slope, rows
+    return jnp.where(offsets == -jnp.inf, -jnp.inf, logits), slope, rows
+
+
+def class_count(bias: jax.Array) -> jax.Array:
+    """How many classes are in, those of bias -inf being out: what label smoothing divides by."""
+    return (bias > -jnp.inf).sum(dtype=accumulator_dtype(bias))
+
+
+def largest_of(logits: jax.Array) -> jax.Array:
+    """The maximum of each token, [tokens], finite where a whole tile is -inf: no class is in it.
+
+    exp(-inf - -inf) would be NaN.
+    """
+    return jnp.maximum(logits.max(1), jnp.finfo(logits.dtype).min)
 
 
 def add_rows(array: jax.Array, tile: VocabTile, rows: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from jaxnets.kernels.softmax.tiles import (
     accumulator_dtype,
     add_rows,
     label_logits,
+    largest_of,
     matmul,
     tile_count,
     tile_logits,
@@ -48,18 +49,18 @@ def _statistics(options: Options, hidden, weight, bias, labels) -> Statistics:
             running_max, running_sum, logit_sum = carry
             tile = vocab_tile(weight, bias, index, options)
             logits, _ = tile_logits(hidden, tile, options)
-            new_max = jnp.maximum(running_max, logits.max(1))
+            new_max = jnp.maximum(running_max, largest_of(logits))
             running_sum = running_sum * jnp.exp(running_max - new_max)
             running_sum += jnp.exp(logits - new_max[:, None]).sum(1)
             if options.label_smoothing:
-                seen = True if tile.fresh is None else tile.fresh
-                logit_sum += jnp.where(seen, logits, 0).sum(1)
+                seen = tile.inside if tile.fresh is None else tile.inside & tile.fresh
+                logit_sum += jnp.where(seen[None], logits, 0).sum(1)
             return (new_max, running_sum, logit_sum), None
 
         zeros = jnp.zeros(size, dtype)
         (row_max, row_sum, logit_sum), _ = lax.scan(
             over_vocab,
-            (zeros + jnp.finfo(dtype).min, zeros, zeros),  # not -inf, as a whole tile may be
+            (jnp.full(size, jnp.finfo(dtype).min), zeros, zeros),
             jnp.arange(tile_count(weight.shape[0], options)),
         )
         return row_max + jnp.log(row_sum), logit_sum
@@ -86,11 +87,11 @@ def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, facto
             logits, slope = tile_logits(hidden, tile, options)
             gradient = softmax_factor[:, None] * jnp.exp(logits - log_sum_exp[:, None])
             if options.label_smoothing:
-                gradient -= uniform[:, None]
+                gradient -= jnp.where(tile.inside[None], uniform[:, None], 0)
             if slope is not None:
                 gradient *= slope
             if tile.fresh is not None:
-                gradient = jnp.where(tile.fresh, gradient, 0)
+                gradient = jnp.where(tile.fresh[None], gradient, 0)
             bias_rows += gradient.sum(0)
             gradient = gradient.astype(hidden.dtype)
             weight_rows += matmul(gradient, hidden, (0, 0))

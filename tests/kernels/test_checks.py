@@ -90,3 +90,13 @@ def test_sizes():
         checks.as_sizes("size", (1, 2, 3), 2)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         checks.as_sizes("size", 0, 2)
+
+
+def test_numbers():
+    for value in (0.5, np.float32(0.5), jnp.array(0.5), np.array(0.5)):
+        assert checks.as_number("z_loss", value) == 0.5
+    for value in ("much", None, [1.0, 2.0]):
+        with pytest.raises(TypeError, match="z_loss must be a number known at trace time"):
+            checks.as_number("z_loss", value)
+    with pytest.raises(TypeError, match="z_loss must be a number known at trace time"):
+        jax.jit(lambda value: checks.as_number("z_loss", value))(0.5)
