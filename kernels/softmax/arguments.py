@@ -132,7 +132,8 @@ def reduce_losses(losses: jax.Array, weights: jax.Array | None, reduction: str) 
         weighted, total = losses, jnp.asarray(losses.size, losses.dtype)
     else:
         weights = weights.astype(losses.dtype)
-        weighted = jnp.where(weights == 0, 0, losses * weights)
+        # The losses, not the product: the gradient of the weights would be 0 times NaN.
+        weighted = jnp.where(weights == 0, 0, losses) * weights
         total = weights.sum()
     if reduction == "none":
         return weighted

@@ -86,8 +86,8 @@ def linear_softmax_cross_entropy(
       soft_cap: above 0; logits stay within (-soft_cap, soft_cap).
       temperature: above 0, one for all tokens; may be a traced scalar, and then has a gradient.
       reduction: "mean" (by weight), "sum" or "none" (one loss a token).
-      return_log_sum_exp: also return z; differentiable, but the gradient then takes two passes. Of
-        a token that is left out it is log V (plus the biases): its hidden state counts as 0.
+      return_log_sum_exp: also return z; differentiable, but the gradient then takes two passes. 0
+        for a token that is left out.
       token_tile: tokens at a time in the one-pass gradient, whose temporary is
         [token_tile, vocab]. Smaller saves memory, larger reads the weights less often.
       vocab_tile: classes at a time.
@@ -210,6 +210,8 @@ def _loss(
         return weighted_sum(options, flat_hidden, weight, bias, flat_labels, factors)
     losses, log_sum_exp = per_token(engine, options, flat_hidden, weight, bias, flat_labels)
     loss = arguments.reduce_losses(losses, kept, reduction)
+    if kept is not None:
+        log_sum_exp = jnp.where(kept == 0, 0, log_sum_exp)
     if reduction == "none":
         loss = loss.reshape(batch)
     return (loss, log_sum_exp.reshape(batch)) if return_log_sum_exp else loss

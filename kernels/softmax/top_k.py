@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, ArrayLike, Float, Int32
 
+from jaxnets.kernels.checks import as_int
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.tiles import (
     Options,
@@ -23,12 +25,12 @@ _TOKENS = 512
 
 
 def linear_top_k(
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    k: int,
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    k: SupportsIndex,
     *,
-    vocab_tile: int = 4096,
+    vocab_tile: SupportsIndex = 4096,
 ) -> tuple[Float[Array, "*batch k"], Int32[Array, "*batch k"]]:
     """The ``k`` largest of ``hidden @ weight.T + bias``, largest first, and their classes.
 
@@ -41,11 +43,12 @@ def linear_top_k(
 
     Returns:
       Logits [..., k] in float32 (float64 for float64 input) and ids [..., k] int32; among equal
-      logits the smaller id comes first.
+      logits the smaller id comes first, and an id comes once, even where logits are -inf or NaN
+      (which is taken for the largest). Without tokens both are empty.
 
     Raises:
-      TypeError: integer hidden, weight or bias.
-      ValueError: shapes that do not fit, an empty batch, or k out of range.
+      TypeError: integer hidden, weight or bias, or a k or vocab_tile that is no integer.
+      ValueError: shapes that do not fit, or k or vocab_tile out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,11 +56,11 @@ def linear_top_k(
       >>> logits.tolist(), ids.tolist()
       ([[5.0, 3.0]], [[1, 2]])
     """
-    hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    arguments.check_projection(hidden, weight, bias)
+    hidden, weight, bias = arguments.check_projection(hidden, weight, bias)
+    k, tile = as_int("k", k), as_int("vocab_tile", vocab_tile, 1)
     if not 1 <= k <= weight.shape[0]:
         raise ValueError(f"k must lie in [1, vocab] = [1, {weight.shape[0]}], got {k}")
-    return _top_k(Options(vocab_tile=vocab_tile), k, hidden, weight, bias)
+    return _top_k(Options(vocab_tile=tile), k, hidden, weight, bias)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -68,22 +71,33 @@ def _top_k(options, k, hidden, weight, bias):
         bias = jnp.zeros(weight.shape[0], dtype)
     flat = hidden.reshape(-1, hidden.shape[-1])
     tokens = flat.shape[0]
+    shape = (*hidden.shape[:-1], k)
+    if not tokens:
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32)
     size = min(_TOKENS, tokens)
+    # The first tile has k classes or more: what is best so far are classes of data from the start,
+    # and no sentinel competes with a logit of -inf. Nor do classes seen before, which stand behind
+    # the best, and of equal logits the first is taken.
+    options = options._replace(vocab_tile=max(k, options.vocab_tile))
 
     def over_tokens(hidden):
-        def over_vocab(best, index):
+        def logits_of(index):
             tile = vocab_tile(weight, bias, index, options)
             logits, _ = tile_logits(hidden, tile, options)
-            classes = jnp.broadcast_to(tile.start + jnp.arange(logits.shape[1]), logits.shape)
-            logits = jnp.concatenate([best[0], logits], 1)
-            classes = jnp.concatenate([best[1], classes.astype(jnp.int32)], 1)
-            values, places = lax.top_k(logits, k)
-            return (values, jnp.take_along_axis(classes, places, 1)), None
+            classes = (tile.start + jnp.arange(logits.shape[1])).astype(jnp.int32)
+            return logits, jnp.broadcast_to(classes[None], logits.shape)
 
-        nothing = (jnp.full((size, k), -jnp.inf, dtype), jnp.zeros((size, k), jnp.int32))
-        best, _ = lax.scan(over_vocab, nothing, jnp.arange(tile_count(weight.shape[0], options)))
+        def best_of(logits, classes):
+            values, places = lax.top_k(logits, k)
+            return values, jnp.take_along_axis(classes, places, 1)
+
+        def over_vocab(best, index):
+            both = zip(best, logits_of(index), strict=True)
+            return best_of(*(jnp.concatenate(pair, 1) for pair in both)), None
+
+        others = jnp.arange(1, tile_count(weight.shape[0], options))
+        best, _ = lax.scan(over_vocab, best_of(*logits_of(0)), others)
         return best
 
     values, ids = lax.map(over_tokens, token_tiles(flat, size))
-    shape = (*hidden.shape[:-1], k)
     return values.reshape(-1, k)[:tokens].reshape(shape), ids.reshape(-1, k)[:tokens].reshape(shape)
