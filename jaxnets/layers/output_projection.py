@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import SupportsIndex
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int32, Integer
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int32, Integer
 
 from jaxnets.kernels import (
     Samples,
@@ -13,6 +17,9 @@ from jaxnets.kernels import (
     linear_top_k,
     sampled_softmax_cross_entropy,
 )
+from jaxnets.kernels.checks import as_floats, as_int
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.layers.initial import draw, float_dtype
 
 
 class OutputProjection(nnx.Module):
@@ -28,7 +35,8 @@ class OutputProjection(nnx.Module):
       rngs: for the weights; not needed when tied.
 
     Raises:
-      ValueError: ``tied`` has another shape, or ``rngs`` is missing.
+      TypeError: ``tied`` is no ``nnx.Embed``, or a size no integer.
+      ValueError: ``tied`` has another shape, ``rngs`` is missing, or a size is below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -41,20 +49,36 @@ class OutputProjection(nnx.Module):
       ((), ())
       >>> head.top_k(hidden, 3)[1].shape
       (2, 5, 3)
+
+      In linen, any method by its name; called, it gives the logits:
+
+      >>> linen = nnx.bridge.to_linen(OutputProjection, 8, vocab=1000)
+      >>> variables = linen.init(jax.random.key(0), hidden)
+      >>> linen.apply(variables, hidden, labels, sampled=samples, nnx_method="loss").shape
+      ()
+      >>> linen.apply(variables, hidden, 3, nnx_method="top_k")[1].shape
+      (2, 5, 3)
     """
 
     def __init__(
         self,
-        features: int,
-        vocab: int,
+        features: SupportsIndex,
+        vocab: SupportsIndex,
         *,
         use_bias: bool = True,
         tied: nnx.Embed | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
+        features, vocab = as_int("features", features, 1), as_int("vocab", vocab, 1)
         self.features, self.vocab = features, vocab
+        dtype = float_dtype(dtype)
         if tied is not None:
+            if not isinstance(tied, nnx.Embed):
+                raise TypeError(
+                    "tied must be the nnx.Embed of the inputs, whose table is [vocab, features], "
+                    f"got {type(tied).__name__}"
+                )
             if tied.embedding.shape != (vocab, features):
                 raise ValueError(
                     f"tied must embed [vocab, features] = {(vocab, features)}, "
@@ -64,28 +88,39 @@ class OutputProjection(nnx.Module):
         elif rngs is None:
             raise ValueError("rngs must be given where the weights are not tied")
         else:
-            initial = nnx.initializers.normal(features**-0.5)(rngs.params(), (vocab, features))
-            self.weight = nnx.Param(initial.astype(dtype))
+            initial = nnx.initializers.normal(features**-0.5)
+            self.weight = nnx.Param(draw(initial, rngs, (vocab, features), dtype))
         self.bias = nnx.Param(jnp.zeros(vocab, dtype)) if use_bias else None
 
     def _arrays(self) -> tuple[jax.Array, jax.Array | None]:
         return self.weight[...], None if self.bias is None else self.bias[...]
 
-    def logits(self, hidden: Float[Array, "*batch features"]) -> Float[Array, "*batch vocab"]:
+    def __call__(self, hidden: Float[ArrayLike, "*batch features"]) -> Float[Array, "*batch vocab"]:
+        """As :meth:`logits`."""
+        return self.logits(hidden)
+
+    def logits(self, hidden: Float[ArrayLike, "*batch features"]) -> Float[Array, "*batch vocab"]:
         """All logits, [..., vocab]: for a small batch, as in decoding."""
         weight, bias = self._arrays()
-        if hidden.shape[-1] != self.features:
+        hidden = as_floats("hidden", hidden)
+        if hidden.shape[-1:] != (self.features,):
             raise ValueError(
                 f"hidden must be [..., features] with features = {self.features}, "
                 f"got shape {hidden.shape}"
             )
-        logits = hidden @ weight.T
-        return logits if bias is None else logits + bias
+        dtype = result_dtype(hidden, weight)
+        logits = jnp.matmul(
+            hidden.astype(dtype), weight.astype(dtype).T,
+            preferred_element_type=accumulator_dtype(dtype),
+        )  # fmt: skip
+        if bias is not None:
+            logits = logits + jnp.expand_dims(bias, range(logits.ndim - 1)).astype(logits.dtype)
+        return logits.astype(dtype)
 
     def loss(
         self,
-        hidden: Float[Array, "*batch features"],
-        labels: Integer[Array, "..."],
+        hidden: Float[ArrayLike, "*batch features"],
+        labels: Integer[ArrayLike, "..."] | Sequence,
         *,
         sampled: Samples | None = None,
         **options,
@@ -101,15 +136,15 @@ class OutputProjection(nnx.Module):
 
     def evaluate(
         self,
-        hidden: Float[Array, "*batch features"],
-        labels: Integer[Array, "*batch"],
+        hidden: Float[ArrayLike, "*batch features"],
+        labels: Integer[ArrayLike, "*batch"] | Sequence,
         **options,
     ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "*batch"]]:
         """The exact loss, however the layer is trained."""
         return self.loss(hidden, labels, **options)
 
     def top_k(
-        self, hidden: Float[Array, "*batch features"], k: int
+        self, hidden: Float[ArrayLike, "*batch features"], k: SupportsIndex
     ) -> tuple[Float[Array, "*batch k"], Int32[Array, "*batch k"]]:
         """The ``k`` largest logits and their classes, tile by tile."""
         return linear_top_k(hidden, *self._arrays(), k)

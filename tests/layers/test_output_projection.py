@@ -117,3 +117,59 @@ def test_linen_through_the_bridge():
     loss, gradient = jax.value_and_grad(linen.apply)(variables, hidden, labels)
     assert np.isfinite(loss)
     assert all(bool(jnp.abs(g).max() > 0) for g in jax.tree.leaves(gradient))
+
+
+def test_every_method_in_linen():
+    hidden, labels = inputs()
+    linen = nnx.bridge.to_linen(OutputProjection, FEATURES, vocab=VOCAB)
+    variables = linen.init(jax.random.key(4), hidden)
+    head = OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0))
+    head.weight[...] = variables["params"]["weight"]
+    samples = sample(LogUniform(VOCAB), jax.random.key(3), 8, labels)
+
+    def apply(method, *arrays, **options):
+        return linen.apply(variables, *arrays, nnx_method=method, **options)
+
+    np.testing.assert_array_equal(linen.apply(variables, hidden), head.logits(hidden))
+    np.testing.assert_array_equal(apply("logits", hidden), head(hidden))
+    np.testing.assert_array_equal(apply("loss", hidden, labels), head.loss(hidden, labels))
+    np.testing.assert_array_equal(apply("evaluate", hidden, labels), head.evaluate(hidden, labels))
+    np.testing.assert_array_equal(
+        apply("loss", hidden, labels, sampled=samples), head.loss(hidden, labels, sampled=samples)
+    )
+    for a, b in zip(apply("top_k", hidden, 3), head.top_k(hidden, 3), strict=True):
+        np.testing.assert_array_equal(a, b)
+    gradient = jax.grad(
+        lambda v: linen.apply(v, hidden, labels, nnx_method="loss")
+    )(variables)["params"]["weight"]  # fmt: skip
+    wanted = nnx.grad(lambda head: head.loss(hidden, labels))(head)
+    np.testing.assert_array_equal(gradient, wanted["weight"][...])
+
+
+def test_what_is_refused(users_checks):
+    for tied in (nnx.Linear(VOCAB, FEATURES, rngs=nnx.Rngs(0)), jnp.ones((VOCAB, FEATURES))):
+        with pytest.raises(TypeError, match="tied must be the nnx.Embed of the inputs"):
+            OutputProjection(FEATURES, VOCAB, tied=tied)
+    with pytest.raises(ValueError, match="vocab must be at least 1, got 0"):
+        OutputProjection(FEATURES, 0, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="k must be an integer, got 2.0"):
+        OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0)).top_k(inputs()[0], 2.0)
+
+
+def test_strict_modes(strict_mode):
+    hidden, labels = inputs()
+    head = OutputProjection(FEATURES, VOCAB, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+
+    def loss(head):
+        return head.logits(hidden).sum() + head.loss(hidden, labels)
+
+    gradient = nnx.grad(loss)(head)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(gradient))
+
+
+def test_no_tokens():
+    head = OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0))
+    hidden, labels = jnp.ones((2, 0, FEATURES)), jnp.zeros((2, 0), jnp.int32)
+    assert float(head.loss(hidden, labels)) == 0
+    assert head.logits(hidden).shape == (2, 0, VOCAB)
+    assert head.top_k(hidden, 3)[1].shape == (2, 0, 3)
