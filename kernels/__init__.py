@@ -11,6 +11,7 @@ from jaxnets.kernels.softmax.checked import checked
 from jaxnets.kernels.softmax.full import linear_softmax_cross_entropy
 from jaxnets.kernels.softmax.in_batch import in_batch, in_batch_softmax_cross_entropy
 from jaxnets.kernels.softmax.learned_unigram import LearnedUnigram
+from jaxnets.kernels.softmax.rows import Rows
 from jaxnets.kernels.softmax.sampled import (
     nce_loss,
     negative_sampling_loss,
@@ -24,7 +25,7 @@ from jaxnets.kernels.softmax.sharded_sampled import (
     sharded_sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.softmax.sharded_sampler import ShardedUnigram
-from jaxnets.kernels.softmax.sparse import Rows, add_rows, gather_rows, rows_from_dense, to_dense
+from jaxnets.kernels.softmax.sparse import add_rows, gather_rows, rows_from_dense, to_dense
 from jaxnets.kernels.softmax.top_k import linear_top_k
 from jaxnets.kernels.softmax.unigram import Unigram
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding

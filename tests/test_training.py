@@ -8,7 +8,8 @@ from rich.console import Console
 
 from jaxnets import optim
 from jaxnets.kernels import Rows
-from jaxnets.training import clip_by_norm, fit
+from jaxnets.optim import clip_by_norm
+from jaxnets.training import fit
 
 QUIET = Console(quiet=True)
 

@@ -1,10 +1,11 @@
 """Optimisers for row-sparse gradients: a step costs the rows it touches, not the table."""
 
+from jaxnets.optim.clipping import clip_by_norm, global_norm
 from jaxnets.optim.partition import partition
 from jaxnets.optim.rows import adagrad, apply_updates, lazy_adam, momentum, rowwise_adagrad, sgd
 from jaxnets.optim.sharded import sharded_init, sharded_update
 
 __all__ = [
-    "adagrad", "apply_updates", "lazy_adam", "momentum", "partition", "rowwise_adagrad", "sgd",
-    "sharded_init", "sharded_update",
+    "adagrad", "apply_updates", "clip_by_norm", "global_norm", "lazy_adam", "momentum", "partition",
+    "rowwise_adagrad", "sgd", "sharded_init", "sharded_update",
 ]  # fmt: skip

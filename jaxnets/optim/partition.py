@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import optax
+from flax import nnx
 
 from jaxnets.optim.rows import is_rows
 
@@ -24,7 +25,9 @@ def partition(
     Args:
       tables: of this package.
       rest: any of optax.
-      is_table: of a parameter's path, as ("embedding", "weight").
+      is_table: of a parameter's path by the names that its module has, as ("embedding", "weight");
+        of a list's elements "0", "1", ... It is the same for an ``nnx.State``, its pure dict and
+        linen's parameters.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -40,12 +43,12 @@ def partition(
     """
 
     def split(tree) -> tuple[list[bool], list, list, Any]:
-        paths, structure = jax.tree.flatten_with_path(tree, is_leaf=is_rows)
-        chosen = [is_table(tuple(str(getattr(k, "key", k)) for k in path)) for path, _ in paths]
+        leaves, structure = jax.tree.flatten(tree, is_leaf=is_rows)
+        chosen = [is_table(path) for path in _paths(tree)]
         parts: dict[bool, list] = {True: [], False: []}
-        for choice, (_, leaf) in zip(chosen, paths, strict=True):
-            parts[choice].append(leaf)
-        return chosen, parts[True], parts[False], structure
+        for choice, leaf in zip(chosen, leaves, strict=True):
+            parts[bool(choice)].append(leaf)
+        return list(map(bool, chosen)), parts[True], parts[False], structure
 
     def init(parameters):
         _, table_leaves, leaves, _ = split(parameters)
@@ -61,3 +64,24 @@ def partition(
         return jax.tree.unflatten(structure, merged), (table_state, rest_state)
 
     return optax.GradientTransformation(init, update)
+
+
+def _paths(tree: Any) -> list[tuple[str, ...]]:
+    """The names on the way to each leaf; what is inside an ``nnx.Variable`` has its name."""
+
+    def is_leaf(node):
+        return is_rows(node) or isinstance(node, nnx.Variable)
+
+    found = []
+    for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_leaf):
+        names = tuple(map(_name, path))
+        found += [names] * len(jax.tree.leaves(leaf, is_leaf=is_rows))
+    return found
+
+
+def _name(key: Any) -> str:
+    """What a user calls one step of a path: a key, an attribute or an index."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)

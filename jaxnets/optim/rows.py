@@ -9,6 +9,9 @@ the dense optimiser does with a gradient of 0, so the two agree exactly. For mom
 not: the dense optimiser goes on moving a row by its old momentum and lets the moments decay. The
 lazy ones agree with it where every row is touched at every step.
 
+States and arithmetic are in float32 at least, whatever the table's dtype: in bfloat16 Adam's
+1 - 0.999 is 0. A learning rate is a number or, as in optax, a schedule of the steps taken before.
+
 Donate tables and state to the jitted step, or each step copies them:
 
 >>> import jax, jax.numpy as jnp
@@ -34,9 +37,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxnets.kernels.softmax.sparse import Rows, add_rows, set_rows
+from jaxnets.kernels.checks import is_known
+from jaxnets.kernels.numerics import accumulator_dtype
+from jaxnets.kernels.softmax.rows import Rows
+from jaxnets.kernels.softmax.sparse import add_rows, set_rows
 
 
 class RowState(NamedTuple):
@@ -46,66 +53,74 @@ class RowState(NamedTuple):
     tables: Any
 
 
-def sgd(learning_rate: float) -> optax.GradientTransformation:
+def sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     """``update = -learning_rate g``. Equal to ``optax.sgd``."""
 
-    def rule(gradient, state, count):
-        return -learning_rate * gradient, state
+    def rule(rate, gradient, state, count):
+        return -rate * gradient, state
 
-    return _by_rows(lambda table: {}, rule)
+    return _by_rows(learning_rate, lambda shape, dtype: {}, rule)
 
 
-def momentum(learning_rate: float, decay: float = 0.9) -> optax.GradientTransformation:
+def momentum(
+    learning_rate: optax.ScalarOrSchedule, decay: float = 0.9
+) -> optax.GradientTransformation:
     """``m = decay m + g; update = -learning_rate m``, on touched rows only.
 
     A row's velocity neither decays nor moves it while the row is not touched; ``optax.sgd`` with
     momentum would do both.
     """
 
-    def rule(gradient, state, count):
+    def rule(rate, gradient, state, count):
         velocity = decay * state["velocity"] + gradient
-        return -learning_rate * velocity, {"velocity": velocity}
+        return -rate * velocity, {"velocity": velocity}
 
-    return _by_rows(lambda table: {"velocity": jnp.zeros_like(table)}, rule)
+    def zero(shape, dtype):
+        return {"velocity": jnp.zeros(shape, dtype)}
+
+    return _by_rows(learning_rate, zero, rule)
 
 
 def adagrad(
-    learning_rate: float, initial_accumulator: float = 0.1, eps: float = 1e-7
+    learning_rate: optax.ScalarOrSchedule, initial_accumulator: float = 0.1, eps: float = 1e-7
 ) -> optax.GradientTransformation:
     """``a = a + g^2; update = -learning_rate g / sqrt(a + eps)`` (Duchi et al. 2011).
 
     Equal to ``optax.adagrad``: a gradient of 0 changes nothing in either.
     """
 
-    def rule(gradient, state, count):
+    def rule(rate, gradient, state, count):
         total = state["sum"] + gradient**2
-        return -learning_rate * gradient * jax.lax.rsqrt(total + eps), {"sum": total}
+        return -rate * gradient * jax.lax.rsqrt(total + eps), {"sum": total}
 
-    return _by_rows(lambda table: {"sum": jnp.full_like(table, initial_accumulator)}, rule)
+    def start(shape, dtype):
+        return {"sum": jnp.full(shape, initial_accumulator, dtype)}
+
+    return _by_rows(learning_rate, start, rule)
 
 
 def rowwise_adagrad(
-    learning_rate: float, initial_accumulator: float = 0.1, eps: float = 1e-7
+    learning_rate: optax.ScalarOrSchedule, initial_accumulator: float = 0.1, eps: float = 1e-7
 ) -> optax.GradientTransformation:
     """Adagrad with one accumulator a row, of the mean of g^2 over the row: 1/features the state.
 
     As in DLRM (Naumov et al. 2019). Equal to :func:`adagrad` on a table of one feature.
     """
 
-    def rule(gradient, state, count):
+    def rule(rate, gradient, state, count):
         columns = tuple(range(1, gradient.ndim))
         total = state["sum"] + (gradient**2).mean(columns)
         scale = jax.lax.rsqrt(total + eps).reshape(-1, *(1 for _ in columns))
-        return -learning_rate * gradient * scale, {"sum": total}
+        return -rate * gradient * scale, {"sum": total}
 
-    def zero(table):
-        return {"sum": jnp.full(table.shape[:1], initial_accumulator, table.dtype)}
+    def start(shape, dtype):
+        return {"sum": jnp.full(shape[:1], initial_accumulator, dtype)}
 
-    return _by_rows(zero, rule)
+    return _by_rows(learning_rate, start, rule)
 
 
 def lazy_adam(
-    learning_rate: float, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+    learning_rate: optax.ScalarOrSchedule, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
 ) -> optax.GradientTransformation:
     """Adam (Kingma and Ba 2015) whose moments and parameters change on touched rows only.
 
@@ -114,30 +129,31 @@ def lazy_adam(
     goes on moving. With every row touched at every step it equals ``optax.adam``.
     """
 
-    def rule(gradient, state, count):
+    def rule(rate, gradient, state, count):
         first = b1 * state["first"] + (1 - b1) * gradient
         second = b2 * state["second"] + (1 - b2) * gradient**2
         steps = count.astype(gradient.dtype)
         scale = jnp.sqrt(second / (1 - b2**steps)) + eps
-        update = -learning_rate * (first / (1 - b1**steps)) / scale
+        update = -rate * (first / (1 - b1**steps)) / scale
         return update, {"first": first, "second": second}
 
-    def zero(table):
-        return {"first": jnp.zeros_like(table), "second": jnp.zeros_like(table)}
+    def zero(shape, dtype):
+        return {"first": jnp.zeros(shape, dtype), "second": jnp.zeros(shape, dtype)}
 
-    return _by_rows(zero, rule)
+    return _by_rows(learning_rate, zero, rule)
 
 
 def apply_updates(tables: Any, updates: Any) -> Any:
     """``tables`` with the ``Rows`` of ``updates`` added, in place where the tables are donated.
 
-    Updates that are arrays are added as ``optax.apply_updates`` does.
+    Updates that are arrays are added as ``optax.apply_updates`` does: in the wider dtype, and
+    rounded once.
     """
 
     def add(update, table):
         if is_rows(update):
             return add_rows(table, update)
-        return (table + update).astype(table.dtype)
+        return optax.apply_updates(table, update)
 
     return jax.tree.map(add, updates, tables, is_leaf=is_rows)
 
@@ -147,28 +163,42 @@ def is_rows(leaf: Any) -> bool:
     return isinstance(leaf, Rows)
 
 
-def _by_rows(zero: Callable, rule: Callable) -> optax.GradientTransformation:
-    """Gathers the state's rows, applies ``rule(gradient, state, count)``, and puts them back."""
+def _by_rows(
+    learning_rate: optax.ScalarOrSchedule, start: Callable, rule: Callable
+) -> optax.GradientTransformation:
+    """Gathers the state's rows, applies ``rule(rate, gradient, state, count)``, and puts them back.
+
+    ``start(shape, dtype)`` makes a table's state.
+    """
+    if not callable(learning_rate) and is_known(learning_rate):
+        known = np.asarray(learning_rate, np.float64)
+        if known.shape or not 0 <= known < np.inf:
+            raise ValueError(f"learning_rate must be a number of at least 0, got {learning_rate}")
 
     def init(tables):
-        return RowState(
-            jnp.zeros((), jnp.int32), [zero(table) for table in jax.tree.leaves(tables)]
-        )
+        leaves = jax.tree.leaves(tables)
+        states = [start(table.shape, accumulator_dtype(table)) for table in leaves]
+        return RowState(jnp.zeros((), jnp.int32), states)
 
     def update(gradients, state, params=None):
         del params
         count = state.step + 1
+        rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
         leaves, tree = jax.tree.flatten(gradients, is_leaf=is_rows)
         updates, tables = [], []
         for rows, arrays in zip(leaves, state.tables, strict=True):
             if not is_rows(rows):
                 raise TypeError(f"gradients must be Rows for each table, got {type(rows).__name__}")
-            touched = {name: a.at[rows.ids].get(mode="clip") for name, a in arrays.items()}
-            values, touched = rule(rows.values, touched, count)
-            updates.append(Rows(rows.ids, values))
-            tables.append(
-                {name: set_rows(arrays[name], Rows(rows.ids, new)) for name, new in touched.items()}
+            ids, dtype = rows.ids, accumulator_dtype(rows.values, *arrays.values())
+            touched = {name: a.at[ids].get(mode="clip") for name, a in arrays.items()}
+            values, touched = rule(
+                jnp.asarray(rate).astype(dtype), rows.values.astype(dtype), touched, count
             )
+            updates.append(rows._replace(values=values))
+            tables.append({
+                name: set_rows(arrays[name], rows._replace(values=new))
+                for name, new in touched.items()
+            })  # fmt: skip
         return jax.tree.unflatten(tree, updates), RowState(count, tables)
 
     return optax.GradientTransformation(init, update)

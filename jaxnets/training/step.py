@@ -12,8 +12,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from jaxnets.optim import apply_updates
-from jaxnets.optim.rows import is_rows
+from jaxnets.optim import apply_updates, clip_by_norm
 from jaxnets.training.arguments import loss_and_metrics
 
 OWN = ("step", "loss")  # names in a run's rows that no metric may have
@@ -138,24 +137,3 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
         return state, result, metrics
 
     return step
-
-
-def clip_by_norm(gradient: Any, limit: float) -> tuple[Any, jax.Array]:
-    """``gradient`` scaled to a norm of at most ``limit``, and the norm that it had.
-
-    A leaf may be :class:`jaxnets.kernels.Rows`, whose values count.
-    """
-
-    values = [
-        leaf.values if is_rows(leaf) else leaf
-        for leaf in jax.tree.leaves(gradient, is_leaf=is_rows)
-    ]
-    norm = optax.tree.norm(values)
-    factor = jnp.minimum(1, limit / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-
-    def scale(leaf):
-        if is_rows(leaf):
-            return leaf._replace(values=leaf.values * factor.astype(leaf.values.dtype))
-        return leaf * factor.astype(leaf.dtype)
-
-    return jax.tree.map(scale, gradient, is_leaf=is_rows), norm

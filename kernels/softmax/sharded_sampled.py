@@ -22,9 +22,10 @@ from jaxtyping import Array, Float, Int32, Integer, Num
 
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.candidates import candidates, check
+from jaxnets.kernels.softmax.rows import Rows
 from jaxnets.kernels.softmax.sampled_core import candidate_softmax
 from jaxnets.kernels.softmax.samples import Samples
-from jaxnets.kernels.softmax.sparse import Rows, check_tables, distinct_ids
+from jaxnets.kernels.softmax.sparse import check_tables, distinct_ids
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 
 

@@ -15,26 +15,18 @@ It is so too for a bfloat16 or float16 table on CPU, which XLA scatters by way o
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int32
 
+from jaxnets.kernels.checks import INT32_MAX, as_int, as_integers, is_known
+from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.ordering import sort_ids
-
-
-class Rows(NamedTuple):
-    """Rows of a table: ``values[i]`` belongs to row ``ids[i]``; what is not named is 0.
-
-    ids: [rows] int32, distinct and sorted; ids of vocab and above (out of bounds) fill up behind
-      the last.
-    values: [rows, ...].
-    """
-
-    ids: jax.Array
-    values: jax.Array
+from jaxnets.kernels.softmax.rows import Rows
 
 
 @jax.named_scope("gather_rows")
@@ -44,17 +36,20 @@ def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]
     Args:
       tables: an array [vocab, ...] or a pytree of such with one vocab, as {"weight": [vocab,
         features], "bias": [vocab]}.
-      ids: an integer array, or a pytree of such, of any shapes; in [0, vocab).
+      ids: an array of integers of any width, or a pytree of such, of any shapes; in [0, vocab). A
+        list is a pytree of numbers.
 
     Returns:
       ``(row_ids, rows, local_ids)``: row_ids [rows] int32, sorted and distinct, filled up with
       ids of vocab and above to the number of ids; rows, like tables with [rows, ...]; and
       local_ids, like ids, with ``rows[local_ids]`` equal to ``tables[ids]``. An id outside
-      [0, vocab) gives a local id outside [0, rows): the losses make it NaN.
+      [0, vocab) gives a local id outside [0, rows): the losses make it NaN. Without an id all of
+      them are empty.
 
     Raises:
       TypeError: float ids.
-      ValueError: no table, tables with different vocabs, or no id.
+      ValueError: no table, tables with different vocabs, or a vocab so large that the ids behind
+        the last do not fit int32.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,24 +65,29 @@ def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]
 
 
 def check_tables(tables: Any, ids: Any) -> int:
-    """Raise unless the tables share their first axis and there are ids; returns that axis."""
+    """The tables' first axis; raises unless they share it, and ids behind the last fit int32."""
     leaves = jax.tree.leaves(tables)
     vocabs = {table.shape[:1] for table in leaves}
     if len(vocabs) != 1 or () in vocabs:
         raise ValueError(f"tables must share their first axis, got {[t.shape for t in leaves]}")
-    id_leaves = jax.tree.leaves(ids)
-    for leaf in id_leaves:
-        arguments.check_integers("ids", leaf)
-    if not sum(leaf.size for leaf in id_leaves):
+    vocab = vocabs.pop()[0]
+    if not vocab:
+        raise ValueError(f"tables must hold at least one row, got {[t.shape for t in leaves]}")
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(ids))
+    if vocab + count > INT32_MAX:
         raise ValueError(
-            f"ids must hold at least one id, got shapes {[i.shape for i in id_leaves]}"
+            f"tables must have at most {INT32_MAX} - {count} rows for {count} ids, so that those "
+            f"behind the last fit int32, got {vocab}"
         )
-    return vocabs.pop()[0]
+    return vocab
 
 
 def distinct_ids(ids: Any, vocab: int) -> tuple[jax.Array, Any]:
     """``row_ids [rows]`` and ``local_ids`` of :func:`gather_rows`, for a vocabulary."""
     leaves, tree = jax.tree.flatten(ids)
+    leaves = [as_integers("ids", leaf) for leaf in leaves]
+    if not sum(leaf.size for leaf in leaves):
+        return jnp.zeros(0, jnp.int32), jax.tree.unflatten(tree, leaves)
     flat = arguments.safe_ids(jnp.concatenate([leaf.reshape(-1) for leaf in leaves]), vocab)
     row_ids, local = _distinct(flat, vocab)
     local = jnp.where(flat < vocab, local, flat.size)
@@ -98,28 +98,50 @@ def distinct_ids(ids: Any, vocab: int) -> tuple[jax.Array, Any]:
 
 
 @jax.named_scope("rows_from_dense")
-def rows_from_dense(gradient: jax.Array, num_rows: int) -> Rows:
+def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> Rows:
     """The rows of a dense ``gradient [vocab, ...]`` that are not 0, at most ``num_rows`` of them.
 
     For tests and for moving over: it reads the whole gradient.
 
     Raises:
-      ValueError: a gradient without rows, or ``num_rows`` below 1.
+      ValueError: a gradient without rows, ``num_rows`` below 1, or more rows than that where they
+        are known; under ``jit`` the values are then NaN.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rows = rows_from_dense(jnp.zeros((5, 2)).at[3].set(1.0), 2)
+      >>> rows.ids.tolist(), rows.values.tolist()
+      ([3, 6], [[1.0, 1.0], [0.0, 0.0]])
     """
-    if not gradient.size or not gradient.ndim:
+    gradient, num_rows = jnp.asarray(gradient), as_int("num_rows", num_rows, 1)
+    if not gradient.ndim or not gradient.shape[0]:
         raise ValueError(f"gradient must be [vocab, ...] and not empty, got {gradient.shape}")
-    if num_rows < 1:
-        raise ValueError(f"num_rows must be at least 1, got {num_rows}")
     vocab = gradient.shape[0]
-    touched = jnp.any(gradient.reshape(vocab, -1) != 0, axis=1)
+    if vocab + num_rows > INT32_MAX:
+        raise ValueError(f"vocab + num_rows must fit int32, got {vocab} + {num_rows}")
+    touched = (gradient != 0).any(tuple(range(1, gradient.ndim)))
+    count = touched.sum()
+    if is_known(count) and int(count) > num_rows:
+        raise ValueError(f"num_rows must be at least {int(count)}, the rows not 0, got {num_rows}")
     (ids,) = jnp.nonzero(touched, size=num_rows, fill_value=vocab)
-    ids = (ids + jnp.where(ids < vocab, 0, jnp.arange(num_rows))).astype(jnp.int32)
-    return Rows(ids, gradient.at[ids].get(mode="fill", fill_value=0))
+    ids = ids.astype(jnp.int32)
+    ids = ids + jnp.where(ids < vocab, 0, jnp.arange(num_rows, dtype=jnp.int32))
+    values = gradient.at[ids].get(mode="fill", fill_value=0)
+    if not is_known(count) and jnp.issubdtype(values.dtype, jnp.floating):
+        values = jnp.where(count > num_rows, jnp.nan, values)
+    return Rows(ids, values)
 
 
 @jax.named_scope("add_rows")
 def add_rows(table: jax.Array, rows: Rows) -> jax.Array:
-    """``table [vocab, ...]`` with ``rows`` added; in place where the table is donated."""
+    """``table [vocab, ...]`` with ``rows`` added; in place where the table is donated.
+
+    Added in the wider of the two dtypes, and rounded once.
+    """
+    dtype = result_dtype(table, rows.values)
+    if dtype != table.dtype:
+        old = table.at[rows.ids].get(mode="clip").astype(dtype)
+        return set_rows(table, rows._replace(values=old + rows.values.astype(dtype)))
     return table.at[rows.ids].add(
         rows.values.astype(table.dtype),
         mode="drop",
@@ -139,8 +161,9 @@ def set_rows(table: jax.Array, rows: Rows) -> jax.Array:
     )
 
 
-def to_dense(rows: Rows, vocab: int) -> jax.Array:
+def to_dense(rows: Rows, vocab: SupportsIndex) -> jax.Array:
     """The dense gradient [vocab, ...] that ``rows`` stand for."""
+    vocab = as_int("vocab", vocab, 1)
     return add_rows(jnp.zeros((vocab, *rows.values.shape[1:]), rows.values.dtype), rows)
 
 
@@ -149,7 +172,7 @@ def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     order, ordered, is_first = sort_ids(ids)
     rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
     # Fillers differ, so that ids are distinct and sorted to the end, as the scatters promise XLA.
-    fillers = fill + jnp.arange(ids.size, dtype=jnp.int32)
+    fillers = jnp.int32(fill) + jnp.arange(ids.size, dtype=jnp.int32)
     distinct = fillers.at[rank].set(ordered)
     local = jnp.zeros(ids.shape, jnp.int32).at[order].set(rank, unique_indices=True)
     return distinct, local

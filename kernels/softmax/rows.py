@@ -1,0 +1,111 @@
+"""Rows of a table by their ids: a gradient that is 0 wherever it names no row.
+
+The ids are whole numbers among gradients, and libraries such as optax scale, add and average every
+array that they find in a gradient. Scaled ids would silently name other rows. So inside a
+:class:`Rows` they are kept as an array of a dtype of their own, "ids of jaxnets.kernels.Rows",
+which JAX moves about as any other and refuses to compute with, naming it. (It is declared as a kind
+of random key, the one way that JAX has to declare such a dtype.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ArrayLike, Integer, Shaped
+
+from jaxnets.kernels.checks import as_integers, is_known
+
+
+def _refuse(*_args):
+    raise TypeError("the ids of jaxnets.kernels.Rows are no random keys")
+
+
+_IDS = jax.extend.random.define_prng_impl(
+    key_shape=(1,), seed=_refuse, split=_refuse, random_bits=_refuse, fold_in=_refuse,
+    name="jaxnets_row_ids", tag="ids of jaxnets.kernels.Rows",
+)  # fmt: skip
+
+
+@jax.tree_util.register_pytree_with_keys_class
+class Rows:
+    """Rows of a table: ``values[i]`` belongs to row ``ids[i]``; what is not named is 0.
+
+    Optimisers of ``jaxnets.optim`` take it; to scale or clip it use ``_replace(values=...)``, a
+    learning rate that is a schedule, or ``jaxnets.optim.clip_by_norm``. Transformations of optax
+    are refused with a TypeError that names the ids.
+
+    Attributes:
+      ids: [rows] int32, distinct and sorted, at least 0; ids of vocab and above (out of bounds)
+        fill up behind the last.
+      values: [rows, ...].
+
+    Raises:
+      TypeError: ids that are not integers.
+      ValueError: ids that are not [rows], not sorted and distinct, or negative, where their values
+        are known.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> rows = Rows([3, 7], jnp.ones((2, 4)))
+      >>> ids, values = rows
+      >>> ids.tolist(), rows._replace(values=2 * values).values[0, 0].item()
+      ([3, 7], 2.0)
+      >>> jax.tree.map(lambda gradient: 0.5 * gradient, rows)  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+        ...
+      TypeError: ...ids of jaxnets.kernels.Rows...
+    """
+
+    __slots__ = ("_kept", "values")
+
+    values: Any
+
+    def __init__(
+        self, ids: Integer[ArrayLike, " rows"] | Sequence, values: Shaped[ArrayLike, "rows ..."]
+    ):
+        whole = as_integers("ids", ids)
+        if whole.ndim != 1:
+            raise ValueError(f"ids must be [rows], got shape {whole.shape}")
+        if is_known(whole) and whole.size:
+            known = np.asarray(whole)
+            if known[0] < 0 or (known[1:] <= known[:-1]).any():
+                raise ValueError(
+                    "ids must be distinct, sorted and at least 0, as gather_rows makes them, got "
+                    f"{known[:8].tolist()}{' ...' if known.size > 8 else ''}"
+                )
+        data = jax.lax.bitcast_convert_type(whole, jnp.uint32)
+        self._kept = jax.random.wrap_key_data(data[:, None], impl=_IDS)
+        self.values = values
+
+    @property
+    def ids(self) -> jax.Array:
+        """[rows] int32."""
+        data = jax.random.key_data(self._kept)
+        return jax.lax.bitcast_convert_type(data[:, 0], jnp.int32)
+
+    def _replace(self, *, values: Any) -> Rows:
+        """The same rows with other values."""
+        return self.tree_unflatten(None, (self._kept, values))
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        yield self.ids
+        yield self.values
+
+    def __repr__(self) -> str:
+        return f"Rows(ids={self._kept}, values={self.values})"
+
+    def tree_flatten_with_keys(self):
+        names = jax.tree_util.GetAttrKey("ids"), jax.tree_util.GetAttrKey("values")
+        return tuple(zip(names, (self._kept, self.values), strict=True)), None
+
+    @classmethod
+    def tree_unflatten(cls, _nothing, children) -> Rows:
+        """Around whatever JAX puts in place of arrays, so without checks."""
+        rows = object.__new__(cls)
+        rows._kept, rows.values = children
+        return rows

@@ -1,0 +1,298 @@
+"""Row gradients among optax's transformations: right, or refused by name; never other rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxnets import optim
+from jaxnets.kernels import Rows, add_rows, gather_rows, rows_from_dense, to_dense
+from tests.inputs import INTEGER_TYPES
+
+TABLE = jnp.zeros((10, 2))
+
+
+def rows():
+    return Rows(jnp.array([3, 7]), jnp.full((2, 2), 2.0))
+
+
+REFUSED = {
+    "scale": optax.scale(0.5),
+    "scale by an integer": optax.scale(-1),
+    "schedule": optax.scale_by_schedule(lambda n: 0.5),
+    "clip": optax.clip(1.0),
+    "clip_by_global_norm": optax.clip_by_global_norm(1.0),
+    "adam": optax.adam(0.1),
+    "momentum": optax.sgd(0.1, momentum=0.9),
+    "ema": optax.ema(0.9),
+    "adagrad": optax.adagrad(0.1),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("after", [False, True])
+def test_optax_is_refused(name, after):
+    ours = optim.sgd(1.0)
+    optimizer = optax.chain(*((ours, REFUSED[name]) if after else (REFUSED[name], ours)))
+
+    def step(gradient):
+        state = optimizer.init(TABLE)
+        updates, _ = optimizer.update(gradient, state, TABLE)
+        return optim.apply_updates(TABLE, updates)
+
+    with pytest.raises((TypeError, ValueError, NotImplementedError)):
+        step(rows())
+    with pytest.raises((TypeError, ValueError, NotImplementedError)):
+        jax.jit(step)(rows())
+
+
+@pytest.mark.parametrize("function", [lambda g: 0.5 * g, lambda g: -g, lambda g: g + g])
+def test_arithmetic_names_the_ids(function):
+    with pytest.raises(TypeError, match=r"ids of jaxnets\.kernels\.Rows"):
+        jax.tree.map(function, rows())
+    with pytest.raises(TypeError, match=r"ids of jaxnets\.kernels\.Rows"):
+        jax.jit(lambda gradient: jax.tree.map(function, gradient))(rows())
+
+
+def test_the_norm_is_that_of_the_values():
+    np.testing.assert_allclose(optim.global_norm(rows()), 4.0, rtol=1e-6)
+    both = {"table": rows(), "bias": jnp.array([3.0])}
+    np.testing.assert_allclose(optim.global_norm(both), 5.0, rtol=1e-6)
+    with pytest.raises((TypeError, NotImplementedError)):
+        optax.tree.norm(rows())
+
+
+def test_what_composes():
+    """Schedules, injected rates, masks and chains of one."""
+    wanted = TABLE.at[jnp.array([3, 7])].add(-1.0)
+    for optimizer in (
+        optim.sgd(lambda n: 0.5),
+        optax.chain(optax.zero_nans(), optim.sgd(0.5)),
+        optax.inject_hyperparams(optim.sgd)(learning_rate=0.5),
+        optax.partition({"rows": optim.sgd(0.5)}, lambda _: "rows"),
+    ):
+        state = optimizer.init(TABLE)
+        updates, _ = jax.jit(optimizer.update)(rows(), state, TABLE)
+        np.testing.assert_array_equal(optim.apply_updates(TABLE, updates), wanted)
+
+
+def test_schedules_count_the_steps_as_optax_does():
+    def schedule(n):
+        return 0.1 / (n + 1)
+
+    ours, theirs = optim.adagrad(schedule), optax.adagrad(schedule)
+    table = dense = jnp.ones((5, 2))
+    state, dense_state = ours.init(table), theirs.init(dense)
+    for i in range(4):
+        gradient = jax.random.normal(jax.random.key(i), (5, 2))
+        updates, state = ours.update(rows_from_dense(gradient, 5), state)
+        table = optim.apply_updates(table, updates)
+        dense_updates, dense_state = theirs.update(gradient, dense_state)
+        dense = optax.apply_updates(dense, dense_updates)
+    np.testing.assert_allclose(table, dense, rtol=1e-6)
+
+
+OPTIMISERS = {
+    "sgd": (optim.sgd, optax.sgd, 0.01),
+    "momentum": (optim.momentum, lambda r: optax.sgd(r, momentum=0.9), 0.01),
+    "adagrad": (optim.adagrad, optax.adagrad, 0.01),
+    "lazy_adam": (optim.lazy_adam, optax.adam, 0.01),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_half_precision_tables_move_as_optax_moves_float32_ones(name, dtype):
+    """The table is rounded once a step; states and arithmetic are float32."""
+    ours, theirs, rate = OPTIMISERS[name]
+    ours, theirs = ours(rate), theirs(rate)
+    table = jnp.ones((6, 3), dtype)
+    state, dense_state = ours.init(table), theirs.init(table.astype(jnp.float32))
+    assert all(leaf.dtype != dtype for leaf in jax.tree.leaves(state))
+    dense = table
+    for i in range(5):
+        gradient = jax.random.normal(jax.random.key(i), (6, 3)).astype(dtype)
+        updates, state = ours.update(rows_from_dense(gradient, 6), state)
+        table = optim.apply_updates(table, updates)
+        wide = dense.astype(jnp.float32)
+        updates, dense_state = theirs.update(gradient.astype(jnp.float32), dense_state, wide)
+        dense = optax.apply_updates(wide, updates).astype(dtype)
+    assert table.dtype == dtype
+    assert bool((table != 1).any())
+    # The same arithmetic in float32; where its last bit decides a rounding, one of dtype's.
+    np.testing.assert_allclose(
+        table.astype(jnp.float32), dense.astype(jnp.float32), atol=float(jnp.finfo(dtype).eps)
+    )
+
+
+def test_rates_are_checked(users_checks):
+    for rate in (-1.0, float("nan"), jnp.inf, np.array([0.1, 0.2])):
+        with pytest.raises(ValueError, match="learning_rate must be a number of at least 0"):
+            optim.sgd(rate)
+
+
+@pytest.mark.parametrize("name", [*OPTIMISERS, "rowwise_adagrad"])
+def test_steps_are_donated_and_strict(name, strict_mode):
+    optimizer = optim.rowwise_adagrad(0.1) if name not in OPTIMISERS else OPTIMISERS[name][0](0.1)
+
+    def step(table, state, ids):
+        row_ids, some, local = gather_rows(table, ids)
+        gradient = jax.grad(lambda some: (some[local].astype(jnp.float32) ** 2).sum())(some)
+        gradient, _ = optim.clip_by_norm(Rows(row_ids, gradient), 1.0)
+        updates, state = optimizer.update(gradient, state)
+        return optim.apply_updates(table, updates), state
+
+    table = jnp.ones((20, 4), jnp.bfloat16)
+    state = optimizer.init(table)
+    step = jax.jit(step, donate_argnums=(0, 1))
+    for _ in range(2):
+        table, state = step(table, state, jnp.array([3, 3, 8]))
+    moved = np.flatnonzero((np.asarray(table, np.float32) != 1).any(1))
+    assert moved.tolist() == [3, 8]
+
+
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_ids_of_any_integers(dtype):
+    table = jnp.arange(100.0)[:, None] * jnp.ones(2)
+    ids = np.array([90, 3, 90, 0], dtype)
+    wanted = gather_rows(table, jnp.array([90, 3, 90, 0]))
+    for got in (gather_rows(table, ids), jax.jit(gather_rows)(table, ids)):
+        jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    some = Rows(np.array([3, 90], dtype), np.ones((2, 2), np.float32))
+    assert some.ids.dtype == jnp.int32
+    np.testing.assert_array_equal(
+        to_dense(some, 100), jnp.zeros((100, 2)).at[jnp.array([3, 90])].set(1)
+    )
+
+
+def test_ids_beyond_int32_are_out_of_range():
+    _, _, local = gather_rows(jnp.ones((5, 1)), np.array([1, 2**32 + 1, 2**40]))
+    assert local.tolist() == [0, 3, 3]
+
+
+def test_rows_are_checked(users_checks):
+    for ids in ([7, 3], [3, 3], [-1, 3]):
+        with pytest.raises(ValueError, match="ids must be distinct, sorted and at least 0"):
+            Rows(ids, jnp.ones((2, 1)))
+    with pytest.raises(TypeError, match="ids must be integers, got dtype float"):
+        Rows([0.5], jnp.ones((1, 1)))
+    with pytest.raises(ValueError, match=r"ids must be \[rows\]"):
+        Rows([[1]], jnp.ones((1, 1)))
+
+
+def test_rows_go_through_jax():
+    gradient = rows()
+    ids, values = jax.jit(lambda r: r._replace(values=2 * r.values))(gradient)
+    assert ids.tolist() == [3, 7]
+    assert values[0, 0] == 4
+    (last,), stacked = jax.lax.scan(lambda c, _: (c, c[0]), (gradient,), None, length=3)
+    assert last.ids.tolist() == [3, 7]
+    assert jax.vmap(lambda r: r.values.sum())(stacked).tolist() == [8.0] * 3
+    shape = jax.eval_shape(lambda r: add_rows(TABLE, r), gradient)
+    assert shape.shape == TABLE.shape
+    moved = jax.device_put(gradient, jax.devices()[1])
+    assert moved.ids.tolist() == [3, 7]
+    assert "ids" in repr(gradient)
+
+
+def test_ids_behind_the_last_must_fit_int32():
+    def gathered(vocab, count):
+        table = jax.ShapeDtypeStruct((vocab, 1), jnp.float32)
+        return jax.eval_shape(gather_rows, table, jax.ShapeDtypeStruct((count,), jnp.int32))
+
+    assert gathered(2**31 - 1 - 64, 64)[0].shape == (64,)
+    with pytest.raises(ValueError, match="so that those behind the last fit int32"):
+        gathered(2**31 - 64, 65)
+
+
+def test_no_ids():
+    table = jnp.ones((5, 2))
+    row_ids, some, local = gather_rows({"a": table}, (jnp.zeros((0, 3), jnp.int32), []))
+    assert row_ids.shape == (0,)
+    assert some["a"].shape == (0, 2)
+    assert local[0].shape == (0, 3)
+    optimizer = optim.lazy_adam(0.1)
+    updates, _ = optimizer.update(Rows(row_ids, some["a"]), optimizer.init(table))
+    np.testing.assert_array_equal(optim.apply_updates(table, updates), table)
+
+
+def test_rows_from_dense_drops_none():
+    dense = jnp.ones((4, 2))
+    with pytest.raises(ValueError, match="num_rows must be at least 4, the rows not 0, got 3"):
+        rows_from_dense(dense, 3)
+    assert bool(jnp.isnan(jax.jit(lambda d: rows_from_dense(d, 3).values)(dense)).all())
+    np.testing.assert_array_equal(to_dense(rows_from_dense(dense, np.int64(6)), 4), dense)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "count"),
+    [
+        ("float16", 300.0, 1000),
+        ("float32", 3e30, 10),
+        ("float32", 1e-30, 10),
+        ("bfloat16", 3e38, 4),
+    ],
+)
+def test_norms_neither_overflow_nor_vanish(dtype, value, count):
+    gradient = {
+        "a": jnp.full(count, value, dtype),
+        "b": Rows([1], jnp.full((1, count), value, dtype)),
+    }
+    exact = float(jnp.asarray(value, dtype)) * (2 * count) ** 0.5
+    clipped, norm = optim.clip_by_norm(gradient, exact / 4)
+    if exact < 3.4e38:
+        np.testing.assert_allclose(norm, exact, rtol=1e-5)
+        np.testing.assert_allclose(optim.global_norm(clipped), exact / 4, rtol=2e-2)
+    same, _ = optim.clip_by_norm({"a": jnp.full(2, value / 1e3, "float32")}, value)
+    np.testing.assert_array_equal(same["a"], jnp.full(2, value / 1e3, "float32"))
+
+
+def test_norms_of_what_is_not_finite_and_of_nothing():
+    for bad in (jnp.nan, jnp.inf):
+        clipped, norm = optim.clip_by_norm([jnp.array([1.0, bad])], 1.0)
+        assert not bool(jnp.isfinite(norm))
+        assert bool(jnp.isnan(clipped[0]).all())
+    assert optim.clip_by_norm({}, 1.0)[1] == 0
+    assert optim.clip_by_norm([jnp.zeros(3)], 1.0)[0][0].tolist() == [0, 0, 0]
+    for limit in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="limit must be above 0"):
+            optim.clip_by_norm([jnp.ones(1)], limit)
+
+
+class Model(nnx.Module):
+    def __init__(self, rngs):
+        self.embedding = nnx.Embed(6, 2, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(2)])
+
+
+def test_partition_sees_one_path_for_every_kind_of_tree():
+    state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    seen = {}
+    for kind, tree in (("state", state), ("pure", nnx.to_pure_dict(state))):
+        paths = []
+        optimizer = optim.partition(
+            optax.sgd(1.0), optax.sgd(0.5), lambda path, paths=paths: bool(paths.append(path))
+        )
+        optimizer.init(tree)
+        seen[kind] = set(paths)
+    assert seen["state"] == seen["pure"]
+    assert ("embedding", "embedding") in seen["pure"]
+    assert ("blocks", "1", "kernel") in seen["pure"]
+
+
+def test_partition_of_a_state_moves_the_table_by_rows():
+    state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+    pure = nnx.to_pure_dict(state)
+    gradients = jax.tree.map(jnp.ones_like, pure)
+    gradients["embedding"]["embedding"] = Rows([2], jnp.ones((1, 2)))
+    optimizer = optim.partition(
+        optim.sgd(1.0), optax.sgd(0.5), lambda path: path[-1] == "embedding"
+    )
+    updates, _ = optimizer.update(gradients, optimizer.init(pure), pure)
+    moved = optim.apply_updates(pure, updates)
+    change = moved["embedding"]["embedding"] - pure["embedding"]["embedding"]
+    np.testing.assert_allclose(change, jnp.zeros((6, 2)).at[2].set(-1), atol=1e-6)
+    change = moved["blocks"][1]["kernel"] - pure["blocks"][1]["kernel"]
+    np.testing.assert_allclose(change, -0.5, rtol=1e-5)
