@@ -197,7 +197,7 @@ def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
         c, h = state
         masked = h if marks.recurrent_mask is None else h * marks.recurrent_mask
         x_gates = steps.matmul(x, weights.input_kernel, c.dtype)
-        h_gates = steps.matmul(masked, weights.recurrent_kernel, c.dtype)
+        h_gates = steps.gates_of_h(options.cell, weights, x_gates, masked)
         gates = steps.add_biases(weights, x_gates, h_gates)
         _, c, h = options.cell.forward(weights.extra, *gates, c)
         if weights.projection is not None:
