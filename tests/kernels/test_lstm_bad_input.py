@@ -1,6 +1,5 @@
 """Bad input to a recurrent layer: the error names the argument, what was given and what is due."""
 
-import jax
 import jax.numpy as jnp
 import pytest
 
@@ -30,7 +29,11 @@ CASES = [
     ),
     ({"inputs": jnp.ones((2, 3, 4))}, ValueError, r"look like \[batch, features, time\]"),
     ({"inputs": jnp.ones((2, 4))}, ValueError, "for one sequence.* give batched=False"),
-    ({"batched": False}, ValueError, r"must be \[time, features\] with batched=False.*leave batched"),
+    (
+        {"batched": False},
+        ValueError,
+        r"must be \[time, features\] with batched=False.*leave batched",
+    ),
     (
         {"inputs": jnp.ones((3, 4)), "batched": False},
         ValueError,
@@ -54,7 +57,11 @@ CASES = [
         ValueError,
         "segment_ids must be left out with mask",
     ),
-    ({"masked_outputs": "last"}, ValueError, "masked_outputs must be 'zero' or 'repeat', got 'last'"),
+    (
+        {"masked_outputs": "last"},
+        ValueError,
+        "masked_outputs must be 'zero' or 'repeat', got 'last'",
+    ),
     ({"carry": jnp.ones((2, 2))}, TypeError, r"carry must be a pair \(c, h\) for lstm.*gru takes"),
     ({"carry": jnp.ones((2, 2, 2))}, TypeError, r"got an array of shape \(2, 2, 2\)"),
     ({"seq_lengths": jnp.array([1, 2])}, TypeError, "'seq_lengths'; did you mean lengths"),
@@ -87,7 +94,11 @@ CASES = [
     ({"lengths": jnp.array([1, 5])}, ValueError, r"\[0, time\] = \[0, 4\], got 5"),
     ({"lengths": jnp.array([-1, 2])}, ValueError, "got -1"),
     ({"segment_ids": jnp.ones((2, 3), int)}, ValueError, r"segment_ids must be .* = \(2, 4\)"),
-    ({"segment_ids": jnp.ones((2, 4))}, TypeError, "segment_ids must be integers, got dtype float32"),
+    (
+        {"segment_ids": jnp.ones((2, 4))},
+        TypeError,
+        "segment_ids must be integers, got dtype float32",
+    ),
     (
         {"segment_ids": jnp.ones((2, 4), int), "lengths": jnp.array([1, 2])},
         ValueError,
@@ -134,7 +145,7 @@ def test_layers():
         recurrent_layers(INPUTS, None, [[PARAMETERS]], input_dropout=0.5)
     with pytest.raises(ValueError, match=r"input_dropout must lie in \[0, 1\), got -1"):
         recurrent_layers(INPUTS, None, [[PARAMETERS]], input_dropout=-1.0)
-    with pytest.raises(ValueError, match="merge_mode must be one of .*'ave'.*, got 'add'"):
+    with pytest.raises(ValueError, match=r"merge_mode must be one of .*'ave'.*, got 'add'"):
         recurrent_layers(INPUTS, None, [[PARAMETERS]], merge_mode="add")
     with pytest.raises(TypeError, match="lstm has no argument 'reset_after'"):
         recurrent_layers(INPUTS, None, [[PARAMETERS]], reset_after=False)
