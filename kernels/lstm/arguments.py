@@ -45,10 +45,18 @@ def names_arguments(function: Callable[P, R]) -> Callable[P, R]:
     return named
 
 
-def check_inputs(inputs, features: int, *, time_first: bool = False, batched: bool = True) -> None:
-    """Raise unless ``inputs`` are floats of the axes that the options say, of ``features``."""
-    if not jnp.issubdtype(jnp.result_type(inputs), jnp.floating):
-        raise TypeError(f"inputs must be floating point, got {jnp.result_type(inputs)}")
+def check_inputs(
+    inputs, features: int, *, time_first: bool = False, batched: bool = True
+) -> tuple[tuple[int, ...], int]:
+    """Their batch, (batch,) or () for one sequence, and their time.
+
+    Raises:
+      TypeError: they are no array of floats.
+      ValueError: they have not the axes that the options say, or not ``features``.
+    """
+    dtype = getattr(inputs, "dtype", None)
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"inputs must be floating point, got {dtype or type(inputs).__name__}")
     axes = "[batch, time, features]"
     if not batched:
         axes = "[time, features] with batched=False"
@@ -76,6 +84,10 @@ def check_inputs(inputs, features: int, *, time_first: bool = False, batched: bo
         )
     if not features:
         raise ValueError(f"inputs must not be empty in features, got shape {inputs.shape}")
+    if not batched:
+        return (), inputs.shape[0]
+    batch, time = inputs.shape[1::-1] if time_first else inputs.shape[:2]
+    return (batch,), time
 
 
 def _check_shape(name: str, array, axes: str, shape: tuple[int, ...]) -> None:

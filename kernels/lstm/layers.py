@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
 
-from jaxnets.kernels.checks import as_floats
+from jaxnets.kernels.lstm.arguments import as_given, check_inputs
+from jaxnets.kernels.lstm.padding import Given, steps_that_count
 from jaxnets.kernels.lstm.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.lstm.recurrent import gru, lstm
 
@@ -29,6 +30,8 @@ def recurrent_layers(
     merge_mode: str = "concat",
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
+    time_first: bool = False,
+    batched: bool = True,
     **options,
 ) -> tuple[Float[Array, "*steps output"], list[list]]:
     r"""LSTM or GRU layers on top of each other, each in one direction or in both.
@@ -51,6 +54,8 @@ def recurrent_layers(
         "mul" or "ave", their sum, product or mean.
       recurrent_dropout: see :func:`lstm`.
       key: for every kind of dropout.
+      time_first: see :func:`lstm`.
+      batched: see :func:`lstm`.
       options: the others of :func:`lstm` or :func:`gru`, for every layer.
 
     Returns:
@@ -89,18 +94,22 @@ def recurrent_layers(
         )
     if merge_mode not in _MERGES:
         raise ValueError(f"merge_mode must be one of {tuple(_MERGES)}, got {merge_mode!r}")
-    inputs = as_floats("inputs", inputs)
+    batch, time = check_inputs(
+        inputs, layers[0][0].input_kernel.shape[0], time_first=time_first, batched=batched
+    )
+    given = as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
+    time_axis = 1 if batched and not time_first else 0
     final = []
     for number, directions in enumerate(layers):
         share = dropout if number else input_dropout
         if share:
-            inputs = _drop(inputs, _fold(key, number, 2), share)
+            inputs = _drop(share, time_axis, inputs, _fold(key, number, 2), given)
         outputs, ends = [], []
         for reverse, parameters in enumerate(directions):
             layer: Callable = lstm if isinstance(parameters, LSTMParameters) else gru
             output, end = layer(
                 inputs, None if carries is None else carries[number][reverse], parameters,
-                lengths=lengths, segment_ids=segment_ids, mask=mask, reverse=bool(reverse),
+                **given._asdict(), reverse=bool(reverse), time_first=time_first, batched=batched,
                 recurrent_dropout=recurrent_dropout,
                 key=_fold(key, number, reverse) if recurrent_dropout else None, **options,
             )  # fmt: skip
@@ -119,9 +128,12 @@ _MERGES: dict[str, Callable] = {
 }
 
 
-@partial(jax.jit, static_argnums=2)
-def _drop(inputs, key, share: float):
+@partial(jax.jit, static_argnums=(0, 1))
+def _drop(share: float, time_axis: int, inputs, key, given: Given):
     kept = jax.random.bernoulli(key, jnp.float32(1 - share), inputs.shape)
+    valid = steps_that_count(given, inputs.shape[:-1], time_axis)
+    if valid is not None:  # padding may hold anything
+        kept &= valid[..., None]
     return jnp.where(kept, inputs / (1 - share), 0).astype(inputs.dtype)
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 class Given(NamedTuple):
@@ -40,7 +41,9 @@ def padding_of(given: Given, time: int, *, reverse: bool) -> Padding:
     if given.lengths is not None:
         wrong = (given.lengths < 0) | (given.lengths > time)
         lengths = jnp.where(wrong, time, given.lengths)
-        return Padding(lengths, None, wrong, jnp.arange(time)[None] < lengths[:, None])
+        given = Given(lengths)
+        valid = steps_that_count(given, (lengths.shape[0], time), 1)
+        return Padding(lengths, None, wrong, valid)
     if given.segment_ids is not None:
         padding = _gathered(given.segment_ids != 0)
         return padding._replace(resets=_resets(given.segment_ids, padding, reverse))
@@ -50,6 +53,16 @@ def padding_of(given: Given, time: int, *, reverse: bool) -> Padding:
         wrong = ((given.mask != 0) & (given.mask != 1)).any(1)
         return _gathered((given.mask != 0) | wrong[:, None])._replace(wrong=wrong)
     return Padding(None)
+
+
+def steps_that_count(given: Given, shape: tuple[int, ...], time_axis: int):
+    """Whether each counts, of ``shape``, or None where all do; axes as the caller gave them."""
+    if given.lengths is not None:
+        steps = lax.broadcasted_iota(jnp.int32, shape, time_axis)
+        return steps < jnp.expand_dims(given.lengths, time_axis)
+    if given.segment_ids is not None:
+        return given.segment_ids != 0
+    return None if given.mask is None else given.mask.astype(bool)
 
 
 def _gathered(valid) -> Padding:
@@ -81,10 +94,16 @@ def poisoned(state, padding: Padding):
     return jax.tree.map(lambda s: jnp.where(padding.wrong[:, None], jnp.nan, s), state)
 
 
-def to_front(inputs, padding: Padding):
-    """``inputs [batch, time, features]`` as they are run."""
+def to_front(inputs, padding: Padding, *, copied: bool):
+    """``inputs [batch, time, features]`` as they are run.
+
+    ``copied``: they are no longer the caller's own array. What is kept of such for the gradient
+    must hold no NaN of the padding, which ``jax_debug_nans`` would find.
+    """
     if padding.order is None:
-        return inputs
+        if padding.valid is None or not copied:
+            return inputs
+        return jnp.where(padding.valid[:, :, None], inputs, 0)
     inside = jnp.arange(inputs.shape[1])[None] < padding.lengths[:, None]
     return jnp.where(inside[:, :, None], _take(inputs, padding.order), 0)
 

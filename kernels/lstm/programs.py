@@ -60,6 +60,7 @@ def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, k
     if not call.batched:
         carry = jax.tree.map(lambda array: array[None], carry)
     dtype = common_dtype(inputs, parameters)
+    copied = call.time_first or not call.batched or inputs.dtype != dtype
     accumulator = jnp.float64 if dtype == jnp.float64 else jnp.float32
     inputs, parameters = jax.tree.map(lambda array: array.astype(dtype), (inputs, parameters))
     batch, time = inputs.shape[:2]
@@ -73,7 +74,8 @@ def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, k
     if batch and time:
         dropped = _dropout_mask(call, key, (batch, output), accumulator)
         marks = Marks(padding.lengths, padding.resets, dropped)
-        outputs, carry = steps(call, parameters, to_front(inputs, padding), carry, marks)
+        inputs = to_front(inputs, padding, copied=copied)
+        outputs, carry = steps(call, parameters, inputs, carry, marks)
         outputs = put_back(outputs, first_h, padding, repeat=call.repeat, reverse=call.reverse)
     else:
         outputs = jnp.zeros((batch, time, output), dtype)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.checks import as_floats
 from jaxnets.kernels.lstm import arguments, implementations
 from jaxnets.kernels.lstm.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.lstm.programs import Call, common_dtype, run_gru, run_lstm
@@ -106,7 +105,7 @@ def lstm(
     """
     hidden, output = arguments.check_lstm(parameters)
     features = parameters.input_kernel.shape[0]
-    inputs, batch, time = _sizes(inputs, features, time_first, batched)
+    batch, time = arguments.check_inputs(inputs, features, time_first=time_first, batched=batched)
     carry = arguments.lstm_carry(carry, batch, hidden, output)
     given = arguments.as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
     call = _call(
@@ -163,7 +162,7 @@ def gru(
     """
     hidden = arguments.check_gru(parameters)
     features = parameters.input_kernel.shape[0]
-    inputs, batch, time = _sizes(inputs, features, time_first, batched)
+    batch, time = arguments.check_inputs(inputs, features, time_first=time_first, batched=batched)
     carry = arguments.gru_carry(carry, batch, hidden)
     given = arguments.as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
     call = _call(
@@ -171,16 +170,6 @@ def gru(
         time_first, batched, recurrent_dropout, recompute, truncate, chunk, implementation,
     )  # fmt: skip
     return run_gru(call, bool(reset_after), inputs, carry, parameters, given, key)
-
-
-def _sizes(inputs, features: int, time_first: bool, batched: bool):
-    """Checked inputs, their batch (a tuple of one size, or of none) and their time."""
-    inputs = as_floats("inputs", inputs)
-    arguments.check_inputs(inputs, features, time_first=time_first, batched=batched)
-    if not batched:
-        return inputs, (), inputs.shape[0]
-    batch, time = inputs.shape[1::-1] if time_first else inputs.shape[:2]
-    return inputs, (batch,), time
 
 
 def _call(

@@ -245,14 +245,14 @@ def _before(options: Options, view, outputs, marks: Marks, order, h, index, time
     beside = read(outputs, order, rows, beside, 1).astype(h.dtype)
     if options.reverse:
         t = start + jnp.arange(1, chunk + 1)
-        inside = t[:, None] < _lengths(marks, order, rows, time)
+        inside = t[:, None] < _lengths(marks, order, rows, time)[None]
         before = jnp.concatenate([here[1:], beside])
         before = jnp.where(inside[:, :, None], before, h)
     else:
         before = jnp.concatenate([jnp.where(start == 0, h, beside), here[:-1]])
     if view.keep is not None:
         before = jnp.where(view.keep[:, :, None], before, 0)
-    return before if view.recurrent_mask is None else before * view.recurrent_mask
+    return before if view.recurrent_mask is None else before * view.recurrent_mask[None]
 
 
 def _crosses(options: Options, marks: Marks, order, rows: int, index, time: int):
