@@ -73,7 +73,7 @@ def recur(options: Options, weights: Weights, inputs, c, h, marks: Marks):
 def _run(options: Options, chunk: int, weights, inputs, c, h, marks):
     """Results, and what is kept for the gradient."""
     time = inputs.shape[1]
-    order = falling(marks.lengths)
+    order = _order(options, marks)
     outputs = jnp.zeros((*inputs.shape[:2], h.shape[1]), inputs.dtype)
     kept = steps.nothing_kept(options.cell, options.keep, weights, chunk, -(-time // chunk), c)
 
@@ -133,7 +133,7 @@ def _gradient(options: Options, arguments, marks, saved, cotangents):
     outputs, kept = saved
     d_outputs, dc, dh = cotangents
     time, chunk = inputs.shape[1], options.chunk
-    order = falling(marks.lengths)
+    order = _order(options, marks)
     transposed = steps.transpose(weights)
     start_h = take_rows(h, order)
 
@@ -211,6 +211,11 @@ def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
     return outputs.astype(inputs.dtype), c, h
 
 
+def _order(options: Options, marks: Marks):
+    """The rows by falling length, where there are stages to use it."""
+    return falling(marks.lengths) if len(options.rows) > 1 else None
+
+
 def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, index, time: int):
     """The ``index``-th chunk of the first ``rows`` rows, time first."""
     x = read(inputs, order, rows, index * chunk, chunk)
@@ -218,14 +223,15 @@ def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, 
     end = time
     if marks.lengths is not None:
         lengths = take_rows(marks.lengths, order)
-        end = lengths[0]
+        end = lengths.max() if order is None else lengths[0]
         valid = (index * chunk + jnp.arange(chunk))[:, None] < lengths[None, :rows]
         x = jnp.where(valid[:, :, None], x, 0)  # padding may hold anything
     if marks.resets is not None:
         keep = ~read(marks.resets, order, rows, index * chunk, chunk)
     if marks.recurrent_mask is not None:
         mask = take_rows(marks.recurrent_mask, order)[:rows]
-    whole = marks.lengths is None and time % chunk == 0
+    # A chunk that is written out is run to its end, whatever the lengths.
+    whole = time % chunk == 0 and (marks.lengths is None or chunk <= steps.UNROLLED)
     count = chunk if whole else jnp.minimum(chunk, end - index * chunk)
     return steps.View(x, valid, keep, mask, count)
 
