@@ -159,17 +159,14 @@ def _reference(call: Call, step, inputs, state, marks: Marks):
 
 
 def _scan(call: Call, cell, weights: Weights, inputs, c, h, marks: Marks):
-    import os
     (batch, time, features), gates = inputs.shape, weights.input_kernel.shape[1]
-    has_lengths = marks.lengths is not None
-    staged = has_lengths and os.environ.get("STAGED", "1") == "1"
+    staged = marks.lengths is not None and chunks.stages_pay(batch, time, gates)
     recompute, chunk = call.recompute, call.truncate or call.chunk
     if recompute is None:
-        width = features + h.shape[1]
-        recompute = chunks.recomputes(batch, time, gates, width, lengths=staged and os.environ.get("KEEP","0")=="0")
+        recompute = chunks.recomputes(batch, time, gates, features + h.shape[1])
     elif recompute and not staged:
         chunk = chunk or chunks.square_root(batch, time)
-    chunk = min(chunk or chunks.steps(batch, time, gates, lengths=staged), time)
+    chunk = min(chunk or chunks.steps(batch, time, gates, staged=staged), time)
     short_chunk = chunk
     if call.chunk is None and not staged:
         short_chunk = chunks.without_gradient(time, chunk)

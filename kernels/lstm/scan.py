@@ -12,8 +12,8 @@ on, each found by measuring on XLA's CPU backend:
 - A chunk's arrays stay in cache, and no array of all gates is made that is not kept: fresh memory
   costs more in page faults than in arithmetic.
 
-With ``lengths`` the rows are sorted by falling length, and chunks run on ever fewer rows
-(``stages.py``).
+With ``lengths`` the steps past a row's own are masked. Where it pays the rows are also sorted by
+falling length, and chunks run on ever fewer of them (``stages.py``).
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, 
     end = time
     if marks.lengths is not None:
         lengths = take_rows(marks.lengths, order)
-        end = lengths.max() if order is None else lengths[0]
+        end = jnp.maximum(lengths.max(), 1) if order is None else lengths[0]
         valid = (index * chunk + jnp.arange(chunk))[:, None] < lengths[None, :rows]
         x = jnp.where(valid[:, :, None], x, 0)  # padding may hold anything
     if marks.resets is not None:

@@ -143,7 +143,9 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
         else:
             valid = _at(view.valid, t)[:, None]
             outputs = _put(outputs, jnp.where(valid, new_h, 0), t)
-            new_c, new_h = jnp.where(valid, new_c, c), jnp.where(valid, new_h, h)
+            shared = new_c is new_h  # a GRU's, in one array from step to step
+            new_h = jnp.where(valid, new_h, h)
+            new_c = new_h if shared else jnp.where(valid, new_c, c)
         if kept is not None:
             kept = Kept(
                 tuple(
