@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -99,25 +100,26 @@ def recurrent_layers(
     )
     given = as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
     time_axis = 1 if batched and not time_first else 0
+    below: Any = inputs
     final = []
     for number, directions in enumerate(layers):
         share = dropout if number else input_dropout
         if share:
-            inputs = _drop(share, time_axis, inputs, _fold(key, number, 2), given)
+            below = _drop(share, time_axis, below, _fold(key, number, 2), given)
         outputs, ends = [], []
         for reverse, parameters in enumerate(directions):
             layer: Callable = lstm if isinstance(parameters, LSTMParameters) else gru
             output, end = layer(
-                inputs, None if carries is None else carries[number][reverse], parameters,
+                below, None if carries is None else carries[number][reverse], parameters,
                 **given._asdict(), reverse=bool(reverse), time_first=time_first, batched=batched,
                 recurrent_dropout=recurrent_dropout,
                 key=_fold(key, number, reverse) if recurrent_dropout else None, **options,
             )  # fmt: skip
             outputs.append(output)
             ends.append(end)
-        inputs = outputs[0] if len(outputs) == 1 else _MERGES[merge_mode](*outputs)
+        below = outputs[0] if len(outputs) == 1 else _MERGES[merge_mode](*outputs)
         final.append(ends)
-    return inputs, final
+    return below, final
 
 
 _MERGES: dict[str, Callable] = {

@@ -46,7 +46,8 @@ def padding_of(given: Given, time: int, *, reverse: bool) -> Padding:
         return Padding(lengths, None, wrong, valid)
     if given.segment_ids is not None:
         padding = _gathered(given.segment_ids != 0)
-        return padding._replace(resets=_resets(given.segment_ids, padding, reverse))
+        resets = _resets(given.segment_ids, padding.order, padding.lengths, reverse)
+        return padding._replace(resets=resets)
     if given.mask is not None:
         if given.mask.dtype == bool:
             return _gathered(given.mask)
@@ -78,10 +79,10 @@ def _gathered(valid) -> Padding:
     return Padding(lengths, valid=valid, order=order, place=place)
 
 
-def _resets(segment_ids, padding: Padding, reverse: bool):
+def _resets(segment_ids, order, lengths, reverse: bool):
     """Where the id is not that of the step before it, in the order of running."""
-    ids = jnp.take_along_axis(segment_ids, padding.order, axis=1, mode="promise_in_bounds")
-    inside = jnp.arange(1, ids.shape[1])[None] < padding.lengths[:, None]
+    ids = jnp.take_along_axis(segment_ids, order, axis=1, mode="promise_in_bounds")
+    inside = jnp.arange(1, ids.shape[1])[None] < lengths[:, None]
     changes = (ids[:, 1:] != ids[:, :-1]) & inside
     never = jnp.zeros_like(ids[:, :1], bool)
     return jnp.concatenate([changes, never] if reverse else [never, changes], axis=1)
@@ -91,7 +92,8 @@ def poisoned(state, padding: Padding):
     """The state to begin with: NaN in rows of values that mean nothing."""
     if padding.wrong is None:
         return state
-    return jax.tree.map(lambda s: jnp.where(padding.wrong[:, None], jnp.nan, s), state)
+    wrong = padding.wrong[:, None]
+    return jax.tree.map(lambda s: jnp.where(wrong, jnp.nan, s), state)
 
 
 def to_front(inputs, padding: Padding, *, copied: bool):
@@ -100,10 +102,10 @@ def to_front(inputs, padding: Padding, *, copied: bool):
     ``copied``: they are no longer the caller's own array. What is kept of such for the gradient
     must hold no NaN of the padding, which ``jax_debug_nans`` would find.
     """
+    if padding.lengths is None or padding.valid is None:
+        return inputs
     if padding.order is None:
-        if padding.valid is None or not copied:
-            return inputs
-        return jnp.where(padding.valid[:, :, None], inputs, 0)
+        return jnp.where(padding.valid[:, :, None], inputs, 0) if copied else inputs
     inside = jnp.arange(inputs.shape[1])[None] < padding.lengths[:, None]
     return jnp.where(inside[:, :, None], _take(inputs, padding.order), 0)
 
@@ -113,7 +115,9 @@ def put_back(outputs, h, padding: Padding, *, repeat: bool, reverse: bool):
 
     ``h [batch, output]`` is that before the first step.
     """
-    if repeat and padding.valid is not None:
+    if padding.lengths is None or padding.valid is None:
+        return outputs
+    if repeat:
         counted = jnp.cumsum(padding.valid, axis=1, dtype=jnp.int32)
         last = counted - padding.valid if reverse else counted - 1
         none = (last == padding.lengths[:, None]) if reverse else (last < 0)

@@ -7,6 +7,8 @@ multiprocessors that wait for each other at every step, which is what cuDNN does
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -132,7 +134,8 @@ def _places(batch: int, hidden: int):
 
 def _gate(n: int, hidden: int):
     # int32, as a step's number is: what interprets the kernel asks the user's default else.
-    return pl.ds(np.int32(n * hidden), hidden)
+    start: Any = np.int32(n * hidden)
+    return pl.ds(start, hidden)
 
 
 def _constants(kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden: int):

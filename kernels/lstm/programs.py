@@ -118,9 +118,10 @@ def _lstm_steps(call: Call, parameters: LSTMParameters, inputs, carry, marks: Ma
             return (c, h), h
 
         return _reference(call, step, inputs, carry, marks)
+    c, h = carry
     if call.target is not None:
         outputs, c, h = accelerated_lstm(
-            call.implementation, call.target, parameters, inputs, *carry, marks,
+            call.implementation, call.target, parameters, inputs, c, h, marks,
             reverse=call.reverse,
         )  # fmt: skip
         return outputs, (c, h)
@@ -132,7 +133,7 @@ def _lstm_steps(call: Call, parameters: LSTMParameters, inputs, carry, marks: Ma
     if parameters.layer_norm is not None:
         cell = cells.LAYER_NORM_LSTM
         weights = weights._replace(bias=None, extra=(parameters.layer_norm, parameters.bias))
-    outputs, c, h = _scan(call, cell, weights, inputs, *carry, marks)
+    outputs, c, h = _scan(call, cell, weights, inputs, c, h, marks)
     return outputs, (c, h)
 
 

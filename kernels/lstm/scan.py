@@ -220,7 +220,7 @@ def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, 
     """The ``index``-th chunk of the first ``rows`` rows, time first."""
     x = read(inputs, order, rows, index * chunk, chunk)
     valid, keep, mask = None, None, None
-    end = time
+    end: Any = time
     if marks.lengths is not None:
         lengths = take_rows(marks.lengths, order)
         end = jnp.maximum(lengths.max(), 1) if order is None else lengths[0]
