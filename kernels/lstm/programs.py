@@ -30,71 +30,73 @@ class Call(NamedTuple):
     chunk: int | None
     implementation: str
     target: dispatch.Target | None  # of "pallas" and "cudnn"
+    reset_after: bool = True  # of a GRU
 
 
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("lstm")
 def run_lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given, key):
     """Outputs and ``(c, h)``."""
+    return _turned_around(call, _lstm, inputs, carry, parameters, given, key)
+
+
+@partial(jax.jit, static_argnums=0)
+@jax.named_scope("gru")
+def run_gru(call: Call, inputs, carry, parameters: GRUParameters, given: Given, key):
+    """Outputs and ``h``."""
+    return _turned_around(call, _gru, inputs, carry, parameters, given, key)
+
+
+def _turned_around(call: Call, rows_first, inputs, carry, parameters, given: Given, key):
+    """``rows_first`` of the same arguments, whose arrays begin with the batch's axis."""
+
+    def turned(array):
+        if not call.batched:
+            return array[None]
+        return jnp.swapaxes(array, 0, 1) if call.time_first and array.ndim > 1 else array
+
+    inputs, given = jax.tree.map(turned, (inputs, given))
+    if not call.batched:
+        carry = jax.tree.map(turned, carry)
+    outputs, carry = rows_first(call, inputs, carry, parameters, given, key)
+    if not call.batched:
+        return jax.tree.map(lambda array: array[0], (outputs, carry))
+    return turned(outputs), carry
+
+
+def _lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given, key):
     sizes = parameters.bias.shape[0] // 4, parameters.recurrent_kernel.shape[0]
     return _around(call, _lstm_steps, inputs, carry, sizes, parameters, given, key)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-@jax.named_scope("gru")
-def run_gru(
-    call: Call, reset_after: bool, inputs, carry, parameters: GRUParameters, given: Given, key
-):
-    """Outputs and ``h``."""
+def _gru(call: Call, inputs, carry, parameters: GRUParameters, given: Given, key):
     size = parameters.recurrent_kernel.shape[0]
-    steps = partial(_gru_steps, reset_after)
-    return _around(call, steps, inputs, carry, size, parameters, given, key)
+    return _around(call, _gru_steps, inputs, carry, size, parameters, given, key)
 
 
 def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, key):
-    """What both do before and after ``steps(call, parameters, inputs, state, marks)``.
+    """What both do before and after ``steps(call, parameters, inputs, carry, marks)``.
 
     ``sizes``: of each array of the carry, the last that of an output.
     """
-    inputs, given = _turned(call, inputs), jax.tree.map(partial(_turned, call), given)
-    if not call.batched:
-        carry = jax.tree.map(lambda array: array[None], carry)
     dtype = common_dtype(inputs, parameters)
-    copied = call.time_first or not call.batched or inputs.dtype != dtype
     accumulator = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    copied = call.time_first or not call.batched or inputs.dtype != dtype
     inputs, parameters = jax.tree.map(lambda array: array.astype(dtype), (inputs, parameters))
     batch, time = inputs.shape[:2]
     if carry is None:
         carry = jax.tree.map(lambda size: jnp.zeros((batch, size)), sizes)
-    padding = padding_of(given, time, reverse=call.reverse)
     carry = jax.tree.map(lambda array: array.astype(accumulator), carry)
+    padding = padding_of(given, time, reverse=call.reverse)
     carry = poisoned(carry, padding)
     first_h = jax.tree.leaves(carry)[-1]
-    output = first_h.shape[1]
-    if batch and time:
-        dropped = _dropout_mask(call, key, (batch, output), accumulator)
-        marks = Marks(padding.lengths, padding.resets, dropped)
-        inputs = to_front(inputs, padding, copied=copied)
-        outputs, carry = steps(call, parameters, inputs, carry, marks)
-        outputs = put_back(outputs, first_h, padding, repeat=call.repeat, reverse=call.reverse)
-    else:
-        outputs = jnp.zeros((batch, time, output), dtype)
-    if not call.batched:
-        carry = jax.tree.map(lambda array: array[0], carry)
-    return _turned_back(call, outputs), carry
-
-
-def _turned(call: Call, array):
-    """As [batch, time, ...], or lengths as [batch]."""
-    if not call.batched:
-        return array[None]
-    return jnp.swapaxes(array, 0, 1) if call.time_first and array.ndim > 1 else array
-
-
-def _turned_back(call: Call, outputs):
-    if not call.batched:
-        return outputs[0]
-    return jnp.swapaxes(outputs, 0, 1) if call.time_first else outputs
+    if not (batch and time):
+        return jnp.zeros((batch, time, first_h.shape[1]), dtype), carry
+    marks = Marks(padding.lengths, padding.resets, _dropout_mask(call, key, first_h))
+    inputs = to_front(inputs, padding, copied=copied)
+    outputs, carry = steps(call, parameters, inputs, carry, marks)
+    outputs = put_back(outputs, first_h, padding, repeat=call.repeat, reverse=call.reverse)
+    return outputs, carry
 
 
 def common_dtype(inputs, parameters) -> jnp.dtype:
@@ -103,11 +105,11 @@ def common_dtype(inputs, parameters) -> jnp.dtype:
         return jnp.result_type(inputs, *jax.tree.leaves(parameters))
 
 
-def _dropout_mask(call: Call, key, shape, dtype):
+def _dropout_mask(call: Call, key, h):
     if not call.recurrent_dropout:
         return None
-    kept = jax.random.bernoulli(key, jnp.float32(1 - call.recurrent_dropout), shape)
-    return kept.astype(dtype) / (1 - call.recurrent_dropout)
+    kept = jax.random.bernoulli(key, jnp.float32(1 - call.recurrent_dropout), h.shape)
+    return kept.astype(h.dtype) / (1 - call.recurrent_dropout)
 
 
 def _lstm_steps(call: Call, parameters: LSTMParameters, inputs, carry, marks: Marks):
@@ -137,15 +139,15 @@ def _lstm_steps(call: Call, parameters: LSTMParameters, inputs, carry, marks: Ma
     return outputs, (c, h)
 
 
-def _gru_steps(reset_after: bool, call: Call, parameters: GRUParameters, inputs, h, marks: Marks):
+def _gru_steps(call: Call, parameters: GRUParameters, inputs, h, marks: Marks):
     if call.implementation == "reference":
 
         def step(x, h):
-            h = reference.gru_step(parameters, x, h, marks.recurrent_mask, reset_after)
+            h = reference.gru_step(parameters, x, h, marks.recurrent_mask, call.reset_after)
             return h, h
 
         return _reference(call, step, inputs, h, marks)
-    cell = cells.GRU if reset_after else cells.RESET_BEFORE_GRU
+    cell = cells.GRU if call.reset_after else cells.RESET_BEFORE_GRU
     weights = Weights(*parameters, None, None)
     outputs, _, h = _scan(call, cell, weights, inputs, h, h, marks)
     return outputs, h

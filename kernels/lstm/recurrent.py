@@ -169,7 +169,8 @@ def gru(
         implementations.GRU, inputs, parameters, given, batch, time, key, masked_outputs, reverse,
         time_first, batched, recurrent_dropout, recompute, truncate, chunk, implementation,
     )  # fmt: skip
-    return run_gru(call, bool(reset_after), inputs, carry, parameters, given, key)
+    call = call._replace(reset_after=bool(reset_after))
+    return run_gru(call, inputs, carry, parameters, given, key)
 
 
 def _call(

@@ -29,7 +29,7 @@ from tests.near import assert_near
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("marks", [{}, {"mask": MASK}, {"segment_ids": IDS}])
+@pytest.mark.parametrize("marks", [{}, {"mask": MASK}])
 def test_time_first(kind, marks):
     inputs, carry, parameters = problem(kind)
 
@@ -150,24 +150,21 @@ def lstm_with(**parts):
 
 
 ONES = jnp.ones(4 * HIDDEN)
+NORM = LayerNorm(ONES, ONES, ONES[:HIDDEN], ONES[:HIDDEN])
+LENGTHS = [7, 3, 0, 1, 5]
 STRICT = {
-    "plain": ("lstm", problem("lstm")[2], {}),
-    "lengths": ("lstm", problem("lstm")[2], {"lengths": [7, 3, 0, 1, 5], "reverse": True}),
-    "mask": ("lstm", problem("lstm")[2], {"mask": MASK, "masked_outputs": "repeat"}),
-    "segments": ("lstm", problem("lstm")[2], {"segment_ids": IDS, "chunk": 3, "recompute": True}),
-    "dropout": ("lstm", lstm_with(projection=normal(9, HIDDEN, HIDDEN)),
-                {"lengths": [7, 3, 0, 1, 5], "recurrent_dropout": 0.5, "time_first": True}),
-    "peepholes": ("lstm", lstm_with(peepholes=normal(9, 3, HIDDEN)), {"mask": MASK}),
-    "layer_norm": ("lstm", lstm_with(layer_norm=LayerNorm(ONES, ONES, *[ONES[:HIDDEN]] * 2)),
-                   {"mask": MASK, "truncate": 3}),
-    "gru": ("gru", problem("gru")[2], {"lengths": [7, 3, 0, 1, 5]}),
-    "gru, reset before": ("gru", problem("gru")[2], {"mask": MASK, "reset_after": False}),
-    "gru, reference": ("gru", problem("gru")[2],
-                       {"segment_ids": IDS, "implementation": "reference"}),
-    "lstm, reference": ("lstm", problem("lstm")[2],
-                        {"lengths": [7, 3, 0, 1, 5], "implementation": "reference", "truncate": 2}),
-    "lstm, pallas": ("lstm", problem("lstm")[2],
-                     {"segment_ids": IDS, "implementation": "pallas", "reverse": True}),
+    "lengths": ("lstm", lstm_with(projection=normal(9, HIDDEN, HIDDEN)),
+                {"lengths": LENGTHS, "recurrent_dropout": 0.5, "time_first": True}),
+    "mask": ("lstm", lstm_with(peepholes=normal(9, 3, HIDDEN)),
+             {"mask": MASK, "masked_outputs": "repeat", "recompute": True, "chunk": 3}),
+    "segments": ("lstm", lstm_with(layer_norm=NORM), {"segment_ids": IDS, "truncate": 3}),
+    "no padding": ("gru", problem("gru")[2], {"reverse": True}),
+    "reset before": ("gru", problem("gru")[2],
+                     {"lengths": LENGTHS, "reverse": True, "reset_after": False}),
+    "reference": ("gru", problem("gru")[2],
+                  {"segment_ids": IDS, "implementation": "reference", "truncate": 2}),
+    "pallas": ("lstm", problem("lstm")[2],
+               {"lengths": LENGTHS, "implementation": "pallas", "reverse": True}),
 }  # fmt: skip
 
 
