@@ -53,7 +53,9 @@ def _persistent(target: Target, parameters, inputs, c, h, lengths, resets, marks
 
     steps_first = jnp.swapaxes(inputs, 0, 1)
     x_gates = flat_matmul(steps_first, pad(parameters.input_kernel, 1), jnp.float32)
-    x_gates = (x_gates + pad(parameters.bias, 0).astype(jnp.float32)).astype(inputs.dtype)
+    x_gates = (x_gates + pad(parameters.bias, 0).astype(jnp.float32)[None, None]).astype(
+        inputs.dtype
+    )
     outputs, c, h = persistent_lstm(
         target, x_gates, pad(parameters.recurrent_kernel, 0, 1), pad(c, 1), pad(h, 1), lengths,
         None if resets is None else 1 - resets.T.astype(jnp.float32),

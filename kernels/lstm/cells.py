@@ -8,7 +8,8 @@ A step of every cell here has one form. With ``x_gates = x W + b`` and ``h_gates
 
 ``saved`` is a tuple of arrays of the gates' shape: one where only the sum of ``x_gates`` and
 ``h_gates`` counts, else one for each. ``d_saved`` has its shape and holds the gradients of the
-gates, so that a buffer of the saved gates can be overwritten by them, step by step.
+gates, so that a buffer of the saved gates can be overwritten by them, step by step. Where a
+cell ``resets``, what comes back to r through its matmul is added in ``steps.py``.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Cell(NamedTuple):
     joint: bool  # only x_gates + h_gates counts
     forward: Callable
     backward: Callable
+    resets: bool = False  # the last block of h_gates is (r h) U_n
 
 
 def _lstm_forward(_extra, x_gates, h_gates, c):
@@ -74,6 +76,23 @@ def _gru_backward(_extra, saved, h_before, dc, dh):
     return (d_x, d_h), dh * z, None
 
 
+def _reset_before_gru_forward(_extra, x_gates, h_gates, h):
+    r, z, n = jnp.split(x_gates + h_gates, 3, axis=-1)
+    gates = [jax.nn.sigmoid(r), jax.nn.sigmoid(z), jnp.tanh(n)]
+    gates = jax.lax.optimization_barrier(jnp.concatenate(gates, axis=-1))
+    _, z, n = jnp.split(gates, 3, axis=-1)
+    h = (1 - z) * n + z * h
+    return (gates,), h, h
+
+
+def _reset_before_gru_backward(_extra, saved, h_before, dc, dh):
+    _, z, n = jnp.split(saved[0], 3, axis=-1)
+    dh = dh + dc
+    dn = dh * (1 - z) * (1 - n * n)
+    dz = dh * (h_before - n) * z * (1 - z)
+    return (jnp.concatenate([jnp.zeros_like(dz), dz, dn], axis=-1),), dh * z, None
+
+
 def _differentiated(joint: bool, update: Callable) -> Cell:
     """A cell that JAX differentiates, a step at a time, from the gates before their activation.
 
@@ -98,5 +117,6 @@ def _differentiated(joint: bool, update: Callable) -> Cell:
 
 LSTM = Cell(True, _lstm_forward, _lstm_backward)
 GRU = Cell(False, _gru_forward, _gru_backward)
+RESET_BEFORE_GRU = Cell(True, _reset_before_gru_forward, _reset_before_gru_backward, resets=True)
 PEEPHOLE_LSTM = _differentiated(True, reference.peephole_update)
 LAYER_NORM_LSTM = _differentiated(False, reference.layer_norm_update)

@@ -13,20 +13,30 @@ WHOLE_BYTES = 16 * 2**20
 WRITTEN_OUT = (8, 4, 5, 6, 7, 3, 2)
 
 
-def recomputes(batch: int, time: int, gates: int, width: int, *, lengths: bool) -> bool:
+def stages_pay(batch: int, time: int, gates: int) -> bool:
+    """Whether rows with lengths are sorted and run in stages (``stages.py``).
+
+    The lengths are not known here. Where the gates fit in cache, one chunk in which padding is
+    masked costs about as much as without lengths, and chunks, sorted or not, up to twice as much.
+    Beyond, there are chunks anyhow, and with lengths from half to full stages cost nothing; with a
+    mean of a quarter they take half of the time. Of fewer rows too few can be left out.
+    """
+    return batch >= 32 and 4 * batch * time * gates >= WHOLE_BYTES
+
+
+def recomputes(batch: int, time: int, gates: int, width: int) -> bool:
     """Whether the gradient computes the gates again, from the carries of chunks.
 
     A gate that is not kept is computed again, at 2 * ``width`` operations (``width`` features and
     outputs go into it); one that is kept is written to fresh memory and read back, which costs as
-    much as some 500 operations once the gates do not fit in cache. With lengths most of the room
-    for gates would be cleared and never used.
+    much as some 500 operations once the gates do not fit in cache.
     """
-    return lengths or (width <= 256 and 4 * batch * time * gates >= WHOLE_BYTES)
+    return width <= 256 and 4 * batch * time * gates >= WHOLE_BYTES
 
 
-def steps(batch: int, time: int, gates: int, *, lengths: bool) -> int:
+def steps(batch: int, time: int, gates: int, *, staged: bool) -> int:
     """Steps of a chunk where a gradient is wanted."""
-    if lengths:  # a chunk ends late for most rows, so shorter ones waste less
+    if staged:  # a chunk ends late for most rows, so shorter ones waste less
         return even(time, max(8, ROWS // 2 // batch))
     if 4 * batch * time * gates < WHOLE_BYTES:
         return time

@@ -61,7 +61,8 @@ def _backward(target: Target, residuals, cotangents):
             target.interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, keep, mask
         )
     before_h = jnp.concatenate([h[None].astype(outputs.dtype), outputs[:-1]])
-    for factor in (None if keep is None else keep[:, :, None], mask):
+    factors = None if keep is None else keep[:, :, None], None if mask is None else mask[None]
+    for factor in factors:
         if factor is not None:
             before_h = before_h * factor.astype(before_h.dtype)
     d_kernel = lax.dot_general(

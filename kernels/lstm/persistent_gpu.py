@@ -7,7 +7,10 @@ multiprocessors that wait for each other at every step, which is what cuDNN does
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
@@ -126,16 +129,18 @@ def _places(batch: int, hidden: int):
     inside = first + jnp.arange(_ROWS) < batch
     rows = pl.ds(first, _ROWS)
     whole = jnp.broadcast_to(inside[:, None], (_ROWS, hidden))
-    return rows, inside, (rows, pl.ds(0, hidden)), whole
+    return rows, inside, (rows, _gate(0, hidden)), whole
 
 
 def _gate(n: int, hidden: int):
-    return pl.ds(n * hidden, hidden)
+    # int32, as a step's number is: what interprets the kernel asks the user's default else.
+    start: Any = np.int32(n * hidden)
+    return pl.ds(start, hidden)
 
 
 def _constants(kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden: int):
     """What is loaded once: each gate's kernel, the rows' lengths [rows, 1], and the mask of h."""
-    kernels = [kernel_ref[:, _gate(n, hidden)] for n in range(4)]
+    kernels = [kernel_ref[:, n * hidden : (n + 1) * hidden] for n in range(4)]
     ends = triton.load(lengths_ref.at[rows], mask=inside, other=0)[:, None]
     seen_of_h = None
     if mask_ref is not None:

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Key
+from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.lstm import arguments, cells, chunks, implementations, reference
-from jaxnets.kernels.lstm.accelerated import accelerated_lstm
+from jaxnets.kernels.lstm import arguments, implementations
 from jaxnets.kernels.lstm.parameters import GRUParameters, LSTMParameters
-from jaxnets.kernels.lstm.scan import Marks, Options, Weights, recur
-from jaxnets.kernels.lstm.stages import row_counts
+from jaxnets.kernels.lstm.programs import Call, common_dtype, run_gru, run_lstm
 
 
+@arguments.names_arguments
 def lstm(
-    inputs: Float[Array, "batch time features"],
-    carry: tuple[Float[Array, "batch hidden"], Float[Array, "batch output"]] | None,
+    inputs: Float[ArrayLike, "*steps features"],
+    carry: Sequence[Float[ArrayLike, "..."]] | None,
     parameters: LSTMParameters,
     *,
-    lengths: Integer[Array, " batch"] | None = None,
-    segment_ids: Integer[Array, "batch time"] | None = None,
+    lengths: Integer[ArrayLike, "..."] | Sequence | None = None,
+    segment_ids: Integer[ArrayLike, "..."] | Sequence | None = None,
+    mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
+    masked_outputs: str = "zero",
     reverse: bool = False,
+    time_first: bool = False,
+    batched: bool = True,
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
     recompute: bool | None = None,
@@ -32,8 +32,8 @@ def lstm(
     chunk: int | None = None,
     implementation: str | None = None,
 ) -> tuple[
-    Float[Array, "batch time output"],
-    tuple[Float[Array, "batch hidden"], Float[Array, "batch output"]],
+    Float[Array, "*steps output"],
+    tuple[Float[Array, "*batch hidden"], Float[Array, "*batch output"]],
 ]:
     r"""A long short-term memory over padded, packed or very long sequences.
 
@@ -49,21 +49,30 @@ def lstm(
     :math:`c_t` (Ba et al. 2016, appendix, equations 20 to 22).
 
     Args:
-      inputs: [batch, time, features], float.
+      inputs: [batch, time, features], float; other axes by ``time_first`` and ``batched``.
       carry: ``(c [batch, hidden], h [batch, output])`` before the first step, or None: zeros.
       parameters: see :class:`LSTMParameters`; gates in the order i, f, g, o.
       lengths: [batch], integers in [0, time]. Past its length a row's outputs are zero and its
-        carry stays; whatever stands in the padding has no effect and gets no gradient. Rows are
-        sorted inside, and chunks that are padding for most rows are not computed for those.
-      segment_ids: [batch, time], for packed rows: where the id changes the carry is set to zero.
-        0 is padding and stands only at a row's end. Not together with ``lengths``.
+        carry stays; whatever stands in the padding has no effect and gets no gradient. Where it
+        pays, chunks that are padding for most rows are not computed for those.
+      segment_ids: [batch, time], integers, for packed rows: the carry is set to zero where the id
+        is not that of the row's step before. 0 is padding, anywhere in a row, and is passed over:
+        the step before is the last one with an id, in the order of running.
+      mask: [batch, time], booleans, or 0 and 1: a step of False is padding, at a row's front, in
+        the middle or at its end. Of lengths, segment_ids and mask one at most may be given.
+      masked_outputs: of the steps that are padding: "zero", or "repeat": h as the row carries it
+        there, the output before (that of the initial carry before the first).
       reverse: from each row's own last step to its first; outputs stay where their inputs are.
+      time_first: inputs and outputs are [time, batch, ...], and so are segment_ids and mask.
+      batched: False: one sequence. Inputs and outputs are [time, ...], the arrays of the carry have
+        no batch axis, lengths is one integer, segment_ids and mask are [time].
       recurrent_dropout: the share of h that is dropped before its matmul, the same at each step of
         a row (Gal and Ghahramani 2016); kept values are scaled by 1 / (1 - share). Needs ``key``.
       recompute: keep one carry a chunk for the gradient and compute the gates again, in memory that
         grows with the square root of the time; False: keep all gates; None: chosen by shape.
       truncate: the gradient does not cross from one window of so many steps to another; the carry
-        does (truncated backpropagation through time, Williams and Peng 1990).
+        does (truncated backpropagation through time, Williams and Peng 1990). Padding counts in a
+        window with lengths only.
       chunk: steps that are projected together; None: chosen by shape. It changes speed and memory.
       implementation: "scan", on XLA, has reverse-mode derivatives of first and second order;
         "reference", a plain loop, also has forward mode and higher orders. "pallas" (GPU with a
@@ -74,13 +83,15 @@ def lstm(
     Returns:
       Outputs, [batch, time, output], in the dtype of inputs and kernels; and the carry at each
       row's own last step, in float32 (float64 for float64). bfloat16 and float16 are accumulated in
-      float32.
+      float32. Of no row or no step: no outputs, and the carry as it was.
 
     Raises:
-      TypeError: inputs, carry or parameters not of floats, lengths or segment_ids not of integers.
+      TypeError: inputs, carry or parameters not of floats, lengths or segment_ids not of integers,
+        one array as the carry, or an argument that there is none of (the likely one is named).
       ValueError: shapes that do not fit ([batch, features, time] is named), an option out of its
-        range, an implementation that cannot run here, or a length out of range where its value is
-        known at trace time. Under ``jit`` lengths are clipped to [0, time].
+        range, an implementation that cannot run here, or a length out of [0, time] or a mask of
+        other values than 0 and 1 where the values are known. Under ``jit`` such a row's outputs,
+        carry and gradients are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,32 +104,38 @@ def lstm(
       (True, True)
     """
     hidden, output = arguments.check_lstm(parameters)
-    arguments.check_inputs(inputs, parameters.input_kernel.shape[0])
-    if carry is not None:
-        arguments.check_carry("carry[0]", carry[0], (inputs.shape[0], hidden))
-        arguments.check_carry("carry[1]", carry[1], (inputs.shape[0], output))
+    features = parameters.input_kernel.shape[0]
+    batch, time = arguments.check_inputs(inputs, features, time_first=time_first, batched=batched)
+    carry = arguments.lstm_carry(carry, batch, hidden, output)
+    given = arguments.as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
     call = _call(
-        implementations.LSTM, inputs, parameters, lengths, segment_ids, key, reverse,
-        recurrent_dropout, recompute, truncate, chunk, implementation,
+        implementations.LSTM, inputs, parameters, given, batch, time, key, masked_outputs, reverse,
+        time_first, batched, recurrent_dropout, recompute, truncate, chunk, implementation,
     )  # fmt: skip
-    return _lstm(call, inputs, carry, parameters, lengths, segment_ids, key)
+    return run_lstm(call, inputs, carry, parameters, given, key)
 
 
+@arguments.names_arguments
 def gru(
-    inputs: Float[Array, "batch time features"],
-    carry: Float[Array, "batch hidden"] | None,
+    inputs: Float[ArrayLike, "*steps features"],
+    carry: Float[ArrayLike, "*batch hidden"] | None,
     parameters: GRUParameters,
     *,
-    lengths: Integer[Array, " batch"] | None = None,
-    segment_ids: Integer[Array, "batch time"] | None = None,
+    lengths: Integer[ArrayLike, "..."] | Sequence | None = None,
+    segment_ids: Integer[ArrayLike, "..."] | Sequence | None = None,
+    mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
+    masked_outputs: str = "zero",
     reverse: bool = False,
+    time_first: bool = False,
+    batched: bool = True,
+    reset_after: bool = True,
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
     recompute: bool | None = None,
     truncate: int | None = None,
     chunk: int | None = None,
     implementation: str | None = None,
-) -> tuple[Float[Array, "batch time hidden"], Float[Array, "batch hidden"]]:
+) -> tuple[Float[Array, "*steps hidden"], Float[Array, "*batch hidden"]]:
     r"""A gated recurrent unit over padded, packed or very long sequences.
 
     .. math::
@@ -130,6 +147,11 @@ def gru(
     (Cho et al. 2014, with the reset after the matmul as in cuDNN, PyTorch and Keras). The carry is
     ``h [batch, hidden]``; arguments, results and errors are otherwise those of :func:`lstm`.
 
+    Args:
+      reset_after: False: the reset before the matmul, as Cho et al. have it and Keras' argument of
+        that name, or ONNX' ``linear_before_reset=0``, says it:
+        :math:`n = \tanh(x_t W_n + b_n + (r \odot h_{t-1}) U_n + d_n)`.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> zeros = jnp.zeros(6)
@@ -139,161 +161,41 @@ def gru(
       True
     """
     hidden = arguments.check_gru(parameters)
-    arguments.check_inputs(inputs, parameters.input_kernel.shape[0])
-    if carry is not None:
-        arguments.check_carry("carry", carry, (inputs.shape[0], hidden))
+    features = parameters.input_kernel.shape[0]
+    batch, time = arguments.check_inputs(inputs, features, time_first=time_first, batched=batched)
+    carry = arguments.gru_carry(carry, batch, hidden)
+    given = arguments.as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
     call = _call(
-        implementations.GRU, inputs, parameters, lengths, segment_ids, key, reverse,
-        recurrent_dropout, recompute, truncate, chunk, implementation,
+        implementations.GRU, inputs, parameters, given, batch, time, key, masked_outputs, reverse,
+        time_first, batched, recurrent_dropout, recompute, truncate, chunk, implementation,
     )  # fmt: skip
-    return _gru(call, inputs, carry, parameters, lengths, segment_ids, key)
-
-
-class _Call(NamedTuple):
-    """What is static of a call."""
-
-    reverse: bool
-    recurrent_dropout: float
-    recompute: bool | None
-    truncate: int | None
-    chunk: int | None
-    implementation: str
-    target: dispatch.Target | None  # of "pallas" and "cudnn"
+    call = call._replace(reset_after=bool(reset_after))
+    return run_gru(call, inputs, carry, parameters, given, key)
 
 
 def _call(
-    operation, inputs, parameters, lengths, segment_ids, key, reverse, recurrent_dropout,
-    recompute, truncate, chunk, implementation,
-):  # fmt: skip
-    """The checks that LSTM and GRU share, and the implementation."""
-    arguments.check_options(recurrent_dropout, key, truncate, chunk)
-    if lengths is not None and segment_ids is not None:
-        raise ValueError("lengths must be left out with segment_ids, which mark padding by 0")
-    if lengths is not None:
-        arguments.check_lengths(lengths, *inputs.shape[:2])
-    if segment_ids is not None:
-        arguments.check_segment_ids(segment_ids, *inputs.shape[:2])
+    operation, inputs, parameters, given, batch, time, key, masked_outputs, reverse, time_first,
+    batched, recurrent_dropout, recompute, truncate, chunk, implementation,
+) -> Call:  # fmt: skip
+    """The options' checks that LSTM and GRU share, and the implementation."""
+    truncate, chunk = arguments.check_options(
+        recurrent_dropout, key, truncate, chunk, masked_outputs
+    )
     extras = implementations.extras_of(
         parameters, truncate=truncate is not None, recompute=bool(recompute),
-        chunk=chunk is not None, segment_ids=segment_ids is not None,
+        chunk=chunk is not None, segment_ids=given.segment_ids is not None,
         recurrent_dropout=recurrent_dropout > 0,
     )  # fmt: skip
-    batch, time, features = inputs.shape
     sizes = {
-        "batch": batch, "time": time, "features": features,
+        "batch": batch[0] if batch else 1, "time": time,
+        "features": parameters.input_kernel.shape[0],
         "hidden": parameters.recurrent_kernel.shape[0],
         "extras": extras,
     }  # fmt: skip
-    dtype = jnp.result_type(inputs, *jax.tree.leaves(parameters))
+    dtype = common_dtype(inputs, parameters)
     chosen = dispatch.choose(operation, dtype, sizes, implementation)
     target = chosen.target if chosen.implementation in ("pallas", "cudnn") else None
-    return _Call(
-        reverse, recurrent_dropout, recompute, truncate, chunk, chosen.implementation, target
-    )
-
-
-@partial(jax.jit, static_argnums=0)
-@jax.named_scope("lstm")
-def _lstm(call: _Call, inputs, carry, parameters: LSTMParameters, lengths, segment_ids, key):
-    inputs, parameters, accumulator = _common_dtype(inputs, parameters)
-    batch, output = inputs.shape[0], parameters.recurrent_kernel.shape[0]
-    if carry is None:
-        hidden = parameters.bias.shape[0] // 4
-        carry = (jnp.zeros((batch, hidden)), jnp.zeros((batch, output)))
-    c, h = (array.astype(accumulator) for array in carry)
-    marks = _marks(call, inputs, output, lengths, segment_ids, key, accumulator)
-    if call.implementation == "reference":
-
-        def step(x, state):
-            c, h = reference.lstm_step(parameters, x, *state, marks.recurrent_mask)
-            return (c, h), h
-
-        return _reference(call, step, inputs, (c, h), marks)
-    if call.target is not None:
-        outputs, c, h = accelerated_lstm(
-            call.implementation, call.target, parameters, inputs, c, h, marks, reverse=call.reverse
-        )
-        return outputs, (c, h)
-    weights = Weights(
-        parameters.input_kernel, parameters.recurrent_kernel, parameters.bias, None,
-        parameters.projection, parameters.peepholes,
+    return Call(
+        bool(time_first), bool(batched), masked_outputs == "repeat", bool(reverse),
+        float(recurrent_dropout), recompute, truncate, chunk, chosen.implementation, target,
     )  # fmt: skip
-    cell = cells.LSTM if parameters.peepholes is None else cells.PEEPHOLE_LSTM
-    if parameters.layer_norm is not None:
-        cell = cells.LAYER_NORM_LSTM
-        weights = weights._replace(bias=None, extra=(parameters.layer_norm, parameters.bias))
-    outputs, c, h = _scan(call, cell, weights, inputs, c, h, marks)
-    return outputs, (c, h)
-
-
-@partial(jax.jit, static_argnums=0)
-@jax.named_scope("gru")
-def _gru(call: _Call, inputs, carry, parameters: GRUParameters, lengths, segment_ids, key):
-    inputs, parameters, accumulator = _common_dtype(inputs, parameters)
-    batch, hidden = inputs.shape[0], parameters.recurrent_kernel.shape[0]
-    h = jnp.zeros((batch, hidden)) if carry is None else carry
-    h = h.astype(accumulator)
-    marks = _marks(call, inputs, hidden, lengths, segment_ids, key, accumulator)
-    if call.implementation == "reference":
-
-        def step(x, h):
-            h = reference.gru_step(parameters, x, h, marks.recurrent_mask)
-            return h, h
-
-        return _reference(call, step, inputs, h, marks)
-    weights = Weights(*parameters, None, None)
-    outputs, _, h = _scan(call, cells.GRU, weights, inputs, h, h, marks)
-    return outputs, h
-
-
-def _common_dtype(inputs, parameters):
-    dtype = jnp.result_type(inputs, *jax.tree.leaves(parameters))
-    cast = jax.tree.map(lambda array: array.astype(dtype), (inputs, parameters))
-    return *cast, jnp.promote_types(dtype, jnp.float32)
-
-
-def _marks(call: _Call, inputs, output, lengths, segment_ids, key, accumulator) -> Marks:
-    batch, time = inputs.shape[:2]
-    resets, mask = None, None
-    if lengths is not None:
-        lengths = jnp.clip(lengths, 0, time).astype(jnp.int32)
-    if segment_ids is not None:
-        lengths = (segment_ids != 0).sum(1, dtype=jnp.int32)
-        changes = segment_ids[:, 1:] != segment_ids[:, :-1]
-        never = jnp.zeros((batch, 1), bool)
-        if call.reverse:  # a row's first step backwards is its own last one, and no reset
-            resets = jnp.concatenate([changes & (segment_ids[:, 1:] != 0), never], axis=1)
-        else:
-            resets = jnp.concatenate([never, changes], axis=1)
-    if call.recurrent_dropout:
-        kept = jax.random.bernoulli(key, jnp.float32(1 - call.recurrent_dropout), (batch, output))
-        mask = kept.astype(accumulator) / (1 - call.recurrent_dropout)
-    return Marks(lengths, resets, mask)
-
-
-def _reference(call: _Call, step, inputs, state, marks: Marks):
-    outputs, state = reference.unroll(
-        step, inputs.astype(jax.tree.leaves(state)[0].dtype), state, lengths=marks.lengths,
-        resets=marks.resets, reverse=call.reverse, truncate=call.truncate,
-    )  # fmt: skip
-    return outputs.astype(inputs.dtype), state
-
-
-def _scan(call: _Call, cell, weights: Weights, inputs, c, h, marks: Marks):
-    (batch, time, features), gates = inputs.shape, weights.input_kernel.shape[1]
-    has_lengths = marks.lengths is not None
-    recompute, chunk = call.recompute, call.truncate or call.chunk
-    if recompute is None:
-        width = features + h.shape[1]
-        recompute = chunks.recomputes(batch, time, gates, width, lengths=has_lengths)
-    elif recompute and not has_lengths:
-        chunk = chunk or chunks.square_root(batch, time)
-    chunk = min(chunk or chunks.steps(batch, time, gates, lengths=has_lengths), time)
-    short_chunk = chunk
-    if call.chunk is None and not has_lengths:
-        short_chunk = chunks.without_gradient(time, chunk)
-    options = Options(
-        cell, call.reverse, chunk, short_chunk, row_counts(batch) if has_lengths else (batch,),
-        "carries" if recompute else "gates", call.truncate,
-    )  # fmt: skip
-    return recur(options, weights, inputs, c, h, marks)

@@ -23,7 +23,7 @@ def lstm_update(x_gates, h_gates, c):
 def peephole_update(peepholes, x_gates, h_gates, c):
     """The gates i and f also see c, and o sees c'; ``peepholes [3, hidden]`` are p_i, p_f, p_o."""
     i, f, g, o = jnp.split(x_gates + h_gates, 4, axis=-1)
-    p_i, p_f, p_o = peepholes
+    p_i, p_f, p_o = peepholes[:, None]
     c_new = jax.nn.sigmoid(f + p_f * c) * c + jax.nn.sigmoid(i + p_i * c) * jnp.tanh(g)
     return c_new, jax.nn.sigmoid(o + p_o * c_new) * jnp.tanh(c_new)
 
@@ -31,7 +31,8 @@ def peephole_update(peepholes, x_gates, h_gates, c):
 def layer_norm_update(layer_norm, x_gates, h_gates, c):
     """Gates are s_x LN(x W) + s_h LN(h U) + b, and h' = sigmoid(o) tanh(s_c LN(c') + b_c)."""
     scales, bias = layer_norm
-    gates = normalize(x_gates) * scales.inputs + normalize(h_gates) * scales.recurrent + bias
+    scales = jax.tree.map(lambda scale: scale[None], scales)
+    gates = normalize(x_gates) * scales.inputs + normalize(h_gates) * scales.recurrent + bias[None]
     i, f, g, o = jnp.split(gates, 4, axis=-1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
     return c, jax.nn.sigmoid(o) * jnp.tanh(normalize(c) * scales.memory + scales.memory_bias)
@@ -57,24 +58,34 @@ def lstm_step(parameters: LSTMParameters, inputs, c, h, recurrent_mask=None):
     if recurrent_mask is not None:
         h = h * recurrent_mask
     x_gates, h_gates = inputs @ parameters.input_kernel, h @ parameters.recurrent_kernel
+    bias = parameters.bias[None]
     if parameters.layer_norm is not None:
         extra = (parameters.layer_norm, parameters.bias)
         c, h = layer_norm_update(extra, x_gates, h_gates, c)
     elif parameters.peepholes is not None:
-        c, h = peephole_update(parameters.peepholes, x_gates + parameters.bias, h_gates, c)
+        c, h = peephole_update(parameters.peepholes, x_gates + bias, h_gates, c)
     else:
-        c, h = lstm_update(x_gates + parameters.bias, h_gates, c)
+        c, h = lstm_update(x_gates + bias, h_gates, c)
     if parameters.projection is not None:
         h = h @ parameters.projection
     return c, h
 
 
-def gru_step(parameters: GRUParameters, inputs, h, recurrent_mask=None):
+def gru_step(parameters: GRUParameters, inputs, h, recurrent_mask=None, reset_after=True):
     """One step of a GRU: ``inputs [batch, features]`` to ``h``."""
     masked = h if recurrent_mask is None else h * recurrent_mask
-    x_gates = inputs @ parameters.input_kernel + parameters.bias
-    h_gates = masked @ parameters.recurrent_kernel + parameters.recurrent_bias
-    return gru_update(x_gates, h_gates, h)
+    x_gates = inputs @ parameters.input_kernel + parameters.bias[None]
+    if reset_after:
+        h_gates = masked @ parameters.recurrent_kernel + parameters.recurrent_bias[None]
+        return gru_update(x_gates, h_gates, h)
+    (u_r, u_z, u_n), (d_r, d_z, d_n) = (
+        jnp.split(array, 3, axis=-1)
+        for array in (parameters.recurrent_kernel, parameters.recurrent_bias[None])
+    )
+    x_r, x_z, x_n = jnp.split(x_gates, 3, axis=-1)
+    r, z = jax.nn.sigmoid(x_r + masked @ u_r + d_r), jax.nn.sigmoid(x_z + masked @ u_z + d_z)
+    n = jnp.tanh(x_n + (r * masked) @ u_n + d_n)
+    return (1 - z) * n + z * h
 
 
 def unroll(step, inputs, state, *, lengths=None, resets=None, reverse=False, truncate=None):

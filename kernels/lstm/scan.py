@@ -12,8 +12,8 @@ on, each found by measuring on XLA's CPU backend:
 - A chunk's arrays stay in cache, and no array of all gates is made that is not kept: fresh memory
   costs more in page faults than in arithmetic.
 
-With ``lengths`` the rows are sorted by falling length, and chunks run on ever fewer rows
-(``stages.py``).
+With ``lengths`` the steps past a row's own are masked. Where it pays the rows are also sorted by
+falling length, and chunks run on ever fewer of them (``stages.py``).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def recur(options: Options, weights: Weights, inputs, c, h, marks: Marks):
 def _run(options: Options, chunk: int, weights, inputs, c, h, marks):
     """Results, and what is kept for the gradient."""
     time = inputs.shape[1]
-    order = falling(marks.lengths)
+    order = _order(options, marks)
     outputs = jnp.zeros((*inputs.shape[:2], h.shape[1]), inputs.dtype)
     kept = steps.nothing_kept(options.cell, options.keep, weights, chunk, -(-time // chunk), c)
 
@@ -133,7 +133,7 @@ def _gradient(options: Options, arguments, marks, saved, cotangents):
     outputs, kept = saved
     d_outputs, dc, dh = cotangents
     time, chunk = inputs.shape[1], options.chunk
-    order = falling(marks.lengths)
+    order = _order(options, marks)
     transposed = steps.transpose(weights)
     start_h = take_rows(h, order)
 
@@ -197,7 +197,7 @@ def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
         c, h = state
         masked = h if marks.recurrent_mask is None else h * marks.recurrent_mask
         x_gates = steps.matmul(x, weights.input_kernel, c.dtype)
-        h_gates = steps.matmul(masked, weights.recurrent_kernel, c.dtype)
+        h_gates = steps.gates_of_h(options.cell, weights, x_gates, masked)
         gates = steps.add_biases(weights, x_gates, h_gates)
         _, c, h = options.cell.forward(weights.extra, *gates, c)
         if weights.projection is not None:
@@ -211,21 +211,27 @@ def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
     return outputs.astype(inputs.dtype), c, h
 
 
+def _order(options: Options, marks: Marks):
+    """The rows by falling length, where there are stages to use it."""
+    return falling(marks.lengths) if len(options.rows) > 1 else None
+
+
 def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, index, time: int):
     """The ``index``-th chunk of the first ``rows`` rows, time first."""
     x = read(inputs, order, rows, index * chunk, chunk)
     valid, keep, mask = None, None, None
-    end = time
+    end: Any = time
     if marks.lengths is not None:
         lengths = take_rows(marks.lengths, order)
-        end = lengths[0]
+        end = jnp.maximum(lengths.max(), 1) if order is None else lengths[0]
         valid = (index * chunk + jnp.arange(chunk))[:, None] < lengths[None, :rows]
         x = jnp.where(valid[:, :, None], x, 0)  # padding may hold anything
     if marks.resets is not None:
         keep = ~read(marks.resets, order, rows, index * chunk, chunk)
     if marks.recurrent_mask is not None:
         mask = take_rows(marks.recurrent_mask, order)[:rows]
-    whole = marks.lengths is None and time % chunk == 0
+    # A chunk that is written out is run to its end, whatever the lengths.
+    whole = time % chunk == 0 and (marks.lengths is None or chunk <= steps.UNROLLED)
     count = chunk if whole else jnp.minimum(chunk, end - index * chunk)
     return steps.View(x, valid, keep, mask, count)
 
@@ -245,14 +251,14 @@ def _before(options: Options, view, outputs, marks: Marks, order, h, index, time
     beside = read(outputs, order, rows, beside, 1).astype(h.dtype)
     if options.reverse:
         t = start + jnp.arange(1, chunk + 1)
-        inside = t[:, None] < _lengths(marks, order, rows, time)
+        inside = t[:, None] < _lengths(marks, order, rows, time)[None]
         before = jnp.concatenate([here[1:], beside])
         before = jnp.where(inside[:, :, None], before, h)
     else:
         before = jnp.concatenate([jnp.where(start == 0, h, beside), here[:-1]])
     if view.keep is not None:
         before = jnp.where(view.keep[:, :, None], before, 0)
-    return before if view.recurrent_mask is None else before * view.recurrent_mask
+    return before if view.recurrent_mask is None else before * view.recurrent_mask[None]
 
 
 def _crosses(options: Options, marks: Marks, order, rows: int, index, time: int):

@@ -62,7 +62,7 @@ def put_rows(tree, order):
 
 def _stages(rows, chunk, time, lengths):
     """(rows, first chunk, chunk after the last) of each stage, in the order of time."""
-    if lengths is None:
+    if lengths is None or (len(rows) == 1 and time <= chunk):  # one chunk needs no loop around it
         return [(rows[0], 0, -(-time // chunk))]
     falls = jnp.sort(lengths, descending=True)
     ends = [-(-falls[following] // chunk) for following in (*rows[1:], 0)]

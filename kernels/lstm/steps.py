@@ -100,11 +100,15 @@ def _restart(view: View, t, *carries):
 def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, known=None):
     """``c, h, outputs [chunk, rows, output]`` and what ``keep`` wants of the chunk.
 
-    ``known``, [chunk, rows, gates]: h U of each step, where it is known beforehand.
+    ``known``, [chunk, rows, output]: h as each step's matmul sees it, where that is known: what h
+    adds to the gates is then one large matmul, and the loop has none.
     """
     chunk = view.inputs.shape[0]
     dtype = c.dtype
     projected = flat_matmul(view.inputs, weights.input_kernel, dtype)
+    known_gates = None
+    if known is not None:
+        known_gates = gates_of_h(cell, weights, projected, known)
     outputs = jnp.zeros((chunk, *h.shape), dtype)
     kept, first_c = None, c
     if keep == "gates":
@@ -125,9 +129,9 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
         start_c, start_h = _restart(view, t, c, h)
         if known is None:
             masked = start_h if view.recurrent_mask is None else start_h * view.recurrent_mask
-            h_gates = matmul(masked, weights.recurrent_kernel, dtype)
+            h_gates = gates_of_h(cell, weights, x_gates, masked)
         else:
-            h_gates = _at(known, t)
+            h_gates = _at(known_gates, t)
         saved, new_c, hidden = cell.forward(
             weights.extra, *add_biases(weights, x_gates, h_gates), start_c
         )
@@ -139,7 +143,9 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
         else:
             valid = _at(view.valid, t)[:, None]
             outputs = _put(outputs, jnp.where(valid, new_h, 0), t)
-            new_c, new_h = jnp.where(valid, new_c, c), jnp.where(valid, new_h, h)
+            shared = new_c is new_h  # a GRU's, in one array from step to step
+            new_h = jnp.where(valid, new_h, h)
+            new_c = new_h if shared else jnp.where(valid, new_c, c)
         if kept is not None:
             kept = Kept(
                 tuple(
@@ -163,23 +169,43 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
     return c, h, outputs, first_c if keep == "carries" else kept
 
 
+def gates_of_h(cell: Cell, weights, x_gates, h):
+    """h U of one step or of many, [..., rows, gates]; (r h) U_n in its last block by a reset."""
+    kernel, dtype = weights.recurrent_kernel, x_gates.dtype
+    if not cell.resets:
+        return flat_matmul(h, kernel, dtype)
+    hidden = h.shape[-1]
+    first = flat_matmul(h, kernel[:, : 2 * hidden], dtype)
+    last = jnp.zeros_like(first[..., :hidden])
+    x_sums, h_sums = add_biases(weights, x_gates, jnp.concatenate([first, last], axis=-1))
+    r = jax.nn.sigmoid(x_sums[..., :hidden] + h_sums[..., :hidden])
+    last = flat_matmul(r * h, kernel[:, 2 * hidden :], dtype)
+    return jnp.concatenate([first, last], axis=-1)
+
+
+def _through_reset(r, d_gates, h, kernel):
+    """``d_gates`` with that of r, the gradient of h, and r h; ``kernel [gates, hidden]`` is U^T."""
+    hidden = h.shape[-1]
+    _, dz, dn = jnp.split(d_gates, 3, axis=-1)
+    d_seen = matmul(dn, kernel[2 * hidden :], h.dtype)
+    d_gates = jnp.concatenate([d_seen * h * r * (1 - r), dz, dn], axis=-1)
+    d_h = matmul(d_gates[:, : 2 * hidden], kernel[: 2 * hidden], h.dtype) + d_seen * r
+    return d_gates, d_h, r * h
+
+
 def add_biases(weights, x_gates, h_gates):
     """The gates with the biases that the weights have."""
-    if weights.bias is not None:
-        x_gates = x_gates + weights.bias
-    if weights.recurrent_bias is not None:
-        h_gates = h_gates + weights.recurrent_bias
-    return x_gates, h_gates
+
+    def add(gates, bias):
+        return gates if bias is None else gates + bias.reshape((1,) * (gates.ndim - 1) + (-1,))
+
+    return add(x_gates, weights.bias), add(h_gates, weights.recurrent_bias)
 
 
 def again(cell: Cell, reverse: bool, weights, view: View, before, c) -> Kept:
-    """A chunk's ``Kept`` from its first ``c`` and from h before each step, [chunk, rows, output].
-
-    With h known, what h adds to the gates is one large matmul, and the loop has none.
-    """
-    h_gates = flat_matmul(before, weights.recurrent_kernel, before.dtype)
+    """A chunk's ``Kept`` from its first ``c`` and h before each step, [chunk, rows, output]."""
     h = jnp.zeros_like(before[0])
-    *_, kept = forward(cell, reverse, "gates", weights, view, c, h, h_gates)
+    *_, kept = forward(cell, reverse, "gates", weights, view, c, h, before)
     return kept
 
 
@@ -195,12 +221,13 @@ def backward(
         d_outputs = jnp.where(view.valid[:, :, None], d_outputs, 0)
     d_projected = None if projection is None else jnp.zeros_like(d_outputs)
     d_extra = jax.tree.map(lambda w: jnp.zeros(w.shape, dtype), weights.extra)
+    seen = jnp.zeros_like(before_h) if cell.resets else None  # r h, that U_n saw
 
     def order(n):
         return n if reverse else view.steps - 1 - n
 
     def step(n, state):
-        dc, dh, saved, gates, d_projected, d_extra = state
+        dc, dh, saved, gates, d_projected, d_extra, seen = state
         t = order(n)
         taken_c, taken_h = dc, dh
         if view.valid is not None:
@@ -213,7 +240,12 @@ def backward(
         d_gates, before_c, step_extra = cell.backward(
             weights.extra, saved, _at(kept.memory, t), taken_c, d_hidden
         )
-        d_before = matmul(d_gates[-1], recurrent_kernel, dtype)
+        if cell.resets:
+            r, h = saved[0][:, : dh.shape[1]], _at(before_h, t)
+            d_sums, d_before, step_seen = _through_reset(r, d_gates[0], h, recurrent_kernel)
+            d_gates, seen = (d_sums,), _put(seen, step_seen, t)
+        else:
+            d_before = matmul(d_gates[-1], recurrent_kernel, dtype)
         if view.recurrent_mask is not None:
             d_before = d_before * view.recurrent_mask
         before_c, d_before = _restart(view, t, before_c, d_before)
@@ -224,14 +256,18 @@ def backward(
             d_extra = jax.tree.map(jnp.add, d_extra, step_extra)
         following = _within(order(n + 1), chunk)
         saved = tuple(_at(buffer, following) for buffer in gates)
-        return before_c, d_before, saved, gates, d_projected, d_extra
+        return before_c, d_before, saved, gates, d_projected, d_extra, seen
 
     saved = tuple(_at(buffer, order(0)) for buffer in kept.gates)
-    state = (dc, dh, saved, kept.gates, d_projected, d_extra)
-    dc, dh, _, gates, d_projected, d_extra = lax.fori_loop(0, view.steps, step, state)
+    state = (dc, dh, saved, kept.gates, d_projected, d_extra, seen)
+    dc, dh, _, gates, d_projected, d_extra, seen = lax.fori_loop(0, view.steps, step, state)
+    d_recurrent = outer(before_h, gates[-1], weights.recurrent_kernel)
+    if cell.resets:
+        d_last = outer(seen, gates[-1][..., 2 * dh.shape[1] :], weights.recurrent_kernel)
+        d_recurrent = d_recurrent.at[:, 2 * dh.shape[1] :].set(d_last)
     d_weights = type(weights)(
         input_kernel=outer(view.inputs, gates[0], weights.input_kernel),
-        recurrent_kernel=outer(before_h, gates[-1], weights.recurrent_kernel),
+        recurrent_kernel=d_recurrent,
         bias=None if weights.bias is None else gates[0].sum((0, 1)),
         recurrent_bias=None if weights.recurrent_bias is None else gates[-1].sum((0, 1)),
         projection=None

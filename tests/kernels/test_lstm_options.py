@@ -1,0 +1,223 @@
+"""Axes, the reset before the matmul, dropout of inputs, merging of directions, strict modes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import (
+    GRUParameters,
+    LayerNorm,
+    LSTMParameters,
+    compiling_for,
+    gru,
+    lstm,
+    recurrent_layers,
+)
+from tests.kernels.test_lstm_padding import (
+    HIDDEN,
+    IDS,
+    KINDS,
+    MASK,
+    normal,
+    problem,
+    value_and_gradients,
+)
+from tests.near import assert_near
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("marks", [{}, {"mask": MASK}])
+def test_time_first(kind, marks):
+    inputs, carry, parameters = problem(kind)
+
+    def turned(inputs, carry, parameters):
+        given = {name: value.T for name, value in marks.items()}
+        outputs, end = KINDS[kind](inputs, carry, parameters, time_first=True, **given)
+        return jnp.swapaxes(outputs, 0, 1), end
+
+    wanted = value_and_gradients(
+        functools.partial(KINDS[kind], **marks), (inputs, carry, parameters)
+    )
+    results, (d_inputs, *others) = value_and_gradients(
+        turned, (jnp.swapaxes(inputs, 0, 1), carry, parameters)
+    )
+    got = results, (jnp.swapaxes(d_inputs, 0, 1), *others)
+    assert_near(got, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_sequence(kind):
+    inputs, carry, parameters = problem(kind)
+    one = functools.partial(jax.tree.map, lambda a: a[1])
+    for marks in ({}, {"mask": MASK}, {"segment_ids": IDS}, {"lengths": np.arange(5)}):
+        outputs, end = KINDS[kind](inputs, carry, parameters, **marks)
+        got = KINDS[kind](inputs[1], one(carry), parameters, batched=False, **one(marks))
+        assert_near(got, (outputs[1], one(end)), 1e-6)
+    outputs, end = KINDS[kind](inputs[1], None, parameters, batched=False, time_first=True)
+    assert_near((outputs, end), one(KINDS[kind](inputs, None, parameters)), 1e-6)
+
+
+RESET_BEFORE = [
+    {},
+    {"lengths": np.array([7, 0, 3, 7, 1]), "reverse": True, "chunk": 2},
+    {"mask": MASK, "recompute": True, "chunk": 3},
+    {"segment_ids": IDS, "recompute": False, "recurrent_dropout": 0.4},
+    {"truncate": 3, "recompute": True},
+]
+
+
+@pytest.mark.parametrize("options", RESET_BEFORE)
+def test_reset_before_the_matmul(x64, options):
+    """n = tanh(x W_n + b_n + (r h) U_n + d_n), the fast path against the plain loop."""
+    arrays = problem("gru", dtype=jnp.float64)
+    options = {"key": jax.random.key(1), "reset_after": False, **options}
+    plain = {k: v for k, v in options.items() if k not in ("chunk", "recompute")}
+    layer = functools.partial(gru, **options)
+    wanted = value_and_gradients(
+        functools.partial(gru, implementation="reference", **plain), arrays
+    )
+    assert_near(value_and_gradients(layer, arrays), wanted, 1e-12)
+
+
+def test_reset_before_the_matmul_by_hand(x64):
+    inputs, h, (w, u, b, d) = problem("gru", batch=1, time=2, dtype=jnp.float64)
+    got, last = gru(inputs, h, GRUParameters(w, u, b, d), reset_after=False)
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    h, w, u, b, d = (np.asarray(array) for array in (h[0], w, u, b, d))
+    (w_r, w_z, w_n), (u_r, u_z, u_n) = np.split(w, 3, 1), np.split(u, 3, 1)
+    both = np.split(b + d, 3)
+    for t, x in enumerate(np.asarray(inputs[0])):
+        r, z = sigmoid(x @ w_r + h @ u_r + both[0]), sigmoid(x @ w_z + h @ u_z + both[1])
+        n = np.tanh(x @ w_n + (r * h) @ u_n + both[2])
+        h = (1 - z) * n + z * h
+        np.testing.assert_allclose(got[0, t], h, atol=1e-14)
+    np.testing.assert_allclose(last[0], h, atol=1e-14)
+
+
+def test_second_derivatives_of_the_reset_before_the_matmul(x64):
+    arrays = problem("gru", batch=2, time=3, dtype=jnp.float64)
+
+    def norm_of_gradient(implementation):
+        def norm(parameters):
+            layer = functools.partial(gru, reset_after=False, implementation=implementation)
+            _, gradients = value_and_gradients(layer, (*arrays[:2], parameters))
+            return sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))
+
+        return jax.jit(jax.grad(norm))(arrays[2])
+
+    assert_near(norm_of_gradient("scan"), norm_of_gradient("reference"), 1e-12)
+
+
+@pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave"])
+def test_merge_modes(merge_mode):
+    inputs, _, parameters = problem("lstm")
+    merges = {"sum": np.add, "mul": np.multiply, "ave": lambda a, b: (a + b) / 2,
+              "concat": lambda a, b: np.concatenate([a, b], -1)}  # fmt: skip
+    merge, other = merges[merge_mode], jax.tree.map(lambda a: -a, parameters)
+    width = HIDDEN * (2 if merge_mode == "concat" else 1)
+    upper = parameters._replace(input_kernel=normal(9, width, 4 * HIDDEN))
+    got, ends = recurrent_layers(
+        inputs, None, [[parameters, other], [upper, upper]], merge_mode=merge_mode, mask=MASK
+    )
+    between = merge(*(lstm(inputs, None, p, reverse=bool(r), mask=MASK)[0]
+                      for r, p in enumerate((parameters, other))))  # fmt: skip
+    both = [lstm(between, None, upper, reverse=r, mask=MASK) for r in (False, True)]
+    assert_near(got, merge(both[0][0], both[1][0]), 1e-6)
+    assert_near(ends[1], [both[0][1], both[1][1]], 1e-6)
+
+
+def test_dropout_of_the_inputs():
+    """A dropped input is zero and a kept one scaled: an input kernel of ones shows which."""
+    share, rows = 0.25, 4000
+    weights = LSTMParameters(jnp.array([[0.0, 0, 1, 0]]), jnp.zeros((1, 4)),
+                             jnp.array([100.0, -100, 0, 100]))  # fmt: skip
+    layer = functools.partial(recurrent_layers, jnp.full((rows, 1, 1), 0.5), None, [[weights]])
+    _, [[(c, _)]] = layer(input_dropout=share, key=jax.random.key(0))
+    seen = jnp.arctanh(c)
+    kept = jnp.isclose(seen, 0.5 / (1 - share))
+    assert bool((kept | (seen == 0)).all())
+    # Independent draws: within five standard errors, a false alarm below 1e-6.
+    assert abs(float(kept.mean()) - (1 - share)) < 5 * (share * (1 - share) / rows) ** 0.5
+    assert_near(layer(dropout=share, key=jax.random.key(0)), layer(), 0)
+
+
+def lstm_with(**parts):
+    _, _, parameters = problem("lstm")
+    return parameters._replace(**parts)
+
+
+ONES = jnp.ones(4 * HIDDEN)
+NORM = LayerNorm(ONES, ONES, ONES[:HIDDEN], ONES[:HIDDEN])
+LENGTHS = [7, 3, 0, 1, 5]
+STRICT = {
+    "lengths": ("lstm", lstm_with(projection=normal(9, HIDDEN, HIDDEN)),
+                {"lengths": LENGTHS, "recurrent_dropout": 0.5, "time_first": True}),
+    "mask": ("lstm", lstm_with(peepholes=normal(9, 3, HIDDEN)),
+             {"mask": MASK, "masked_outputs": "repeat", "recompute": True, "chunk": 3}),
+    "segments": ("lstm", lstm_with(layer_norm=NORM), {"segment_ids": IDS, "truncate": 3}),
+    "no padding": ("gru", problem("gru")[2], {"reverse": True}),
+    "reset before": ("gru", problem("gru")[2],
+                     {"lengths": LENGTHS, "reverse": True, "reset_after": False}),
+    "reference": ("gru", problem("gru")[2],
+                  {"segment_ids": IDS, "implementation": "reference", "truncate": 2}),
+    "pallas": ("lstm", problem("lstm")[2],
+               {"lengths": LENGTHS, "implementation": "pallas", "reverse": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STRICT)
+def test_strict_modes(strict_mode, case):
+    """Values and gradients, eager and with NaN in the padding."""
+    kind, parameters, options = STRICT[case]
+    options = dict(options)
+    marked = MASK
+    if "segment_ids" in options:
+        marked = IDS != 0
+    if "lengths" in options:
+        marked = np.arange(7) < np.array(options["lengths"])[:, None]
+    inputs, carry, _ = problem(kind)
+    padded = {"mask", "segment_ids", "lengths"} & set(options)
+    dirty = np.where(marked[:, :, None] | (not padded), np.asarray(inputs), np.float32(np.nan))
+    if options.get("time_first"):
+        dirty = dirty.swapaxes(0, 1)
+    if "recurrent_dropout" in options:
+        options["key"] = jax.random.key(0)
+    layer = functools.partial(KINDS[kind], **options)
+    interpret = options.get("implementation") == "pallas"
+
+    def loss(*arrays):
+        return sum(leaf.sum() for leaf in jax.tree.leaves(layer(*arrays)))
+
+    with compiling_for("gpu" if interpret else "cpu", interpret=interpret):
+        layer(dirty, carry, parameters)
+        gradients = jax.grad(loss, (0, 1, 2))(dirty, carry, parameters)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+
+
+def test_strict_modes_of_layers(strict_mode):
+    inputs, _, parameters = problem("lstm")
+    layers = [[parameters, parameters], [lstm_with(input_kernel=normal(9, HIDDEN, 4 * HIDDEN))]]
+    inputs = np.where(MASK[:, :, None], np.asarray(inputs), np.float32(np.nan))
+
+    def loss(inputs, layers):
+        return recurrent_layers(
+            inputs, None, layers, mask=MASK, dropout=0.1, input_dropout=0.1, merge_mode="ave",
+            recurrent_dropout=0.1, key=jax.random.key(0),
+        )[0].sum()  # fmt: skip
+
+    gradients = jax.grad(loss, (0, 1))(inputs, layers)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_pallas_where_integers_are_64_bits_wide(x64, platform):
+    arrays = problem("lstm")
+    ids = jnp.asarray(IDS)
+    wanted = value_and_gradients(functools.partial(lstm, segment_ids=ids), arrays)
+    with compiling_for(platform, interpret=True):
+        layer = functools.partial(lstm, segment_ids=ids, implementation="pallas")
+        assert_near(value_and_gradients(layer, arrays), wanted, 1e-5)
+        assert_near(jax.jit(functools.partial(value_and_gradients, layer))(arrays), wanted, 1e-5)
