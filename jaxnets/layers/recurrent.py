@@ -8,11 +8,13 @@ from typing import Any, SupportsIndex
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Integer
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters, recurrent_layers
 from jaxnets.kernels.checks import as_int
 from jaxnets.layers.initial import draw, float_dtype
+
+MERGE_MODES = ("concat", "sum", "mul", "ave")
 
 
 class Direction(nnx.Module):
@@ -50,10 +52,13 @@ class _Recurrent(nnx.Module):
     """What LSTM and GRU share: layers of directions, and one call of ``recurrent_layers``."""
 
     def __init__(
-        self, layers: Sequence[Sequence[LSTMParameters | GRUParameters]], dropout: float,
-        recurrent_dropout: float, rngs: nnx.Rngs,
+        self, layers: Sequence[Sequence[LSTMParameters | GRUParameters]], merge_mode: str,
+        dropout: float, input_dropout: float, recurrent_dropout: float, rngs: nnx.Rngs,
     ):  # fmt: skip
-        shares = {"dropout": dropout, "recurrent_dropout": recurrent_dropout}
+        shares = {
+            "dropout": dropout, "input_dropout": input_dropout,
+            "recurrent_dropout": recurrent_dropout,
+        }  # fmt: skip
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {share}")
@@ -61,7 +66,9 @@ class _Recurrent(nnx.Module):
         self.layers = nnx.List(
             [nnx.List([Direction(direction) for direction in layer]) for layer in layers]
         )
-        self.dropout, self.recurrent_dropout = dropout, recurrent_dropout
+        self.merge_mode = merge_mode
+        self.dropout, self.input_dropout = dropout, input_dropout
+        self.recurrent_dropout = recurrent_dropout
         self.deterministic = False
         self.rngs = rngs.dropout.fork() if any(shares.values()) else None
 
@@ -71,22 +78,25 @@ class _Recurrent(nnx.Module):
 
     def __call__(
         self,
-        inputs: Float[Array, "batch time features"],
+        inputs: Float[ArrayLike, "..."],
         carries: Sequence[Sequence] | None = None,
         *,
-        lengths: Integer[Array, " batch"] | None = None,
-        segment_ids: Integer[Array, "batch time"] | None = None,
+        lengths: Integer[ArrayLike, "..."] | Sequence[int] | None = None,
+        segment_ids: Integer[ArrayLike, "..."] | Sequence | None = None,
+        mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
         deterministic: bool | None = None,
         **options,
-    ) -> tuple[Float[Array, "batch time output"], list[list]]:
+    ) -> tuple[Float[Array, "..."], list[list]]:
         """Outputs and the last carry of each layer and direction.
 
         Args:
-          inputs: [batch, time, features].
+          inputs: [batch, time, features]; [time, batch, features] with ``time_first=True``,
+            [time, features] with ``batched=False``.
           carries: for each layer one a direction, as they are returned; None: zeros.
-          lengths, segment_ids: at most one of them; see :func:`jaxnets.kernels.lstm`.
+          lengths, segment_ids, mask: at most one of them; see :func:`jaxnets.kernels.lstm`.
           deterministic: no dropout; None: as ``train()`` and ``eval()`` have set it.
-          options: the others of :func:`jaxnets.kernels.lstm`.
+          options: the others of :func:`jaxnets.kernels.lstm`, as ``masked_outputs``,
+            ``time_first``, ``batched`` or ``implementation``.
 
         Raises:
           TypeError, ValueError: as :func:`jaxnets.kernels.recurrent_layers`.
@@ -95,13 +105,17 @@ class _Recurrent(nnx.Module):
         drops: dict[str, Any] = {}
         if self.rngs is not None and not deterministic:
             drops = {
-                "dropout": self.dropout, "recurrent_dropout": self.recurrent_dropout,
-                "key": self.rngs(),
+                "dropout": self.dropout, "input_dropout": self.input_dropout,
+                "recurrent_dropout": self.recurrent_dropout, "key": self.rngs(),
             }  # fmt: skip
         return recurrent_layers(
             inputs, carries, self.parameters(), lengths=lengths, segment_ids=segment_ids,
-            **drops, **options,
+            mask=mask, merge_mode=self.merge_mode, **self._cell_options(), **drops,
+            **options,
         )  # fmt: skip
+
+    def _cell_options(self) -> dict[str, Any]:
+        return {}
 
 
 class LSTM(_Recurrent):
@@ -111,11 +125,14 @@ class LSTM(_Recurrent):
       features: size of an input at one step.
       hidden: size of the memory.
       num_layers: layers on top of each other.
-      bidirectional: two directions a layer, their outputs beside each other.
+      bidirectional: two directions a layer.
+      merge_mode: what becomes of their outputs: "concat" (beside each other), "sum", "mul" or
+        "ave".
       projection: size of the projected output and carry; None: no projection.
       peepholes: the gates see the memory.
       layer_norm: normalise the gates and the memory.
-      dropout: of the outputs between layers; recurrent_dropout: of h, the same at each step.
+      dropout: of the outputs between layers; input_dropout: of the inputs of the first;
+        recurrent_dropout: of h, the same at each step.
       forget_bias: of the forget gate, at the start.
       dtype: of the parameters.
       rngs: for the parameters, and for dropout its stream ``dropout``.
@@ -124,7 +141,7 @@ class LSTM(_Recurrent):
 
     Raises:
       TypeError: sizes that are not integers, a dtype that is not floating point.
-      ValueError: sizes below 1, a share of dropout outside [0, 1).
+      ValueError: sizes below 1, a share of dropout outside [0, 1), an unknown ``merge_mode``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -158,10 +175,12 @@ jnp.swapaxes(inputs, 1, 2)
         *,
         num_layers: SupportsIndex = 1,
         bidirectional: bool = False,
+        merge_mode: str = "concat",
         projection: SupportsIndex | None = None,
         peepholes: bool = False,
         layer_norm: bool = False,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         forget_bias: float = 1.0,
         dtype: DTypeLike = jnp.float32,
@@ -186,12 +205,16 @@ jnp.swapaxes(inputs, 1, 2)
                 norm if layer_norm else None,
             )  # fmt: skip
 
-        layers = _stack(direction, features, output, num_layers, bidirectional)
-        super().__init__(layers, dropout, recurrent_dropout, rngs)
+        layers = _stack(direction, features, output, num_layers, bidirectional, merge_mode)
+        super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, rngs)
 
 
 class GRU(_Recurrent):
     """GRU layers; arguments as those of :class:`LSTM`.
+
+    Args:
+      reset_after: the reset stands behind the recurrent matmul, as in PyTorch and in Keras by
+        default; False: before it. See :func:`jaxnets.kernels.gru`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -212,7 +235,10 @@ class GRU(_Recurrent):
         *,
         num_layers: SupportsIndex = 1,
         bidirectional: bool = False,
+        merge_mode: str = "concat",
+        reset_after: bool = True,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
@@ -227,15 +253,22 @@ class GRU(_Recurrent):
                 jnp.zeros(3 * hidden, dtype),
             )
 
-        layers = _stack(direction, features, hidden, num_layers, bidirectional)
-        super().__init__(layers, dropout, recurrent_dropout, rngs)
+        self.reset_after = reset_after
+        layers = _stack(direction, features, hidden, num_layers, bidirectional, merge_mode)
+        super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, rngs)
+
+    def _cell_options(self) -> dict[str, Any]:
+        return {"reset_after": self.reset_after}
 
 
-def _stack(direction, features, output: int, num_layers, bidirectional: bool):
+def _stack(direction, features, output: int, num_layers, bidirectional: bool, merge_mode: str):
     """The parameters of each layer and direction."""
     features, num_layers = as_int("features", features, 1), as_int("num_layers", num_layers, 1)
+    if merge_mode not in MERGE_MODES:
+        raise ValueError(f"merge_mode must be one of {MERGE_MODES}, got {merge_mode!r}")
     directions = 2 if bidirectional else 1
-    sizes = [features] + [directions * output] * (num_layers - 1)
+    width = directions * output if merge_mode == "concat" else output
+    sizes = [features] + [width] * (num_layers - 1)
     return [[direction(size) for _ in range(directions)] for size in sizes]
 
 

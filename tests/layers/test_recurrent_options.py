@@ -6,11 +6,143 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxnets.kernels import recurrent_layers
+from jaxnets.kernels import gru, recurrent_layers
 from jaxnets.layers import GRU, LSTM
+from tests.inputs import INTEGER_TYPES
 
 BATCH, TIME, FEATURES, HIDDEN = 4, 6, 3, 5
 INPUTS = jax.random.normal(jax.random.key(0), (BATCH, TIME, FEATURES))
+# As Keras has them: padding behind, in front, a hole, nothing at all.
+MASK = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 0, 1], [0] * 6], bool)
+BOTH_WAYS = {"bidirectional": True}
+
+
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_a_masked_row_is_the_row_without_its_masked_steps(module):
+    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
+    inputs = jnp.where(MASK[:, :, None], INPUTS, jnp.nan)
+
+    def loss(layer, inputs, mask, lengths):
+        outputs, carries = layer(inputs, mask=mask, lengths=lengths)
+        return jnp.square(outputs).sum(), (outputs, carries)
+
+    gradient = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, (outputs, carries)), (d_layer, d_inputs) = gradient(layer, inputs, MASK, None)
+    lengths, shorter = MASK.sum(1), np.zeros_like(INPUTS)
+    for row, kept in enumerate(MASK):
+        shorter[row, : kept.sum()] = INPUTS[row, kept]
+    (_, wanted), (d_wanted, d_shorter) = gradient(layer, jnp.asarray(shorter), None, lengths)
+    close = {"rtol": 0, "atol": 2e-6}
+    for row, kept in enumerate(MASK):
+        count = kept.sum()
+        np.testing.assert_allclose(outputs[row, kept], wanted[0][row, :count], **close)
+        np.testing.assert_array_equal(outputs[row, ~kept], 0)
+        np.testing.assert_allclose(d_inputs[row, kept], d_shorter[row, :count], **close)
+        np.testing.assert_array_equal(d_inputs[row, ~kept], 0)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), carries, wanted[1])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), d_layer, d_wanted
+    )
+    repeated, _ = layer(inputs, mask=MASK.tolist(), masked_outputs="repeat")
+    np.testing.assert_array_equal(repeated[0, 4:, :HIDDEN], repeated[0, 3:4, :HIDDEN].repeat(2, 0))
+
+
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_time_first_and_unbatched(module):
+    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
+    wanted, carries = layer(INPUTS, lengths=[6, 2, 0, 5])
+    outputs, ends = layer(jnp.swapaxes(INPUTS, 0, 1), lengths=[6, 2, 0, 5], time_first=True)
+    np.testing.assert_allclose(jnp.swapaxes(outputs, 0, 1), wanted, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ends, carries)
+    outputs, ends = layer(INPUTS[1], lengths=2, batched=False)
+    np.testing.assert_allclose(outputs, wanted[1], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], atol=1e-6), ends, carries)
+
+
+MERGED = {
+    "concat": lambda a, b: jnp.concatenate([a, b], -1),
+    "sum": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "ave": lambda a, b: (a + b) / 2,
+}
+
+
+@pytest.mark.parametrize("mode", MERGED)
+def test_merge_modes(mode):
+    layer = LSTM(FEATURES, HIDDEN, num_layers=2, merge_mode=mode, rngs=nnx.Rngs(0), **BOTH_WAYS)
+    outputs, _ = layer(INPUTS)
+    between = INPUTS
+    for directions in layer.parameters():
+        each = [
+            recurrent_layers(x, None, [[parameters]])[0]
+            for x, parameters in zip((between, between[:, ::-1]), directions, strict=True)
+        ]
+        between = MERGED[mode](each[0], each[1][:, ::-1])
+    np.testing.assert_allclose(outputs, between, atol=2e-6)
+
+
+def test_a_gru_with_the_reset_before_the_matmul():
+    layer = GRU(FEATURES, HIDDEN, reset_after=False, rngs=nnx.Rngs(0))
+    outputs, _ = layer(INPUTS)
+    wanted, _ = gru(INPUTS, None, layer.parameters()[0][0], reset_after=False)
+    np.testing.assert_array_equal(outputs, wanted)
+    after, _ = gru(INPUTS, None, layer.parameters()[0][0])
+    assert float(jnp.abs(outputs - after).max()) > 1e-3
+
+
+def test_dropout_of_the_first_inputs_and_deterministic():
+    layer = LSTM(FEATURES, HIDDEN, input_dropout=0.5, rngs=nnx.Rngs(0))
+    plain, _ = recurrent_layers(INPUTS, None, layer.parameters())
+    assert float(jnp.abs(layer(INPUTS)[0] - plain).max()) > 1e-3
+    np.testing.assert_array_equal(layer(INPUTS, deterministic=True)[0], plain)
+    layer.eval()
+    np.testing.assert_array_equal(layer(INPUTS)[0], plain)
+    assert float(jnp.abs(layer(INPUTS, deterministic=False)[0] - plain).max()) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_lengths_of_any_integer_type(module, dtype):
+    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
+    lengths = np.array([6, 1, 0, 4])
+    wanted, _ = layer(INPUTS, lengths=lengths)
+    for given in (lengths.astype(dtype), lengths.tolist(), jnp.asarray(lengths.astype(dtype))):
+        np.testing.assert_array_equal(layer(INPUTS, lengths=given)[0], wanted)
+
+
+def test_an_unsigned_length_of_a_long_sequence_under_jit():
+    layer = GRU(1, 2, rngs=nnx.Rngs(0))
+    inputs = jnp.ones((1, 300, 1))
+    outputs = nnx.jit(lambda layer, lengths: layer(inputs, lengths=lengths)[0])(
+        layer, jnp.array([100], jnp.uint8)
+    )
+    np.testing.assert_array_equal((outputs[0] != 0).any(-1), np.arange(300) < 100)
+
+
+@pytest.mark.parametrize(("module", "dtype"), [(LSTM, jnp.float32), (GRU, jnp.bfloat16)])
+def test_strict_modes(strict_mode, module, dtype):
+    layer = module(FEATURES, HIDDEN, num_layers=2, dropout=0.1, dtype=dtype, rngs=nnx.Rngs(0))
+
+    def loss(layer, inputs):
+        return jnp.square(layer(inputs, lengths=np.array([6, 1, 0, 4]))[0]).sum()
+
+    value, gradients = nnx.value_and_grad(loss, argnums=(0, 1))(layer, INPUTS.astype(dtype))
+    leaves = jax.tree.leaves((value, gradients))
+    assert all(np.isfinite(leaf.astype(jnp.float32)).all() for leaf in leaves)
+
+
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_no_rows(module):
+    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
+
+    def loss(layer, inputs):
+        outputs, _ = layer(inputs, lengths=np.zeros(0, int))
+        return outputs.sum(), outputs
+
+    (value, outputs), gradient = nnx.value_and_grad(loss, has_aux=True)(layer, INPUTS[:0])
+    assert outputs.shape == (0, TIME, 2 * HIDDEN)
+    assert value == 0
+    assert all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(gradient))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -26,6 +158,12 @@ def test_half_precision(module, dtype):
     np.testing.assert_allclose(
         outputs.astype(jnp.float32), wanted, atol=8 * float(jnp.finfo(dtype).eps)
     )
+
+
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_lengths_by_another_s_name(module):
+    with pytest.raises(TypeError, match=r"seq_lengths.*lengths"):
+        module(FEATURES, HIDDEN, rngs=nnx.Rngs(0))(INPUTS, seq_lengths=[6, 1, 0, 4])
 
 
 def test_sizes_of_numpy_s():
@@ -46,8 +184,10 @@ def test_sizes_of_numpy_s():
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"num_layers": "2"}, "num_layers must be an integer, got '2'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0"),
+        ({"input_dropout": -0.1}, r"input_dropout must lie in"),
         ({"recurrent_dropout": 2}, r"recurrent_dropout must lie in"),
         ({"dtype": jnp.int32}, "dtype must be floating point"),
+        ({"merge_mode": "add"}, "merge_mode must be one of .*, got 'add'"),
     ],
 )
 def test_bad_arguments(users_checks, module, changes, message):
@@ -63,12 +203,12 @@ def test_bad_projection(users_checks):
 
 @pytest.mark.parametrize("module", [LSTM, GRU])
 def test_linen_has_every_method_and_dropout(module):
-    linen = nnx.bridge.to_linen(module, FEATURES, hidden=HIDDEN, recurrent_dropout=0.5)
+    linen = nnx.bridge.to_linen(module, FEATURES, hidden=HIDDEN, input_dropout=0.5)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = linen.init(keys, INPUTS)
-    plain, _ = linen.apply(variables, INPUTS, lengths=jnp.array([6, 1, 0, 4]), deterministic=True)
+    plain, _ = linen.apply(variables, INPUTS, lengths=[6, 1, 0, 4], deterministic=True)
     parameters = linen.apply(variables, nnx_method="parameters")
-    wanted, _ = recurrent_layers(INPUTS, None, parameters, lengths=jnp.array([6, 1, 0, 4]))
+    wanted, _ = recurrent_layers(INPUTS, None, parameters, lengths=[6, 1, 0, 4])
     np.testing.assert_array_equal(plain, wanted)
     one, other = (
         linen.apply(variables, INPUTS, rngs={"dropout": jax.random.key(seed)})[0] for seed in (1, 2)
