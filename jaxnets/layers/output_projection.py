@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import SupportsIndex
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int32, Integer
+from jax.typing import DTypeLike
+from jaxtyping import Array, ArrayLike, Float, Int32, Integer
 
 from jaxnets.kernels import (
     Samples,
@@ -13,6 +17,9 @@ from jaxnets.kernels import (
     linear_top_k,
     sampled_softmax_cross_entropy,
 )
+from jaxnets.kernels.checks import as_floats, as_int
+from jaxnets.kernels.numerics import result_dtype
+from jaxnets.layers.initial import draw, float_dtype
 
 
 class OutputProjection(nnx.Module):
@@ -28,7 +35,9 @@ class OutputProjection(nnx.Module):
       rngs: for the weights; not needed when tied.
 
     Raises:
-      ValueError: ``tied`` has another shape, or ``rngs`` is missing.
+      TypeError: ``tied`` is no ``nnx.Embed``; sizes that are not integers, a dtype that is not
+        floating point.
+      ValueError: ``tied`` has another shape, ``rngs`` is missing, or sizes below 1.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -41,20 +50,36 @@ class OutputProjection(nnx.Module):
       ((), ())
       >>> head.top_k(hidden, 3)[1].shape
       (2, 5, 3)
+
+      In linen, any method by its name:
+
+      >>> linen = nnx.bridge.to_linen(OutputProjection, 8, vocab=1000)
+      >>> variables = linen.init(jax.random.key(0), hidden, nnx_method="logits")
+      >>> linen.apply(variables, hidden, labels, nnx_method="loss").shape
+      ()
+      >>> linen.apply(variables, hidden, 3, nnx_method="top_k")[1].shape
+      (2, 5, 3)
     """
 
     def __init__(
         self,
-        features: int,
-        vocab: int,
+        features: SupportsIndex,
+        vocab: SupportsIndex,
         *,
         use_bias: bool = True,
         tied: nnx.Embed | None = None,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs | None = None,
     ):
-        self.features, self.vocab = features, vocab
+        features, vocab = as_int("features", features, 1), as_int("vocab", vocab, 1)
+        self.features, self.vocab, dtype = features, vocab, float_dtype(dtype)
         if tied is not None:
+            if not isinstance(tied, nnx.Embed):
+                given = tied.__name__ if isinstance(tied, type) else type(tied).__name__
+                raise TypeError(
+                    "tied must be an nnx.Embed, whose table is [vocab, features] as the weights "
+                    f"are, got {given}"
+                )
             if tied.embedding.shape != (vocab, features):
                 raise ValueError(
                     f"tied must embed [vocab, features] = {(vocab, features)}, "
@@ -64,28 +89,36 @@ class OutputProjection(nnx.Module):
         elif rngs is None:
             raise ValueError("rngs must be given where the weights are not tied")
         else:
-            initial = nnx.initializers.normal(features**-0.5)(rngs.params(), (vocab, features))
-            self.weight = nnx.Param(initial.astype(dtype))
+            initializer = nnx.initializers.normal(features**-0.5)
+            self.weight = nnx.Param(draw(initializer, rngs, (vocab, features), dtype))
         self.bias = nnx.Param(jnp.zeros(vocab, dtype)) if use_bias else None
 
     def _arrays(self) -> tuple[jax.Array, jax.Array | None]:
         return self.weight[...], None if self.bias is None else self.bias[...]
 
-    def logits(self, hidden: Float[Array, "*batch features"]) -> Float[Array, "*batch vocab"]:
+    def __call__(self, hidden: Float[ArrayLike, "*batch features"]) -> Float[Array, "*batch vocab"]:
+        """As :meth:`logits`, so that the layer can stand where a function does."""
+        return self.logits(hidden)
+
+    def logits(self, hidden: Float[ArrayLike, "*batch features"]) -> Float[Array, "*batch vocab"]:
         """All logits, [..., vocab]: for a small batch, as in decoding."""
-        weight, bias = self._arrays()
-        if hidden.shape[-1] != self.features:
+        hidden, (weight, bias) = as_floats("hidden", hidden), self._arrays()
+        if hidden.ndim < 1 or hidden.shape[-1] != self.features:
             raise ValueError(
                 f"hidden must be [..., features] with features = {self.features}, "
                 f"got shape {hidden.shape}"
             )
-        logits = hidden @ weight.T
-        return logits if bias is None else logits + bias
+        dtype = result_dtype(hidden, weight)
+        logits = hidden.astype(dtype) @ weight.astype(dtype).T
+        if bias is None:
+            return logits
+        dtype = result_dtype(logits, bias)
+        return logits.astype(dtype) + jnp.broadcast_to(bias.astype(dtype), logits.shape)
 
     def loss(
         self,
-        hidden: Float[Array, "*batch features"],
-        labels: Integer[Array, "..."],
+        hidden: Float[ArrayLike, "*batch features"],
+        labels: Integer[ArrayLike, "..."] | Sequence,
         *,
         sampled: Samples | None = None,
         **options,
@@ -101,15 +134,15 @@ class OutputProjection(nnx.Module):
 
     def evaluate(
         self,
-        hidden: Float[Array, "*batch features"],
-        labels: Integer[Array, "*batch"],
+        hidden: Float[ArrayLike, "*batch features"],
+        labels: Integer[ArrayLike, "*batch"] | Sequence,
         **options,
     ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "*batch"]]:
         """The exact loss, however the layer is trained."""
         return self.loss(hidden, labels, **options)
 
     def top_k(
-        self, hidden: Float[Array, "*batch features"], k: int
+        self, hidden: Float[ArrayLike, "*batch features"], k: SupportsIndex
     ) -> tuple[Float[Array, "*batch k"], Int32[Array, "*batch k"]]:
         """The ``k`` largest logits and their classes, tile by tile."""
         return linear_top_k(hidden, *self._arrays(), k)

@@ -132,7 +132,8 @@ def reduce_losses(losses: jax.Array, weights: jax.Array | None, reduction: str) 
         weighted, total = losses, jnp.asarray(losses.size, losses.dtype)
     else:
         weights = weights.astype(losses.dtype)
-        weighted = jnp.where(weights == 0, 0, losses * weights)
+        # Not the product is masked: 0 times what is not finite would be the weights' gradient.
+        weighted = jnp.where(weights == 0, 0, losses) * weights
         total = weights.sum()
     if reduction == "none":
         return weighted

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, ArrayLike, Float, Int32
 
+from jaxnets.kernels.checks import as_int
 from jaxnets.kernels.softmax import arguments
-from jaxnets.kernels.softmax.tiles import (
-    Options,
-    accumulator_dtype,
-    tile_count,
-    tile_logits,
-    token_tiles,
-    vocab_tile,
-)
+from jaxnets.kernels.softmax.tiles import accumulator_dtype, matmul, token_tiles
 
 _TOKENS = 512
 
 
 def linear_top_k(
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    k: int,
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    k: SupportsIndex,
     *,
-    vocab_tile: int = 4096,
+    vocab_tile: SupportsIndex = 4096,
 ) -> tuple[Float[Array, "*batch k"], Int32[Array, "*batch k"]]:
     """The ``k`` largest of ``hidden @ weight.T + bias``, largest first, and their classes.
 
@@ -37,15 +33,16 @@ def linear_top_k(
       weight: [vocab, features], float.
       bias: [vocab] or None.
       k: from 1 to vocab.
-      vocab_tile: classes at a time.
+      vocab_tile: classes at a time, at least ``k`` of them (up to two tiles at the start).
 
     Returns:
-      Logits [..., k] in float32 (float64 for float64 input) and ids [..., k] int32; among equal
-      logits the smaller id comes first.
+      Logits [..., k] in float32 (float64 for float64 input) and ids [..., k] int32, of ``k``
+      different classes, be their logits infinite or NaN; among equal logits the smaller id comes
+      first. Of no token, none.
 
     Raises:
-      TypeError: integer hidden, weight or bias.
-      ValueError: shapes that do not fit, an empty batch, or k out of range.
+      TypeError: integer hidden, weight or bias; ``k`` or ``vocab_tile`` that is no integer.
+      ValueError: shapes that do not fit, no class, or ``k`` or ``vocab_tile`` out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,37 +50,50 @@ def linear_top_k(
       >>> logits.tolist(), ids.tolist()
       ([[5.0, 3.0]], [[1, 2]])
     """
-    hidden, weight = jnp.asarray(hidden), jnp.asarray(weight)
-    arguments.check_projection(hidden, weight, bias)
+    hidden, weight, bias = arguments.check_projection(hidden, weight, bias)
+    k, vocab_tile = as_int("k", k), as_int("vocab_tile", vocab_tile, 1)
     if not 1 <= k <= weight.shape[0]:
         raise ValueError(f"k must lie in [1, vocab] = [1, {weight.shape[0]}], got {k}")
-    return _top_k(Options(vocab_tile=vocab_tile), k, hidden, weight, bias)
+    return _top_k(vocab_tile, k, hidden, weight, bias)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.named_scope("linear_top_k")
-def _top_k(options, k, hidden, weight, bias):
-    dtype = accumulator_dtype(hidden, weight)
+def _top_k(vocab_tile, k, hidden, weight, bias):
+    """The best of the first tile, which has at least ``k`` classes, then of it and each other.
+
+    So there is never a place to fill with what is no class, and compete with logits of -inf or NaN;
+    and the first tile takes what is over, so that no class is in two tiles.
+    """
+    vocab, dtype = weight.shape[0], accumulator_dtype(hidden, weight)
+    tokens, shape = math.prod(hidden.shape[:-1]), (*hidden.shape[:-1], k)
+    if not tokens:
+        return jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32)
+    size = min(max(vocab_tile, k), vocab)
+    first = size + vocab % size
     if bias is None:
-        bias = jnp.zeros(weight.shape[0], dtype)
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    tokens = flat.shape[0]
-    size = min(_TOKENS, tokens)
+        bias = jnp.zeros(vocab, dtype)
+    flat = hidden.reshape(tokens, hidden.shape[-1])
 
     def over_tokens(hidden):
-        def over_vocab(best, index):
-            tile = vocab_tile(weight, bias, index, options)
-            logits, _ = tile_logits(hidden, tile, options)
-            classes = jnp.broadcast_to(tile.start + jnp.arange(logits.shape[1]), logits.shape)
-            logits = jnp.concatenate([best[0], logits], 1)
-            classes = jnp.concatenate([best[1], classes.astype(jnp.int32)], 1)
-            values, places = lax.top_k(logits, k)
-            return (values, jnp.take_along_axis(classes, places, 1)), None
+        def tile(start, size):
+            rows = lax.dynamic_slice_in_dim(weight, start, size)
+            offsets = lax.dynamic_slice_in_dim(bias, start, size).astype(dtype)
+            logits = matmul(hidden, rows, (1, 1)) + offsets[None]
+            classes = start + jnp.arange(size, dtype=jnp.int32)
+            return logits, jnp.broadcast_to(classes[None], logits.shape)
 
-        nothing = (jnp.full((size, k), -jnp.inf, dtype), jnp.zeros((size, k), jnp.int32))
-        best, _ = lax.scan(over_vocab, nothing, jnp.arange(tile_count(weight.shape[0], options)))
+        def best_of(logits, classes):
+            values, places = lax.top_k(logits, k)
+            return values, jnp.take_along_axis(classes, places, 1)
+
+        def over_vocab(best, start):
+            both = zip(best, tile(start, size), strict=True)
+            return best_of(*(jnp.concatenate(pair, 1) for pair in both)), None
+
+        starts = jnp.arange(first, vocab, size, dtype=jnp.int32)
+        best, _ = lax.scan(over_vocab, best_of(*tile(0, first)), starts)
         return best
 
-    values, ids = lax.map(over_tokens, token_tiles(flat, size))
-    shape = (*hidden.shape[:-1], k)
+    values, ids = lax.map(over_tokens, token_tiles(flat, min(_TOKENS, tokens)))
     return values.reshape(-1, k)[:tokens].reshape(shape), ids.reshape(-1, k)[:tokens].reshape(shape)
