@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import SupportsFloat, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +48,15 @@ def linear_softmax_cross_entropy(
     labels: Integer[ArrayLike, "*batch"] | Sequence,
     *,
     weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    soft_cap: float | None = None,
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    z_loss: SupportsFloat = 0.0,
+    soft_cap: SupportsFloat | None = None,
     temperature: Shaped[ArrayLike, ""] | Shaped[ArrayLike, "*batch"] | Sequence = 1.0,
     reduction: str = "mean",
     return_log_sum_exp: bool = False,
-    token_tile: int = 128,
-    vocab_tile: int = 1024,
+    token_tile: SupportsIndex = 128,
+    vocab_tile: SupportsIndex = 1024,
     implementation: str | None = None,
 ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "*batch"]]:
     r"""Exact cross-entropy of a linear output layer, with the logits never whole in memory.
