@@ -237,7 +237,7 @@ def _divide(hidden, weight, bias, temperature, kept, accumulator):
         temperature = jnp.where(kept == 0, 1, temperature)
     # What is no temperature is NaN, where it is found out only now.
     scale = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
-    wide = hidden.astype(accumulator) * scale[..., None]
+    wide = hidden.astype(accumulator) * (scale[..., None] if scale.ndim else scale)
     if bias is None:
         return wide.astype(hidden.dtype), weight, None
     inside = is_in(bias)  # the others stay as they are: 0 times inf would be their gradient

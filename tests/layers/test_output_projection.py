@@ -117,3 +117,35 @@ def test_linen_through_the_bridge():
     loss, gradient = jax.value_and_grad(linen.apply)(variables, hidden, labels)
     assert np.isfinite(loss)
     assert all(bool(jnp.abs(g).max() > 0) for g in jax.tree.leaves(gradient))
+
+
+def test_every_method_in_linen():
+    hidden, labels = inputs()
+    linen = nnx.bridge.to_linen(OutputProjection, FEATURES, vocab=np.int64(VOCAB))
+    variables = linen.init(jax.random.key(0), hidden)
+    head = OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0))
+    nnx.update(head, variables["params"])
+
+    def apply(method, *arguments):
+        return linen.apply(variables, *arguments, nnx_method=method)
+
+    np.testing.assert_allclose(apply("logits", hidden), head.logits(hidden), rtol=1e-6)
+    np.testing.assert_allclose(linen.apply(variables, hidden), head(hidden), rtol=1e-6)
+    for method in ("loss", "evaluate"):
+        expected = getattr(head, method)(hidden, labels)
+        np.testing.assert_allclose(apply(method, hidden, labels), expected, rtol=1e-6)
+    np.testing.assert_array_equal(apply("top_k", hidden, 3)[1], head.top_k(hidden, 3)[1])
+    gradient = jax.grad(lambda v: linen.apply(v, hidden, labels, nnx_method="loss"))(variables)
+    assert all(bool(jnp.abs(g).max() > 0) for g in jax.tree.leaves(gradient))
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_bad_types():
+    for tied, given in ((nnx.Linear, "Linear"), (nnx.Linear(6, 37, rngs=nnx.Rngs(0)), "Linear")):
+        with pytest.raises(TypeError, match=rf"tied must be an nnx\.Embed.*got {given}"):
+            OutputProjection(FEATURES, VOCAB, tied=tied)
+    head = OutputProjection(FEATURES, VOCAB, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"k must be an integer, got 2\.0"):
+        head.top_k(inputs()[0], 2.0)
+    with pytest.raises(ValueError, match="vocab_tile must be at least 1, got 0"):
+        linear_top_k(inputs()[0], head.weight[...], None, 2, vocab_tile=0)
