@@ -125,12 +125,12 @@ def linear_softmax_cross_entropy(
     )
     arguments.check_reduction(reduction)
     kept = _known_as_kept(labels, ignore_index, weights)
-    temperature = _check_temperature(temperature, labels.shape, kept)
+    divisor = _check_temperature(temperature, labels.shape, kept)
     options = check_options(label_smoothing, z_loss, soft_cap, token_tile, vocab_tile)
     engine = choose_engine(hidden, weight, labels.size, weight.shape[0], implementation)
     return _loss(
         engine, options, reduction, return_log_sum_exp, ignore_index,
-        hidden, weight, bias, labels, weights, temperature,
+        hidden, weight, bias, labels, weights, divisor,
     )  # fmt: skip
 
 
