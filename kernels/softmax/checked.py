@@ -10,23 +10,27 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from jaxnets.kernels.checks import as_floats, as_integers
+from jaxnets.kernels.softmax import arguments
+from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
+
+_ARGUMENTS = ("hidden", "weight", "bias", "labels")
 
 
 def checked(loss: Callable[..., Any]) -> Callable[..., tuple[checkify.Error, Any]]:
     """``loss`` with its labels and hidden states checked at run time.
 
     Args:
-      loss: a loss of this package that takes ``hidden``, ``weight`` and ``labels``, by place or by
-        name; one that is split over devices, with its ``sharding``, too.
+      loss: a loss of this package that takes ``(hidden, weight, bias, labels, ...)``, behind a
+        :class:`VocabSharding` if it is a sharded one. They may be given by name.
 
     Returns:
       A function of the same arguments that may be jitted and returns ``(error, result)``;
       ``error.throw()`` raises ``jax.experimental.checkify.JaxRuntimeError`` if a label is out of
-      range or a hidden state is not finite. Tokens of weight 0 or with ``ignore_index`` may hold
-      anything.
+      range or a hidden state is not finite. A token that is left out, by ``ignore_index`` or by
+      weight 0, may have any. Outside ``jit`` a bad label is the loss's own ``ValueError``.
 
     Raises:
-      TypeError: ``loss`` does not take those arguments.
+      TypeError: when called, if there are no ``hidden``, ``weight`` and ``labels``.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -35,45 +39,61 @@ def checked(loss: Callable[..., Any]) -> Callable[..., tuple[checkify.Error, Any
       >>> error, _ = loss(jnp.ones((1, 4)), jnp.ones((10, 4)), None, jnp.array([10]))
       >>> error.get().splitlines()[0]
       'labels must lie in [0, 10), got 10 (`check` failed)'
+
+      A sharding is not an array: close over it to jit.
+
+      >>> from functools import partial
+      >>> from jaxnets.kernels import VocabSharding, sharded_linear_softmax_cross_entropy
+      >>> sharding = VocabSharding(jax.make_mesh((1,), ("vocab",)), "vocab")
+      >>> loss = jax.jit(checked(partial(sharded_linear_softmax_cross_entropy, sharding)))
+      >>> error, _ = loss(jnp.ones((1, 4)), jnp.ones((10, 4)), None, jnp.array([3]))
+      >>> error.throw()
     """
-    signature = _signature(loss)
+
+    check = checkify.checkify(_check, errors=checkify.user_checks)
 
     def checking(*args, **options):
-        given = signature.bind(*args, **options).arguments
-        given = given | given.pop("options", {})
-        hidden, labels = as_floats("hidden", given["hidden"]), given["labels"]
-        labels = as_integers("labels", labels, "integer class ids")
-        vocab = given["weight"].shape[0]
-        counts = jnp.ones(hidden.shape[:-1], bool)
-        if given.get("weights") is not None:
-            counts = counts & (jnp.asarray(given["weights"]) != 0)
-        several = labels.ndim - counts.ndim
-        counts_label = jnp.expand_dims(counts, range(counts.ndim, counts.ndim + several))
-        if given.get("ignore_index") is not None:
-            counts_label = counts_label & (labels != given["ignore_index"])
-            counts = counts & counts_label.any(tuple(range(counts.ndim, labels.ndim)))
-        wrong = ((labels < 0) | (labels >= vocab)) & counts_label
-        if labels.size:
-            worst = labels.reshape(-1)[jnp.argmax(wrong.reshape(-1))]
-            checkify.check(~wrong.any(), f"labels must lie in [0, {vocab}), got {{}}", worst)
-        finite = jnp.isfinite(hidden).all(-1) | ~counts
-        checkify.check(finite.all(), "hidden must be finite, got NaN or infinity")
-        return loss(*args, **options)
+        # The loss is left as it is: JAX can't collect checks out of a sharded one.
+        error, _ = check(_by_name(loss, args, options))
+        return error, loss(*args, **options)
 
-    return checkify.checkify(checking, errors=checkify.user_checks)
+    return checking
 
 
-def _signature(loss: Callable[..., Any]) -> inspect.Signature:
-    """The loss' own, or that of all of them where it passes on what it gets."""
+def _by_name(loss, args, options) -> dict[str, Any]:
+    """The arguments of a call, by the names of ``loss`` or, if it has none, by the usual order."""
+    try:
+        bound = inspect.signature(loss).bind_partial(*args, **options)
+        bound.apply_defaults()
+        given = dict(bound.arguments)
+    except (TypeError, ValueError):  # bad arguments are for the loss to refuse; no signature
+        given = {}
+    if "hidden" not in given:  # a wrapper's (*args, **options)
+        rest = args[1:] if args and isinstance(args[0], VocabSharding) else args
+        given = {**dict(zip(_ARGUMENTS, rest, strict=False)), **options}
+    if missing := {"hidden", "weight", "labels"} - given.keys():
+        raise TypeError(
+            "checked takes a loss of (hidden, weight, bias, labels, ...), and its call must give "
+            f"them; missing here: {', '.join(sorted(missing))}"
+        )
+    return given
 
-    def passes_on(hidden, weight, bias=None, labels=None, *rest, **options):
-        pass
 
-    signature = inspect.signature(loss)
-    names = set(signature.parameters)
-    if {"hidden", "weight", "labels"} <= names:
-        return signature
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return inspect.signature(passes_on)
-    raise TypeError(f"loss must take hidden, weight and labels, got one that takes {sorted(names)}")
+def _check(given: dict[str, Any]) -> None:
+    hidden = as_floats("hidden", given["hidden"])
+    labels = as_integers("labels", given["labels"], "integer class ids")
+    vocab, several = given["weight"].shape[0], labels.ndim == hidden.ndim
+    left_out = jnp.zeros(labels.shape, bool)
+    ignore_index = arguments.check_ignore_index(given.get("ignore_index"))
+    if ignore_index is not None:
+        left_out = labels == ignore_index
+    weights = arguments.check_weights(given.get("weights"), hidden.shape[:-1])
+    if weights is not None:
+        left_out |= (weights == 0)[..., None] if several else weights == 0
+    wrong = ((labels < 0) | (labels >= vocab)) & ~left_out
+    if labels.size:
+        worst = jnp.where(wrong, labels, jnp.iinfo(jnp.int32).min).max()
+        checkify.check(~wrong.any(), f"labels must lie in [0, {vocab}), got {{}}", worst)
+    unused = left_out.all(-1) if several else left_out
+    finite = jnp.isfinite(hidden).all(-1) | unused
+    checkify.check(finite.all(), "hidden must be finite, got NaN or infinity")

@@ -14,9 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import SupportsFloat, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
@@ -27,7 +29,7 @@ from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.fused import FusedEngine
 from jaxnets.kernels.softmax.one_pass import weighted_sum
 from jaxnets.kernels.softmax.per_token import Engine, per_token
-from jaxnets.kernels.softmax.tiles import Options
+from jaxnets.kernels.softmax.tiles import Options, is_in
 from jaxnets.kernels.softmax.two_pass import TiledEngine
 
 OPERATION = dispatch.register(
@@ -46,15 +48,15 @@ def linear_softmax_cross_entropy(
     labels: Integer[ArrayLike, "*batch"] | Sequence,
     *,
     weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    ignore_index: int | None = None,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    soft_cap: float | None = None,
-    temperature: float | Shaped[ArrayLike, ""] = 1.0,
+    ignore_index: SupportsIndex | None = None,
+    label_smoothing: SupportsFloat = 0.0,
+    z_loss: SupportsFloat = 0.0,
+    soft_cap: SupportsFloat | None = None,
+    temperature: Shaped[ArrayLike, ""] | Shaped[ArrayLike, "*batch"] | Sequence = 1.0,
     reduction: str = "mean",
     return_log_sum_exp: bool = False,
-    token_tile: int = 128,
-    vocab_tile: int = 1024,
+    token_tile: SupportsIndex = 128,
+    vocab_tile: SupportsIndex = 1024,
     implementation: str | None = None,
 ) -> Float[Array, "..."] | tuple[Float[Array, "..."], Float[Array, "*batch"]]:
     r"""Exact cross-entropy of a linear output layer, with the logits never whole in memory.
@@ -84,7 +86,8 @@ def linear_softmax_cross_entropy(
       label_smoothing: in [0, 1].
       z_loss: at least 0.
       soft_cap: above 0; logits stay within (-soft_cap, soft_cap).
-      temperature: above 0, one for all tokens; may be a traced scalar, and then has a gradient.
+      temperature: above 0, one for all tokens or [...], one a token; may be traced, and then has a
+        gradient. One a token, with a bias, costs a copy of ``weight``.
       reduction: "mean" (by weight), "sum" or "none" (one loss a token).
       return_log_sum_exp: also return z; differentiable, but the gradient then takes two passes. 0
         for a token that is left out.
@@ -121,12 +124,13 @@ def linear_softmax_cross_entropy(
         labels, hidden.shape[:-1], weight.shape[0], ignore_index, weights
     )
     arguments.check_reduction(reduction)
-    temperature = _check_temperature(temperature)
+    kept = _known_as_kept(labels, ignore_index, weights)
+    divisor = _check_temperature(temperature, labels.shape, kept)
     options = check_options(label_smoothing, z_loss, soft_cap, token_tile, vocab_tile)
     engine = choose_engine(hidden, weight, labels.size, weight.shape[0], implementation)
     return _loss(
         engine, options, reduction, return_log_sum_exp, ignore_index,
-        hidden, weight, bias, labels, weights, temperature,
+        hidden, weight, bias, labels, weights, divisor,
     )  # fmt: skip
 
 
@@ -153,21 +157,37 @@ def check_options(label_smoothing, z_loss, soft_cap, token_tile=128, vocab_tile=
     return Options(smoothing, z_loss, soft_cap, *tiles)
 
 
-def _check_temperature(temperature):
-    """``temperature`` as a number or a scalar array, above 0 where its value is known."""
-    if not isinstance(temperature, float | int):
-        temperature = jnp.asarray(temperature)
-        if temperature.shape:
-            raise ValueError(
-                "temperature must be one number for all tokens, got shape "
-                f"{temperature.shape}; without a bias, hidden / temperature[..., None] is one for "
-                "each token"
-            )
-        if jnp.issubdtype(temperature.dtype, jnp.integer):
-            temperature = temperature.astype(jnp.float32)
-    if is_known(temperature) and not 0 < float(temperature) < math.inf:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+def _check_temperature(temperature, shape: tuple[int, ...], kept) -> jax.Array | None:
+    """``temperature``, [] or of ``shape``, as an array; None where it is the number 1.
+
+    Raises unless it is above 0 where that is known; of one a token, where ``kept`` [...] (or
+    nothing is raised, if it is None).
+    """
+    if isinstance(temperature, float | int) and temperature == 1:
+        return None
+    temperature = jnp.asarray(temperature)
+    if temperature.shape not in ((), shape):
+        raise ValueError(
+            f"temperature must be one number for all tokens or one a token, shape {shape}, got "
+            f"shape {temperature.shape}"
+        )
+    if not jnp.issubdtype(temperature.dtype, jnp.floating):
+        temperature = temperature.astype(jnp.float32)
+    if is_known(temperature) and (temperature.ndim == 0 or kept is not None):
+        values = np.asarray(temperature, np.float64)
+        wrong = ~((values > 0) & (values < math.inf))
+        wrong &= kept if values.ndim else True
+        if wrong.any():
+            raise ValueError(f"temperature must be above 0, got {values[wrong].flat[0]}")
     return temperature
+
+
+def _known_as_kept(labels, ignore_index: int | None, weights) -> np.ndarray | None:
+    """Which tokens are not left out, [...] bool; None where the values are not known."""
+    if not is_known(labels) or not is_known(weights):
+        return None
+    kept = np.ones(labels.shape, bool) if weights is None else np.asarray(weights) != 0
+    return kept if ignore_index is None else kept & (np.asarray(labels) != ignore_index)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
@@ -181,22 +201,17 @@ def _loss(
     if not labels.size:
         losses = jnp.zeros(batch if reduction == "none" else (), accumulator)
         return (losses, jnp.zeros(batch, accumulator)) if return_log_sum_exp else losses
+    kept, labels = arguments.leave_out(weights, labels, ignore_index, weight.shape[0], accumulator)
+    if kept is not None:
+        # Masked before any arithmetic: a token that is left out leaves no trace, be it NaN.
+        hidden = jnp.where((kept == 0)[..., None], 0, hidden)
+    if temperature is not None:
+        hidden, weight, bias = _divide(hidden, weight, bias, temperature, kept, accumulator)
     if bias is None:
         bias = jnp.zeros(weight.shape[0], accumulator)
-    if not (isinstance(temperature, float | int) and temperature == 1):
-        # What is no temperature is NaN, where it is found out only now.
-        scale = jnp.asarray(temperature).astype(accumulator)
-        scale = 1 / jnp.where(scale > 0, scale, jnp.nan)
-        hidden = (hidden.astype(accumulator) * scale).astype(hidden.dtype)
-        bias = bias.astype(accumulator) * scale
-    flat_weights = None if weights is None else weights.reshape(-1)
-    kept, flat_labels = arguments.leave_out(
-        flat_weights, labels.reshape(-1), ignore_index, weight.shape[0], accumulator
-    )
-    flat_hidden = hidden.reshape(labels.size, hidden.shape[-1])
-    if kept is not None:
-        # A token that is left out leaves no trace, be it NaN.
-        flat_hidden = jnp.where((kept == 0)[:, None], 0, flat_hidden)
+    kept = None if kept is None else kept.reshape(-1)
+    flat_labels = labels.reshape(-1)
+    flat_hidden = hidden.reshape(flat_labels.size, hidden.shape[-1])
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
     one_pass = isinstance(engine, TiledEngine) and (
@@ -215,3 +230,23 @@ def _loss(
     if reduction == "none":
         loss = loss.reshape(batch)
     return (loss, log_sum_exp.reshape(batch)) if return_log_sum_exp else loss
+
+
+def _divide(hidden, weight, bias, temperature, kept, accumulator):
+    """A projection whose logits are those of the given one divided by ``temperature``."""
+    temperature = temperature.astype(accumulator)
+    if temperature.ndim and kept is not None:
+        temperature = jnp.where(kept == 0, 1, temperature)
+    # What is no temperature is NaN, where it is found out only now.
+    scale = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
+    wide = hidden.astype(accumulator) * (scale[..., None] if scale.ndim else scale)
+    if bias is None:
+        return wide.astype(hidden.dtype), weight, None
+    inside = is_in(bias)  # the others stay as they are: 0 times inf would be their gradient
+    bias = jnp.where(inside, bias, 0).astype(accumulator)
+    if temperature.ndim == 0:
+        return wide.astype(hidden.dtype), weight, jnp.where(inside, bias * scale, -jnp.inf)
+    # Of a temperature for each token a bias makes no vector any more, but one more feature.
+    wide = jnp.concatenate([wide, scale[..., None]], -1)
+    weight = jnp.concatenate([weight.astype(accumulator), bias[:, None]], 1)
+    return wide, weight, jnp.where(inside, jnp.zeros_like(bias), -jnp.inf)

@@ -93,7 +93,7 @@ def tile_statistics(soft_cap, vocab: int, smoothing: bool, product, row_ids, row
     (bias,), (labels,) = rows, columns
     bias = bias.astype(jnp.float32)
     logits, _ = cap_logits(product + bias, soft_cap)
-    inside = (row_ids < vocab) & (bias > -jnp.inf)
+    inside = (row_ids < vocab) & (bias != -jnp.inf)
     logits = jnp.where(inside, logits, -jnp.inf)
     results = [*tile_log_sum_exp(logits)]
     results.append(jnp.where(row_ids == labels, logits, 0).sum(0, keepdims=True))
@@ -120,8 +120,8 @@ def tile_gradient(soft_cap, product, row_ids, rows, columns, _tiles):
     labels, log_sum_exp, softmax, uniform, label = columns
     bias = bias.astype(jnp.float32)
     logits, slope = cap_logits(product + bias, soft_cap)
-    gradient = jnp.where(bias > -jnp.inf, softmax * jnp.exp(logits - log_sum_exp) - uniform, 0)
+    gradient = softmax * jnp.exp(logits - log_sum_exp) - uniform
     gradient -= jnp.where(row_ids == labels, label, 0)
     if slope is not None:
         gradient *= slope
-    return (jnp.where(fresh > 0, gradient, 0),)
+    return (jnp.where((fresh > 0) & (bias != -jnp.inf), gradient, 0),)

@@ -32,6 +32,7 @@ from jaxnets.kernels.softmax.tiles import (
     accumulator_dtype,
     add_rows,
     class_count,
+    is_in,
     label_logits,
     largest_of,
     matmul,
@@ -65,7 +66,7 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
     size = min(options.token_tile, tokens)
     if smoothing:
         # The mean logit is linear in the mean row, so smoothing costs no pass over the logits.
-        inside, share = bias > -jnp.inf, smoothing / class_count(bias).astype(dtype)
+        inside, share = is_in(bias), smoothing / class_count(bias).astype(dtype)
         mean_row = jnp.where(inside[:, None], weight, 0).sum(0, dtype=dtype) * share
         mean_bias = jnp.where(inside, bias, 0).sum(dtype=dtype) * share
 
@@ -103,9 +104,7 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
         losses = losses_without_smoothing(options, log_sum_exp, label_logit)
         # d loss / d logits = softmax * softmax_factor - onehot * label_factor - smoothing / classes
         softmax_factor = factors * softmax_slope(options, log_sum_exp)
-        label_factor = factors * (1 - smoothing)
-        if label_slope is not None:
-            label_factor = label_factor * label_slope
+        label_factor = factors * (1 - smoothing) * label_slope
         hidden_gradient = (
             hidden_gradient * (softmax_factor * jnp.exp(row_max - log_sum_exp))[:, None]
             - label_factor[:, None] * label_rows

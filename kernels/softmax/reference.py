@@ -20,17 +20,23 @@ def linear_softmax_cross_entropy(
     soft_cap=None,
     temperature=1.0,
 ):
-    """Loss and log-sum-exp, [...] each, by the equation in :mod:`jaxnets.kernels.softmax.full`."""
+    """Loss and log-sum-exp, [...] each, by the equation in :mod:`jaxnets.kernels.softmax.full`.
+
+    ``temperature``: a number or [...]. A class of bias -inf is out.
+    """
+    inside = jnp.ones(weight.shape[0], bool) if bias is None else ~jnp.isneginf(bias)
     logits = hidden @ weight.T
     if bias is not None:
-        logits = logits + bias
-    logits = logits / temperature
+        logits = logits + jnp.where(inside, bias, 0)
+    logits = logits / jnp.asarray(temperature)[..., None]
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
+    mean_logit = jnp.where(inside, logits, 0).sum(-1) / inside.sum()
+    logits = jnp.where(inside, logits, -jnp.inf)
     log_sum_exp = jax.nn.logsumexp(logits, axis=-1)
     label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
     loss = log_sum_exp - (1 - label_smoothing) * label_logits
-    loss = loss - label_smoothing * logits.mean(-1) + z_loss * log_sum_exp**2
+    loss = loss - label_smoothing * mean_logit + z_loss * log_sum_exp**2
     return loss, log_sum_exp
 
 

@@ -36,7 +36,12 @@ class VocabTile(NamedTuple):
     @property
     def inside(self) -> jax.Array:
         """[size] bool: the classes that are in; one of bias -inf is out, as padding is."""
-        return self.bias > -jnp.inf
+        return is_in(self.bias)
+
+
+def is_in(bias: jax.Array) -> jax.Array:
+    """Which classes are in: all but those of bias -inf. NaN is no way to be out."""
+    return ~jnp.isneginf(bias)
 
 
 def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
@@ -99,18 +104,20 @@ def tile_logits(hidden: jax.Array, tile: VocabTile, options: Options):
 def label_logits(hidden, weight, bias, labels, options: Options):
     """The logits [tokens] at ``labels``, their slope, and the rows of ``weight`` they used.
 
-    A label out of range gives NaN, that of a class that is out -inf.
+    A label out of range gives NaN, that of a class that is out -inf, with slope 0.
     """
     dtype = accumulator_dtype(hidden, weight)
     rows = weight.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
     offsets = bias.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
     logits, slope = cap_logits((hidden.astype(dtype) * rows).sum(1) + offsets, options.soft_cap)
-    return jnp.where(offsets == -jnp.inf, -jnp.inf, logits), slope, rows
+    inside = is_in(offsets)
+    slope = jnp.where(inside, jnp.ones_like(logits) if slope is None else slope, 0)
+    return jnp.where(inside, logits, -jnp.inf), slope, rows
 
 
 def class_count(bias: jax.Array) -> jax.Array:
     """How many classes are in, those of bias -inf being out: what label smoothing divides by."""
-    return (bias > -jnp.inf).sum(dtype=accumulator_dtype(bias))
+    return is_in(bias).sum(dtype=accumulator_dtype(bias))
 
 
 def largest_of(logits: jax.Array) -> jax.Array:

@@ -122,8 +122,7 @@ def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, facto
 
     inside = (labels >= 0) & (labels < vocab)
     _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
-    label_factor = factors.label if label_slope is None else factors.label * label_slope
-    label_factor = jnp.where(inside, label_factor, 0)
+    label_factor = jnp.where(inside, factors.label * label_slope, 0)
     hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
     labels = jnp.where(inside, labels, vocab)  # a negative index would wrap around
     weight_gradient = weight_gradient.at[labels].add(

@@ -1,0 +1,276 @@
+"""The exact loss and top-k at their edges: integers, classes and tokens that are out, no tokens."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import (
+    VocabSharding,
+    checked,
+    compiling_for,
+    linear_softmax_cross_entropy,
+    linear_top_k,
+    sharded_linear_softmax_cross_entropy,
+)
+from jaxnets.kernels.softmax import reference
+from tests.inputs import INTEGER_TYPES
+
+OUT = -jnp.inf
+SMOOTHED = {"label_smoothing": 0.2, "z_loss": 1e-2, "temperature": 1.5}
+OPTIONS = [{}, SMOOTHED, {**SMOOTHED, "soft_cap": 2.0}, {"z_loss": 1e-2, "soft_cap": 2.0}]
+
+
+def problem(tokens=6, features=5, vocab=32, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(keys[0], (tokens, features), dtype)
+    weight, bias = jax.random.normal(keys[1], (vocab, features), dtype), jnp.zeros(vocab, dtype)
+    return hidden, weight, bias, jax.random.randint(keys[3], (tokens,), 8, vocab // 2)
+
+
+def gradients(loss, *arrays):
+    return jax.jit(jax.value_and_grad(loss, tuple(range(len(arrays)))))(*arrays)
+
+
+def near(actual, expected, tolerance=1e-5):
+    """In float32, sums of some 32 terms of order 1."""
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=tolerance), actual, expected)
+
+
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_labels_of_any_integer_type(dtype):
+    hidden, weight, bias, _ = problem(3, vocab=256)
+    values = np.array([0, 100, 127 if dtype == "int8" else 200])
+    labels = values.astype(dtype)
+
+    def loss(labels):
+        return jax.value_and_grad(linear_softmax_cross_entropy)(hidden, weight, bias, labels)
+
+    expected = loss(jnp.asarray(values, jnp.int32))
+    near(loss(labels), expected, 0)
+    near(jax.jit(loss)(labels), expected, 1e-6)
+    near(loss(values.tolist()), expected, 0)
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_an_ignored_label_is_no_other_label_modulo_256(jitted):
+    hidden, weight, bias, _ = problem(2, vocab=256)
+
+    def loss(labels):
+        return linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, ignore_index=np.int64(-100), reduction="none"
+        )
+
+    loss = jax.jit(loss) if jitted else loss
+    near(loss(np.array([156, 3], np.uint8)), loss(jnp.array([156, 3])), 0)
+    assert float(loss(np.array([156, 3], np.uint8))[0]) > 0
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("implementation", ["tiled", "two passes", "pallas"])
+def test_a_class_of_bias_minus_infinity_is_out(options, implementation):
+    hidden, weight, bias, labels = problem()
+    bias = bias.at[:8].set(OUT).at[20].set(OUT)  # the first tile of classes, and one more
+    inside = np.flatnonzero(~np.isneginf(bias))
+    at = jnp.searchsorted(inside, labels)
+
+    def ours(hidden, weight, bias):
+        loss = linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, vocab_tile=8, token_tile=4, **options,
+            implementation="pallas" if implementation == "pallas" else None,
+            return_log_sum_exp=implementation != "tiled",
+        )  # fmt: skip
+        return loss[0] + jnp.sin(loss[1]).sum() if isinstance(loss, tuple) else loss
+
+    def theirs(hidden, weight, bias):
+        losses, z = reference.linear_softmax_cross_entropy(
+            hidden, weight[inside], bias[inside], at, **options
+        )
+        return losses.mean() + (jnp.sin(z).sum() if implementation != "tiled" else 0)
+
+    expected = gradients(theirs, hidden, weight, bias)
+    with compiling_for("gpu", interpret=True):
+        near(gradients(ours, hidden, weight, bias), expected)
+
+
+def test_the_gradient_of_a_temperature_passes_over_classes_that_are_out():
+    hidden, weight, bias, labels = problem()
+    bias = bias.at[3].set(OUT) + 0.5
+
+    def plain(temperature, bias):
+        return reference.linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, temperature=temperature
+        )[0].mean()
+
+    def ours(temperature, bias):
+        return linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, temperature=temperature, vocab_tile=8
+        )
+
+    each = jnp.linspace(0.5, 2.0, 6)
+    for temperature in (jnp.float32(1.5), each):
+        near(gradients(ours, temperature, bias), gradients(plain, temperature, bias))
+    near(linear_softmax_cross_entropy(hidden, weight, None, labels, temperature=list(each)),
+         plain(each, jnp.zeros(32)))  # fmt: skip
+    with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
+        linear_softmax_cross_entropy(hidden, weight, bias, labels, temperature=each.at[1].set(0))
+    assert jnp.isnan(jax.jit(ours)(each.at[1].set(0), bias))
+
+
+def test_a_label_whose_class_is_out_costs_infinity_and_spoils_no_other_token():
+    hidden, weight, bias, labels = problem()
+    bias = bias.at[0].set(OUT)
+    labels = labels.at[2].set(0)
+    for options in ({}, {"soft_cap": 2.0}, {"label_smoothing": 0.1}):
+
+        def losses(hidden, weight, bias, options=options):
+            return linear_softmax_cross_entropy(
+                hidden, weight, bias, labels, reduction="none", vocab_tile=8, **options
+            )
+
+        values, backward = jax.vjp(losses, hidden, weight, bias)
+        assert np.isposinf(values).tolist() == [False, False, True, False, False, False]
+        d_hidden, d_weight, d_bias = backward(jnp.ones(6))
+        assert jnp.isfinite(d_hidden).all()
+        assert not d_weight[0].any()
+        assert d_bias[0] == 0
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "log-sum-exp"])
+def test_a_token_of_weight_0_leaves_no_trace(options, reduction):
+    hidden, weight, bias, labels = problem()
+    bias = bias.at[0].set(OUT)  # the label that stands in for one that is left out
+    left_out = np.array([1, 4])
+    kept = np.array([0, 2, 3, 5])
+    weights = jnp.ones(6).at[left_out].set(0)
+    bad_labels = labels.at[left_out].set(jnp.array([-100, 32]))
+    bad_hidden = hidden.at[left_out].set(jnp.array([[jnp.nan], [jnp.inf]]))
+
+    def total(hidden, weight, bias, weights, labels, kept=kept):
+        result = linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, weights=weights, vocab_tile=8, **options,
+            reduction="sum" if reduction == "log-sum-exp" else reduction,
+            return_log_sum_exp=reduction == "log-sum-exp",
+        )  # fmt: skip
+        if reduction == "log-sum-exp":
+            return result[0] + result[1][kept].sum()
+        return result.sum()
+
+    where = (0, 1, 2, 3)
+    bad = (bad_hidden, weight, bias, weights, bad_labels)
+    clean = (hidden[kept], weight, bias, weights[kept], labels[kept])
+    value, found = jax.value_and_grad(total, where)(*bad)
+    expected, wanted = jax.value_and_grad(total, where)(*clean, kept=np.arange(4))
+    near(value, expected)
+    near((found[0][kept], *found[1:3], found[3][kept]), wanted)
+    assert not found[0][left_out].any()
+    assert jnp.isfinite(found[3]).all()
+    near(total(*bad), expected)  # the labels known, and no error
+
+
+def test_a_term_whose_factor_is_0_may_be_infinite():
+    hidden, weight = jnp.full((1, 1), 2e19), jnp.ones((1, 1))
+    for reduction in ("mean", "none"):  # one pass and two
+
+        def loss(hidden, reduction=reduction):
+            return linear_softmax_cross_entropy(
+                hidden, weight, None, [0], z_loss=0, reduction=reduction
+            ).sum()
+
+        near(gradients(loss, hidden), (0.0, (jnp.zeros((1, 1)),)), 0)
+    out = jnp.array([OUT, 0.0])
+    smoothed = linear_softmax_cross_entropy(
+        jnp.ones((1, 1)), jnp.ones((2, 1)), out, [0], label_smoothing=1
+    )
+    near(smoothed, 0.0, 1e-6)  # the uniform part alone, of the one class that is in
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_tokens(reduction):
+    hidden, weight, bias, labels = (a[:0] if i in (0, 3) else a for i, a in enumerate(problem()))
+
+    def loss(hidden, weight, bias):
+        loss, z = linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, reduction=reduction, return_log_sum_exp=True
+        )
+        return loss.sum() + z.sum()
+
+    for value in jax.tree.leaves(gradients(loss, hidden, weight, bias)):
+        assert not value.any()
+    assert linear_softmax_cross_entropy(hidden, weight, bias, []) == 0
+    assert [a.shape for a in linear_top_k(hidden, weight, bias, 3)] == [(0, 3), (0, 3)]
+    with pytest.raises(ValueError, match="weight"):
+        linear_softmax_cross_entropy(hidden, weight[:0], None, labels)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_top_k_with_infinite_logits_and_nan_names_different_classes(dtype):
+    """As of all logits at once, whatever the tile: the lower id first among equals."""
+    rows = np.array([
+        [OUT, OUT, 3, OUT, 1, OUT, OUT],
+        [OUT] * 7,
+        [np.nan] * 7,
+        [2, np.nan, OUT, np.inf, 2, np.nan, 0],
+    ])  # fmt: skip
+    hidden, none = jnp.ones((2, 1), dtype), jnp.zeros((7, 1), dtype)
+    for bias in rows:
+        bias = jnp.asarray(bias, dtype)
+        for k in (3, 7):
+            expected = jax.lax.top_k(jnp.broadcast_to(bias.astype(jnp.float32), (2, 7)), k)
+            for tile in (1, 3, np.int64(100)):
+                found = linear_top_k(hidden, none, bias, np.int64(k), vocab_tile=tile)
+                jax.tree.map(np.testing.assert_array_equal, found, tuple(expected))
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
+def test_strict_modes(strict_mode, options):
+    hidden, weight, bias, labels = problem(dtype=jnp.bfloat16)
+    bias = bias.astype(jnp.float32).at[:8].set(OUT)
+    weights = jnp.ones(6, int).at[1].set(0)
+    for reduction in ("mean", "none"):
+
+        def loss(hidden, weight, bias, reduction=reduction):
+            return linear_softmax_cross_entropy(
+                hidden, weight, bias, labels, weights=weights, reduction=reduction,
+                vocab_tile=12, token_tile=4, **options,
+            ).sum()  # fmt: skip
+
+        for value in jax.tree.leaves(gradients(loss, hidden, weight, bias)):
+            assert jnp.isfinite(value).all()
+    assert linear_top_k(hidden, weight, bias, 3, vocab_tile=5)[1].shape == (6, 3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+def test_checked_leaves_out_what_the_loss_does(dtype):
+    hidden, weight, bias, labels = problem()
+    labels = labels.at[0].set(200).astype(dtype)
+    hidden = hidden.at[0].set(jnp.nan)
+    loss = jax.jit(
+        checked(linear_softmax_cross_entropy), static_argnames=("ignore_index", "reduction")
+    )
+    for options in ({"ignore_index": 200}, {"weights": jnp.ones(6).at[0].set(0)}):
+        error, value = loss(hidden=hidden, weight=weight, bias=bias, labels=labels, **options)
+        error.throw()
+        assert jnp.isfinite(value)
+    assert "got 200" in loss(hidden, weight, bias, labels=labels)[0].get()
+    with pytest.raises(TypeError, match="missing here: labels, weight"):
+        checked(lambda *a: a)(hidden)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_checked_around_a_sharded_loss(kind):
+    kinds = (getattr(jax.sharding.AxisType, kind),)
+    sharding = VocabSharding(jax.make_mesh((4,), ("vocab",), kinds), "vocab")
+    hidden, weight, bias, labels = problem()
+    loss = checked(sharded_linear_softmax_cross_entropy)
+
+    @jax.jit
+    def jitted(*arrays):
+        return loss(sharding, *arrays)
+
+    error, value = jitted(hidden, weight, bias, labels)
+    error.throw()
+    near(value, linear_softmax_cross_entropy(hidden, weight, bias, labels))
+    error, _ = jitted(hidden, weight, bias, labels.at[1].set(-3))
+    assert "labels must lie in [0, 32), got -3" in error.get()
