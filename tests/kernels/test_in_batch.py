@@ -24,8 +24,7 @@ def close(actual, expected):
     )
 
 
-@pytest.mark.parametrize("padding", [9, -100])
-@pytest.mark.parametrize("unique", [True, False])
+@pytest.mark.parametrize(("unique", "padding"), [(True, 9), (False, -100)])
 def test_padded_labels_are_no_candidates(unique, padding):
     """As of the true ones alone, also where the log-counts are not used."""
     keys = jax.random.split(jax.random.key(0), 3)
