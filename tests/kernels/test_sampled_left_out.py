@@ -139,7 +139,7 @@ def test_ignored_labels(loss):
 
     actual = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(hidden, weight, bias)
     same(actual, jax.jit(jax.value_and_grad(alone, (0, 1, 2)))(hidden, weight, bias))
-    with pytest.raises(ValueError, match=r"got -100; ignore_index=-100 leaves such tokens out"):
+    with pytest.raises(ValueError, match="got -100; say ignore_index=-100"):
         loss(hidden, weight, bias, labels, samples)
 
 
