@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,15 @@ from jaxnets.kernels.softmax.tiles import accumulator_dtype
 
 
 def check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index=None):
-    """Raise unless arrays, samples and options fit; returns the first six as arrays."""
-    hidden, weight = checks.as_floats("hidden", hidden), checks.as_floats("weight", weight)
-    bias = None if bias is None else checks.as_floats("bias", bias)
-    arguments.check_projection(hidden, weight, bias)
-    batch = hidden.shape[:-1]
-    given, labels = labels, checks.as_integers("labels", labels, CLASS_IDS)
+    """The first six as arrays; raises unless they fit, and what is known of them is in range."""
+    hidden, weight, bias = arguments.check_projection(hidden, weight, bias)
+    batch, vocab = hidden.shape[:-1], weight.shape[0]
+    weights = arguments.check_weights(weights, batch)
+    arguments.check_reduction(reduction)
+    labels = checks.as_integers("labels", labels, CLASS_IDS)
     several = labels.ndim == hidden.ndim and labels.shape[:-1] == batch and labels.shape[-1] > 0
-    if labels.shape != batch and not several:
-        raise ValueError(
-            f"labels must have shape {batch} as hidden has it, or one more axis for several true "
-            f"classes, got {labels.shape}"
-        )
+    of_each = weights[..., None] if several and weights is not None else weights
+    arguments.check_labels(labels, labels.shape if several else batch, vocab, ignore_index, of_each)
     samples = Samples.of(samples)
     if samples.ids.ndim < 1 or samples.ids.shape[:-1] not in ((), batch):
         raise ValueError(
@@ -42,49 +39,19 @@ def check(hidden, weight, bias, labels, samples, weights, reduction, ignore_inde
         shape = getattr(samples, name).shape
         if shape != ids.shape:
             raise ValueError(f"samples.{name} must have shape {ids.shape}, got {shape}")
-    weights = as_weights(weights, batch)
-    arguments.check_reduction(reduction)
-    if ignore_index is not None:
-        ignore_index = checks.as_int("ignore_index", ignore_index)
-    _check_values(given, labels, samples, weights, ignore_index, weight.shape[0], several)
+    _check_ids(samples, weights, vocab)
     return hidden, weight, bias, labels, samples, weights
 
 
-def as_weights(weights: Any, batch: tuple[int, ...]) -> jax.Array | None:
-    """``weights``, numbers or bools, as an array [...], or None."""
-    if weights is not None:
-        weights = jnp.asarray(weights)
-        arguments.check_weights(weights, batch)
-    return weights
-
-
-def _check_values(given, labels, samples, weights, ignore_index, vocab, several) -> None:
-    """Raise if a label or candidate that counts is known to be out of range."""
-    # What is concrete is still known under ``jit``, where its cast is traced.
-    known = given if isinstance(given, jax.Array | np.ndarray) else labels
-    if checks.is_known(known) and (weights is None or checks.is_known(weights)):
-        left_out = np.zeros(labels.shape, bool)
-        if ignore_index is not None:
-            left_out |= np.asarray(known) == ignore_index
-        if weights is not None:
-            zero = np.asarray(weights) == 0
-            left_out |= zero[..., None] if several else zero
-        values = np.asarray(known)
-        wrong = ((values < 0) | (values >= vocab)) & ~left_out
-        if wrong.any():
-            first = values[wrong].flat[0]
-            hint = f" (ignore_index is {ignore_index})"
-            if ignore_index is None:
-                hint = f"; ignore_index={first} leaves such tokens out" if first < 0 else ""
-            raise ValueError(f"labels must lie in [0, vocab) = [0, {vocab}), got {first}{hint}")
+def _check_ids(samples, weights, vocab: int) -> None:
+    """Raise if a candidate that counts is known to be out of range."""
     ids, counts = samples.ids, samples.log_expected_count
-    if checks.is_known(ids) and checks.is_known(counts):
-        absent = np.isposinf(np.asarray(counts, np.float32))
-        if weights is not None and ids.ndim > 1:
-            if not checks.is_known(weights):
-                return
-            absent |= (np.asarray(weights) == 0)[..., None]
-        checks.check_range("samples.ids", ids, 0, vocab, "[0, vocab)", except_for=absent)
+    if not checks.is_known(counts) or not checks.is_known(weights):
+        return
+    absent = np.isposinf(np.asarray(counts, np.float32))
+    if weights is not None and ids.ndim > 1:
+        absent |= (np.asarray(weights) == 0)[..., None]
+    checks.check_range("samples.ids", ids, 0, vocab, "[0, vocab)", except_for=absent)
 
 
 def leave_out(labels, weights, ignore_index: int | None, batch: tuple[int, ...], dtype):

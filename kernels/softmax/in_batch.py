@@ -13,7 +13,6 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import checks
 from jaxnets.kernels.softmax import arguments
-from jaxnets.kernels.softmax.candidates import as_weights
 from jaxnets.kernels.softmax.ordering import sort_ids
 from jaxnets.kernels.softmax.sampled_core import candidate_softmax
 from jaxnets.kernels.softmax.samples import CLASS_IDS, Samples, as_mask, log_inclusion
@@ -152,6 +151,8 @@ def in_batch_softmax_cross_entropy(
             f"got {hidden.shape} and {items.shape}"
         )
     batch = hidden.shape[:1]
+    if ignore_index is not None:
+        ignore_index = checks.as_int("ignore_index", ignore_index)
     labels, ignored = _item_codes(labels, ignore_index)
     if log_probability is not None:
         log_probability = checks.as_floats("log_probability", log_probability)
@@ -161,7 +162,7 @@ def in_batch_softmax_cross_entropy(
     true = None
     if mask is not None or ignore_index is not None:
         true = as_mask("mask", mask, batch) & ~ignored
-    weights = as_weights(weights, batch)
+    weights = arguments.check_weights(weights, batch)
     return _in_batch(reduction, hidden, items, labels, log_probability, weights, true)
 
 

@@ -100,6 +100,7 @@ def sampled_softmax_cross_entropy(
       >>> bool(jnp.isclose(loss, jnp.log(100.0)))
       True
     """
+    ignore_index = arguments.check_ignore_index(ignore_index)
     arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
     *batch, features = arrays[0].shape
     ids = arrays[4].ids
@@ -146,6 +147,7 @@ def nce_loss(
       >>> bool(jnp.isclose(loss, 9 * jnp.log(2.0)))
       True
     """
+    ignore_index = arguments.check_ignore_index(ignore_index)
     arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
     return _logistic(subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
 
@@ -180,6 +182,7 @@ def negative_sampling_loss(
       >>> bool(jnp.isclose(loss, 6 * jnp.log(2.0)))
       True
     """
+    ignore_index = arguments.check_ignore_index(ignore_index)
     arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
     return _logistic(False, remove_accidental_hits, ignore_index, reduction, *arrays)
 

@@ -21,18 +21,14 @@ from jaxnets.kernels.softmax.tiles import matmul
 def candidate_logits(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share):
     """Logits of the true classes, [tokens, num_true], and of the samples, [tokens, num_sampled].
 
-    -inf where there is no class; a token left out has true logits of 0 and no samples.
+    -inf where there is no class; a token left out has true logits of 0.
     """
     true = true_logits(hidden, true_rows, true_offset, share)
     if sampled_rows.ndim == 2:
         sampled = matmul(hidden, sampled_rows, (1, 1)) + sampled_offset[None]
     else:
         sampled = _einsum("tf,tsf->ts", hidden, sampled_rows) + sampled_offset
-    if hits is not None:
-        sampled = jnp.where(hits, -jnp.inf, sampled)
-    if share is not None:
-        sampled = jnp.where(kept_tokens(share)[:, None], sampled, -jnp.inf)
-    return true, sampled
+    return true, (sampled if hits is None else jnp.where(hits, -jnp.inf, sampled))
 
 
 def true_logits(hidden, true_rows, true_offset, share):

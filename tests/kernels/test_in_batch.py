@@ -1,0 +1,138 @@
+"""Padded rows and any ids in the candidates of a batch's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import (
+    in_batch,
+    in_batch_softmax_cross_entropy,
+    nce_loss,
+    negative_sampling_loss,
+    sampled_softmax_cross_entropy,
+)
+
+TRUE = np.array([1, 3, 4, 6])  # of eight rows
+MASK = np.isin(np.arange(8), TRUE)
+
+
+def close(actual, expected):
+    """Equal up to a few roundings of float32 in sums of at most 10 terms."""
+    jax.tree.map(
+        lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-6, atol=2e-6), actual, expected
+    )
+
+
+@pytest.mark.parametrize(("unique", "padding"), [(True, 9), (False, -100)])
+def test_padded_labels_are_no_candidates(unique, padding):
+    """As of the true ones alone, also where the log-counts are not used."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    hidden, weight = jax.random.normal(keys[0], (8, 4)), jax.random.normal(keys[1], (20, 4))
+    log_p = jnp.log(jax.random.uniform(keys[2], (20,)) / 10)
+    true = np.array([9, 5, 9, 12])
+    labels = np.full(8, padding)
+    labels[TRUE] = true
+    padded_p = jnp.full(8, jnp.nan).at[TRUE].set(log_p[true])
+    hidden = jnp.where(MASK[:, None], hidden, jnp.nan)
+    samples = in_batch(labels, padded_p, unique=unique, mask=MASK)
+    alone = in_batch(true, log_p[true], unique=unique)
+    assert samples.tries == 4
+    assert set(samples.ids.tolist()) == {5, 9, 12}
+    for loss in (sampled_softmax_cross_entropy, nce_loss, negative_sampling_loss):
+        actual = jax.value_and_grad(loss, (0, 1))(
+            hidden, weight, None, labels, samples, weights=MASK, remove_accidental_hits=True
+        )
+        expected = jax.value_and_grad(loss, (0, 1))(
+            hidden[TRUE], weight, None, true, alone, remove_accidental_hits=True
+        )
+        close((actual[0], actual[1][0][TRUE], actual[1][1]), (expected[0], *expected[1]))
+        assert not actual[1][0][~MASK].any()
+
+
+def test_a_batch_of_padding_alone():
+    samples = in_batch([-100, 7], [-1.0, jnp.nan], mask=[False, False])
+    assert np.isposinf(samples.log_expected_count).all()
+    empty = in_batch([], jnp.zeros(0))
+    assert empty.ids.shape == (0,)
+    args = jnp.ones((2, 3)), jnp.ones((5, 3)), None, [-100, 7], samples
+    assert sampled_softmax_cross_entropy(*args, weights=[0, 0]) == 0
+    none = jnp.ones((0, 3)), jnp.ones((5, 3)), None, jnp.zeros(0, int), empty
+    assert sampled_softmax_cross_entropy(*none) == 0
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+def test_padded_rows_are_neither_queries_nor_items(ignore):
+    hidden, items = jax.random.normal(jax.random.key(0), (2, 8, 4))
+    log_p = jnp.full(8, jnp.nan).at[TRUE].set(jnp.array([-1.0, -2.0, -1.0, -jnp.inf]))
+    labels = np.full(8, -1)
+    labels[TRUE] = [2, 5, 2, 2**40]
+    weights = np.array([1.0, 2.0, 0.0, 4.0])
+    all_weights = np.full(8, 5.0)
+    all_weights[TRUE] = weights
+    marked = {"ignore_index": -1} if ignore else {"mask": MASK.astype(np.uint8)}
+
+    def padded(hidden, items):
+        return in_batch_softmax_cross_entropy(
+            hidden, items, labels, log_p, weights=all_weights, **marked
+        )
+
+    def plain(hidden, items):
+        logits = hidden @ items.T - jnp.array([-1.0, -2.0, -1.0, 0.0])
+        logits = logits.at[0, 2].set(-jnp.inf).at[2, 0].set(-jnp.inf)
+        losses = -jnp.diagonal(jax.nn.log_softmax(logits))
+        return (losses * weights).sum() / weights.sum()
+
+    bad = [jnp.where(MASK[:, None], x, fill) for x, fill in ((hidden, jnp.nan), (items, jnp.inf))]
+    bad[0] = bad[0].at[TRUE[2]].set(jnp.nan)  # a query of weight 0, whose item stays
+    fine = hidden[TRUE].at[2].set(0)
+    value, actual = jax.jit(jax.value_and_grad(padded, (0, 1)))(*bad)
+    expected, wanted = jax.value_and_grad(plain, (0, 1))(fine, items[TRUE])
+    close((value, [a[TRUE] for a in actual]), (expected, list(wanted)))
+    assert not any(a[~MASK].any() for a in actual)
+
+
+def test_large_ids_of_items_are_not_merged():
+    hidden, items = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    hashes = [2**40 + 1, 2**41 + 1, 2**62 + 1, 2**40 + 1]  # equal in their lower 32 bits
+    expected = in_batch_softmax_cross_entropy(hidden, items, jnp.array([0, 1, 2, 0]))
+    unsigned = np.array(hashes, np.uint64) | np.uint64(2**63)
+    for labels in (hashes, np.array(hashes), unsigned, unsigned.view(np.int64)):
+        close(in_batch_softmax_cross_entropy(hidden, items, labels), expected)
+    with jax.enable_x64(True):
+        traced = jax.jit(in_batch_softmax_cross_entropy)(hidden, items, jnp.asarray(hashes[:2] * 2))
+    close(traced, in_batch_softmax_cross_entropy(hidden, items, [0, 1, 0, 1]))
+    with pytest.raises(ValueError, match="labels must lie in the range of int32"):
+        in_batch(np.array(hashes[:2]), jnp.zeros(2))
+    with pytest.raises(TypeError, match="labels must be integer class ids"):
+        in_batch_softmax_cross_entropy(hidden, items, [0.5, 1.0, 2.0, 3.0])
+
+
+def test_no_items():
+    none = jnp.ones((0, 3))
+    value, derived = jax.value_and_grad(in_batch_softmax_cross_entropy, (0, 1))(none, none, [])
+    assert value == 0
+    assert [d.shape for d in derived] == [(0, 3), (0, 3)]
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_in_batch_refuses():
+    with pytest.raises(ValueError, match=r"log_probability must be logs of shares.*got 0\.5"):
+        in_batch([1, 2], [-1.0, 0.5])
+    with pytest.raises(TypeError, match="log_probability must be floating point"):
+        in_batch([1, 2], [0, 1])
+    for function in (in_batch, lambda *a, **k: in_batch_softmax_cross_entropy(*2 * [a[1]], **k)):
+        with pytest.raises((ValueError, TypeError), match=r"mask|labels"):
+            function([1, 2], jnp.zeros((2,)), mask=[True])
+
+
+def test_strict_modes(strict_mode):
+    hidden, items = jnp.ones((2, 3, 4), jnp.bfloat16)
+    samples = in_batch([1, 1, -1], jnp.full(3, -1.0), mask=[1, 1, 0])
+    assert jnp.isfinite(samples.labels_log_expected_count).all()
+    value, derived = jax.value_and_grad(in_batch_softmax_cross_entropy, (0, 1))(
+        hidden, items.astype(jnp.float32), [1, 1, -1], jnp.full(3, -1.0), weights=[1, 0, 2],
+        ignore_index=-1,
+    )  # fmt: skip
+    assert jnp.isfinite(value)
+    assert all(jnp.isfinite(d).all() for d in derived)

@@ -1,0 +1,216 @@
+"""Samplers at the door: keys, arguments, comparison; and candidates of the user's own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxnets.kernels import (
+    LearnedUnigram,
+    LogUniform,
+    Samples,
+    Uniform,
+    Unigram,
+    in_batch,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+from jaxnets.kernels.softmax import unique
+from tests.inputs import INTEGER_TYPES
+
+FALSE_ALARM = 1e-4  # of each test that draws, were the seed drawn anew
+SAMPLERS = [
+    Uniform(9),
+    LogUniform(9),
+    Unigram.from_counts([5, 0, 1, 2, 0, 7, 3, 3, 1]),
+    LearnedUnigram.create(9).update([1, 1, 2]),
+]
+
+
+@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("per_token", [False, True])
+def test_keys_of_any_implementation(implementation, per_token):
+    """Unique draws that need the race: the ids follow their probabilities and the tries their mean.
+
+    Of two classes, drawn until both are found, the first is class 0 with probability p, and the
+    tries are 1 + geometric: a binomial and a z-test over 4,000 runs, false alarms 1e-4 each.
+    """
+    counts, runs = np.array([3, 1, 0]), 4000
+    sampler, p = Unigram.from_counts(counts), 0.75
+    labels = jnp.zeros(runs, jnp.int32)
+    key = jax.random.key(7, impl=implementation)
+    if per_token:
+        samples = sample(sampler, key, 2, labels, per_token=True)
+    else:
+        samples = jax.vmap(lambda key: sample(sampler, key, 2, labels[0]))(
+            jax.random.split(key, runs)
+        )
+    ids, tries = np.asarray(samples.ids), np.asarray(samples.tries, np.float64)
+    assert stats.binomtest(int((ids[:, 0] == 0).sum()), runs, p).pvalue > FALSE_ALARM
+    # Class 0 first: then 1 / (1 - p) tries until class 1; and the other way round.
+    mean = 1 + p / (1 - p) + (1 - p) / p
+    variance = p * p / (1 - p) ** 2 + (1 - p) * (1 - p) / p**2
+    variance += p * (1 / (1 - p)) ** 2 + (1 - p) * (1 / p) ** 2 - (mean - 1) ** 2
+    z = (tries.mean() - mean) / np.sqrt(variance / runs)
+    assert abs(z) < stats.norm.isf(FALSE_ALARM / 2)
+
+
+def test_keys_of_the_old_style():
+    old, new = (
+        sample(Uniform(9), make(0), 3, [1]) for make in (jax.random.PRNGKey, jax.random.key)
+    )
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+def test_a_class_of_probability_0_never_arrives(monkeypatch):
+    """Not even where its exponential is 0, which is one in 2^23 and would make 0 / 0."""
+    monkeypatch.setattr(
+        jax.random, "exponential", lambda _key, shape, dtype: jnp.zeros(shape, dtype)
+    )
+    first = unique.race(jax.random.key(0), jnp.array([0.0, 0.5, 0.5]), jnp.array([3]), 2)
+    assert sorted(first.ids.tolist()) == [1, 2]
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+@pytest.mark.parametrize("dtype", INTEGER_TYPES)
+def test_labels_of_any_integer_type(x64, dtype, jitted):
+    labels = np.array([0, 8, 100])
+    for sampler in [*SAMPLERS, LogUniform(300)]:
+
+        def counts(labels, sampler=sampler):
+            return sampler.log_probability(labels)
+
+        actual = (jax.jit(counts) if jitted else counts)(labels.astype(dtype))
+        assert actual.dtype == jnp.float32
+        np.testing.assert_array_equal(actual, counts(labels))
+        assert np.isneginf(actual[2]) == (sampler.vocab == 9)
+    grown = LearnedUnigram.create(200).update(labels.astype(dtype))
+    np.testing.assert_allclose(grown.log_probability([100, 156]), np.log([2 / 203, 1 / 203]))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+def test_ids_that_are_no_classes_are_never_drawn(sampler):
+    ids = np.array([-100, -1, 9, 2**40])
+    assert np.isneginf(sampler.log_probability(ids)).all()
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_arguments():
+    key = jax.random.key(0)
+    assert sample(Uniform(np.int64(9)), key, np.int32(3), [1]).ids.shape == (3,)
+    assert type(Uniform(np.int64(9)).vocab) is int
+    for number in (2.0, True, "2"):
+        with pytest.raises(TypeError, match="num_sampled must be an integer"):
+            sample(Uniform(9), key, number, [1])
+        for make in (Uniform, LogUniform, LearnedUnigram.create):
+            with pytest.raises(TypeError, match="vocab must be an integer"):
+                make(number)
+    with pytest.raises(TypeError, match=r"Unigram\.from_counts\(counts\)"):
+        Unigram(jnp.ones(3))
+    with pytest.raises(TypeError, match=r"LearnedUnigram\.create\(vocab\)"):
+        LearnedUnigram(1000)
+    with pytest.raises(TypeError, match="sampler must be a sampler"):
+        sample(Uniform, key, 3, [1])
+    for power in (-1, np.nan, np.inf):
+        with pytest.raises(ValueError, match="power must be finite and at least 0"):
+            Unigram.from_counts([1, 2], power)
+    with pytest.raises(ValueError, match="counts must be concrete"):
+        jax.jit(Unigram.from_counts)(jnp.ones(3))
+    assert Unigram.from_counts([1e300, 1e300], 2).support == 2
+    with pytest.raises(TypeError, match="samples must be Samples"):
+        sampled_softmax_cross_entropy(jnp.ones((1, 2)), jnp.ones((9, 2)), None, [1], [1, 2])
+
+
+def test_samplers_compare_and_hash():
+    def make():
+        return [
+            Unigram.from_counts([1, 2, 3]),
+            Unigram.from_counts([1, 2, 4]),
+            LearnedUnigram.create(3),
+            LearnedUnigram.create(3).update([1]),
+            Uniform(3),
+            LogUniform(3),
+        ]
+
+    samplers = make()
+    for n, ours in enumerate(samplers):
+        for m, other in enumerate(make()):
+            assert (ours == other) is (n == m)
+            assert n != m or hash(ours) == hash(other)
+    assert len({*samplers, *make()}) == 6
+    assert samplers[3] in make()
+
+    @jax.jit(static_argnums=0)
+    def probability(sampler, ids):
+        return sampler.log_probability(ids)
+
+    first, second = (probability(s, jnp.array([2])) for s in samplers[:2])
+    assert first != second
+    assert jax.jit(lambda s: s == s and s in {s} and s != make()[0])(samplers[0])
+
+
+def test_strict_modes_of_samplers(strict_mode):
+    labels, key = jnp.array([[1, -100], [3, 5]]), jax.random.key(0)
+
+    def draws(sampler, **options):
+        return lambda key: sample(sampler, key, 3, labels, **options)
+
+    for sampler in SAMPLERS:
+        jax.eval_shape(draws(sampler), key)  # ranks and types show while tracing
+        sampler.log_probability(labels)
+    jax.eval_shape(draws(SAMPLERS[1], unique=False, per_token=True), key)
+    assert not any(np.isnan(x).any() for x in draws(SAMPLERS[2], per_token=True)(key))
+    LearnedUnigram.create(9).update(labels)
+
+
+def test_candidates_of_the_user():
+    keys = jax.random.split(jax.random.key(0), 2)
+    hidden, weight = jax.random.normal(keys[0], (2, 4)), jax.random.normal(keys[1], (10, 4))
+    labels = jnp.array([3, 5])
+    ids = np.array([[1, 2, 7], [4, 2**40, -9]])
+    samples = Samples.from_candidates(ids, labels, mask=[[1, 1, 1], [1, 0, 0]])
+    assert samples.tries.tolist() == [3, 1]
+    value, derived = jax.value_and_grad(sampled_softmax_cross_entropy, (0, 1))(
+        hidden, weight, None, labels, samples
+    )
+
+    def plain(hidden, weight):
+        loss = 0.0
+        for token, classes in enumerate(([3, 1, 2, 7], [5, 4])):
+            loss -= jax.nn.log_softmax(weight[jnp.array(classes)] @ hidden[token])[0] / 2
+        return loss
+
+    expected, wanted = jax.jit(jax.value_and_grad(plain, (0, 1)))(hidden, weight)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), derived, wanted)
+    drawn = sample(LogUniform(10), jax.random.key(0), 4, labels)
+    same = Samples.from_candidates(
+        drawn.ids, labels, log_expected_count=drawn.log_expected_count,
+        labels_log_expected_count=drawn.labels_log_expected_count,
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, same[:3], drawn[:3])
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_candidates_of_the_user_must_fit():
+    make = Samples.from_candidates
+    for ids in ([-1, 2], [2**40]):
+        with pytest.raises(ValueError, match="ids must lie in"):
+            make(ids, [1])
+    with pytest.raises(TypeError, match="ids must be integer class ids"):
+        make([0.5], [1])
+    with pytest.raises(ValueError, match=r"ids must be \[num_sampled\] or"):
+        make(np.zeros((3, 2), int), [1, 2])
+    with pytest.raises(ValueError, match="given both or neither"):
+        make([1, 2], [1], log_expected_count=jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"mask must have shape \(2,\), got \(1,\)"):
+        make([1, 2], [1], mask=[True])
+    with pytest.raises(ValueError, match=r"labels_log_expected_count must have shape \(1,\)"):
+        make([1], [1], log_expected_count=[0.0], labels_log_expected_count=[0.0, 1.0])
+
+
+def test_in_batch_takes_lists_and_numpy():
+    a = in_batch([1, 2, 1], np.array([-1.0, -2.0, -1.0]))
+    b = in_batch(jnp.array([1, 2, 1], jnp.uint8), jnp.array([-1.0, -2.0, -1.0]))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
