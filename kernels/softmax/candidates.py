@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.sampled_core import kept_tokens, target_logits, true_logits
 from jaxnets.kernels.softmax.sampled_fused import sampled_log_sum_exp
 from jaxnets.kernels.softmax.samples import CLASS_IDS, Samples
-from jaxnets.kernels.softmax.tiles import accumulator_dtype
 
 
 def check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index=None):
     """Raise unless arrays, samples and options fit; returns the first six as arrays."""
-    hidden, weight = checks.as_floats("hidden", hidden), checks.as_floats("weight", weight)
-    bias = None if bias is None else checks.as_floats("bias", bias)
-    arguments.check_projection(hidden, weight, bias)
+    hidden, weight, bias = arguments.check_projection(hidden, weight, bias)
     batch = hidden.shape[:-1]
     given, labels = labels, checks.as_integers("labels", labels, CLASS_IDS)
     several = labels.ndim == hidden.ndim and labels.shape[:-1] == batch and labels.shape[-1] > 0
@@ -42,20 +40,12 @@ def check(hidden, weight, bias, labels, samples, weights, reduction, ignore_inde
         shape = getattr(samples, name).shape
         if shape != ids.shape:
             raise ValueError(f"samples.{name} must have shape {ids.shape}, got {shape}")
-    weights = as_weights(weights, batch)
+    weights = arguments.check_weights(weights, batch)
     arguments.check_reduction(reduction)
     if ignore_index is not None:
         ignore_index = checks.as_int("ignore_index", ignore_index)
     _check_values(given, labels, samples, weights, ignore_index, weight.shape[0], several)
     return hidden, weight, bias, labels, samples, weights
-
-
-def as_weights(weights: Any, batch: tuple[int, ...]) -> jax.Array | None:
-    """``weights``, numbers or bools, as an array [...], or None."""
-    if weights is not None:
-        weights = jnp.asarray(weights)
-        arguments.check_weights(weights, batch)
-    return weights
 
 
 def _check_values(given, labels, samples, weights, ignore_index, vocab, several) -> None:
@@ -87,7 +77,7 @@ def _check_values(given, labels, samples, weights, ignore_index, vocab, several)
         checks.check_range("samples.ids", ids, 0, vocab, "[0, vocab)", except_for=absent)
 
 
-def leave_out(labels, weights, ignore_index: int | None, batch: tuple[int, ...], dtype):
+def leave_out(labels, weights, ignore_index, batch: tuple[int, ...], dtype):
     """Each true class's share of its token [..., num_true], and the weights [...] of the tokens.
 
     A label ``ignore_index`` is no class; a token of weight 0 has none, and one without any class
@@ -96,7 +86,9 @@ def leave_out(labels, weights, ignore_index: int | None, batch: tuple[int, ...],
     if weights is None and ignore_index is None:
         return None, None
     labels = labels if labels.ndim > len(batch) else labels[..., None]
-    present = jnp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    present = jnp.ones(labels.shape, bool)
+    if ignore_index is not None:
+        present = labels != arguments.check_ignore_index(ignore_index)
     weights = jnp.ones(batch, dtype) if weights is None else weights.astype(dtype)
     weights = jnp.where(present.any(-1), weights, 0)
     present &= (weights != 0)[..., None]
