@@ -88,10 +88,21 @@ def check_weights(weights, shape: tuple[int, ...]) -> jax.Array | None:
     """``weights`` as an array of one number (or bool) a token, or None."""
     if weights is None:
         return None
+    if not isinstance(weights, jax.Array) and not holds_tracers(weights):
+        weights = np.asarray(weights)
+        if weights.dtype.kind in "iu":  # JAX would cut 64 bits to 32
+            weights = weights.astype(np.float64)
+        elif weights.dtype.kind not in "bfV":  # V: bfloat16
+            raise TypeError(f"weights must be numbers, got dtype {weights.dtype}")
     weights = jnp.asarray(weights)
     if weights.shape != shape:
         raise ValueError(f"weights must have one value a token, shape {shape}, got {weights.shape}")
     return weights
+
+
+def holds_tracers(values: Any) -> bool:
+    """Whether ``values``, an array or nested lists, are traced in part."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def check_reduction(reduction: str) -> None:

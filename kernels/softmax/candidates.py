@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.sampled_core import kept_tokens, target_logits, true_logits
 from jaxnets.kernels.softmax.sampled_fused import sampled_log_sum_exp
 from jaxnets.kernels.softmax.samples import CLASS_IDS, Samples
-from jaxnets.kernels.softmax.tiles import accumulator_dtype
 
 
 def check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index=None):
@@ -54,7 +54,7 @@ def _check_ids(samples, weights, vocab: int) -> None:
     checks.check_range("samples.ids", ids, 0, vocab, "[0, vocab)", except_for=absent)
 
 
-def leave_out(labels, weights, ignore_index: int | None, batch: tuple[int, ...], dtype):
+def leave_out(labels, weights, ignore_index, batch: tuple[int, ...], dtype):
     """Each true class's share of its token [..., num_true], and the weights [...] of the tokens.
 
     A label ``ignore_index`` is no class; a token of weight 0 has none, and one without any class
@@ -63,7 +63,9 @@ def leave_out(labels, weights, ignore_index: int | None, batch: tuple[int, ...],
     if weights is None and ignore_index is None:
         return None, None
     labels = labels if labels.ndim > len(batch) else labels[..., None]
-    present = jnp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    present = jnp.ones(labels.shape, bool)
+    if ignore_index is not None:
+        present = labels != arguments.check_ignore_index(ignore_index)
     weights = jnp.ones(batch, dtype) if weights is None else weights.astype(dtype)
     weights = jnp.where(present.any(-1), weights, 0)
     present &= (weights != 0)[..., None]

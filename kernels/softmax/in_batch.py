@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.ordering import sort_ids
 from jaxnets.kernels.softmax.sampled_core import candidate_softmax
 from jaxnets.kernels.softmax.samples import CLASS_IDS, Samples, as_mask, log_inclusion
-from jaxnets.kernels.softmax.tiles import accumulator_dtype
 
 
 def in_batch(
@@ -54,6 +54,8 @@ def in_batch(
       ([7, 2, 7], [0.875, 0.271, inf])
     """
     log_probability = checks.as_floats("log_probability", log_probability)
+    rounding = 16 * float(jnp.finfo(log_probability.dtype).eps)
+    log_probability = log_probability.astype(accumulator_dtype(log_probability))
     labels = checks.as_integers("labels", labels, CLASS_IDS)
     if log_probability.shape != labels.shape:
         raise ValueError(
@@ -65,7 +67,7 @@ def in_batch(
     lowest, end = -checks.INT32_MAX, checks.INT32_MAX
     checks.check_range("labels", labels, lowest, end, "the range of int32", except_for=~true)
     if checks.is_known(log_probability) and checks.is_known(true):
-        wrong = ~(np.asarray(log_probability) <= 1e-6) & np.asarray(true)
+        wrong = ~(np.asarray(log_probability) <= rounding) & np.asarray(true)
         if wrong.any():
             raise ValueError(
                 "log_probability must be logs of shares, at most 0, got "
@@ -105,7 +107,7 @@ def in_batch_softmax_cross_entropy(
     *,
     weights: Shaped[ArrayLike, " batch"] | Sequence | None = None,
     mask: Shaped[ArrayLike, " batch"] | Sequence | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     reduction: str = "mean",
 ) -> Float[Array, "..."]:
     r"""Softmax of each query over the batch's own items, corrected for how common they are.
@@ -166,12 +168,16 @@ def in_batch_softmax_cross_entropy(
     return _in_batch(reduction, hidden, items, labels, log_probability, weights, true)
 
 
-def _item_codes(labels: Any, ignore_index: int | None) -> tuple[jax.Array, jax.Array]:
+def _item_codes(labels: Any, ignore_index: SupportsIndex | None) -> tuple[jax.Array, jax.Array]:
     """Numbers that are equal where ``labels`` are; and where those are ``ignore_index``.
 
     JAX would cut NumPy's 64 bits to 32 and make one item of two; so NumPy numbers the items.
     """
     checks.as_integers("labels", labels, CLASS_IDS)
+    if ignore_index is not None:
+        ignore_index = checks.as_int("ignore_index", ignore_index)
+    if arguments.holds_tracers(labels):
+        labels = jnp.asarray(labels)
     if not isinstance(labels, jax.Array):
         values = np.asarray(labels)
         _, codes = np.unique(values, return_inverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def sampled_softmax_cross_entropy(
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = True,
     weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     reduction: str = "mean",
     implementation: str | None = None,
 ) -> Float[Array, "..."]:
@@ -109,9 +110,8 @@ def sampled_softmax_cross_entropy(
         "num_sampled": ids.shape[-1], "per_token": ids.ndim > 1,
     }  # fmt: skip
     choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, implementation)
-    call = (
-        Call.of(choice) if math.prod(batch) and ids.size else None
-    )  # a kernel's grid is not empty
+    # The grid of a kernel is not empty.
+    call = Call.of(choice) if math.prod(batch) and ids.size else None
     return _softmax(call, subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
 
 
@@ -125,7 +125,7 @@ def nce_loss(
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = False,
     weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     reduction: str = "mean",
 ) -> Float[Array, "..."]:
     r"""Noise-contrastive estimation: is a class the token's own, or noise?
@@ -162,7 +162,7 @@ def negative_sampling_loss(
     *,
     remove_accidental_hits: bool = False,
     weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    ignore_index: int | None = None,
+    ignore_index: SupportsIndex | None = None,
     reduction: str = "mean",
 ) -> Float[Array, "..."]:
     r"""Negative sampling: :func:`nce_loss` with the log-counts left out.

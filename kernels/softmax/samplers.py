@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Protocol, SupportsIndex, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ class Sampler(Protocol):
 def sample(
     sampler: Sampler,
     key: jax.Array,
-    num_sampled: int,
+    num_sampled: SupportsIndex,
     labels: Integer[ArrayLike, "..."] | Sequence,
     *,
     unique: bool = True,
@@ -59,8 +59,8 @@ def sample(
 
     .. math:: 1 - (1 - p)^{n}
 
-    given n (as TensorFlow's candidate samplers have it). Where every class is drawn
-    (``num_sampled == vocab``), that is 1.
+    given n (as TensorFlow's candidate samplers have it). Where every class that can be is drawn
+    (``num_sampled == support``), that is 1.
 
     Args:
       sampler: for example :class:`LogUniform`.
@@ -105,7 +105,10 @@ def _sample(num_sampled, unique, per_token, sampler, key, labels):
             return draw_unique(sampler, key, num_sampled)
         return sampler.draw(key, (num_sampled,)), jnp.int32(num_sampled)
 
-    if per_token:
+    if per_token and not labels.size:  # not every kind of key can be split in none
+        ids = jnp.zeros((*labels.shape, num_sampled), jnp.int32)
+        tries, all_tries = jnp.zeros(labels.shape, jnp.int32), jnp.zeros(ids.shape, jnp.int32)
+    elif per_token:
         keys = jax.random.split(key, labels.shape)
         draw = one
         for _ in labels.shape:
@@ -117,9 +120,9 @@ def _sample(num_sampled, unique, per_token, sampler, key, labels):
         all_tries = tries
 
     def log_expected_count(ids, tries):
-        if unique and num_sampled == sampler.vocab:
-            return jnp.zeros(ids.shape, jnp.float32)
         log_p = sampler.log_probability(ids)
+        if unique and num_sampled == sampler.support:
+            return jnp.where(jnp.isneginf(log_p), log_p, 0)
         if not unique:
             return log_p + math.log(num_sampled)
         return log_inclusion(log_p, tries)

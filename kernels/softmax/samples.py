@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import ArrayLike, Integer, Shaped
 
 from jaxnets.kernels import checks
@@ -36,9 +37,9 @@ class Samples(NamedTuple):
         cls,
         ids: Integer[ArrayLike, "..."] | Sequence,
         labels: Integer[ArrayLike, "..."] | Sequence,
-        *,
         log_expected_count: Any = None,
         labels_log_expected_count: Any = None,
+        *,
         mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
     ) -> Samples:
         """Candidates of the user's own, for example hard negatives that another model found.
@@ -59,8 +60,8 @@ class Samples(NamedTuple):
 
         Raises:
           TypeError: float ids or labels, or integer counts.
-          ValueError: shapes that do not fit, counts for one of the two only, or a negative id where
-            its value is known.
+          ValueError: shapes that do not fit, counts for one of the two only, or, where values are
+            known, a negative id or a count that is NaN.
 
         Example:
           >>> import jax.numpy as jnp
@@ -96,8 +97,8 @@ class Samples(NamedTuple):
         else:
             counts = checks.as_floats("log_expected_count", log_expected_count)
             labels_counts = checks.as_floats("labels_log_expected_count", labels_log_expected_count)
-            _check_shape("log_expected_count", counts, ids.shape)
-            _check_shape("labels_log_expected_count", labels_counts, labels.shape)
+            _check_counts("log_expected_count", counts, there)
+            _check_counts("labels_log_expected_count", labels_counts, jnp.ones(labels.shape, bool))
         return cls(
             jnp.where(there, ids, 0),
             jnp.where(there, counts, jnp.inf),
@@ -131,9 +132,18 @@ def _check_shape(name: str, array, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
 
 
+def _check_counts(name: str, counts, there) -> None:
+    _check_shape(name, counts, there.shape)
+    if not (checks.is_known(counts) and checks.is_known(there)):
+        return
+    if (np.isnan(np.asarray(counts, np.float32)) & np.asarray(there)).any():
+        raise ValueError(f"{name} must be logs of counts, got nan")
+
+
 def log_inclusion(log_p: jax.Array, tries: jax.Array) -> jax.Array:
     """log(1 - (1-p)^tries), without losing a small p: (1-p)^n = exp(n log1p(-p))."""
-    return jnp.log(-jnp.expm1(tries.astype(log_p.dtype) * jnp.log1p(-jnp.exp(log_p))))
+    p = jnp.minimum(jnp.exp(log_p), 1)  # a p of 1 may come with a rounding
+    return jnp.log(-jnp.expm1(tries.astype(log_p.dtype) * jnp.log1p(-p)))
 
 
 def as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> jax.Array:

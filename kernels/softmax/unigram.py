@@ -51,7 +51,10 @@ class Unigram(ByContents):
             raise ValueError("counts must be concrete: make the sampler outside jit")
         if not 0 <= power < np.inf:
             raise ValueError(f"power must be finite and at least 0, got {power}")
-        mass = np.asarray(counts, np.float64)
+        try:
+            mass = np.asarray(counts, np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"counts must be [vocab] numbers: {error}") from None
         if mass.ndim != 1 or not mass.size:
             raise ValueError(f"counts must be [vocab], got shape {mass.shape}")
         if not np.isfinite(mass).all() or (mass < 0).any() or not mass.any():

@@ -1,0 +1,120 @@
+"""Arguments of sampled losses and samplers: ids and weights that are too wide, any keys, lists."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import (
+    LogUniform,
+    Samples,
+    Unigram,
+    in_batch,
+    in_batch_softmax_cross_entropy,
+    nce_loss,
+    sample,
+    sampled_softmax_cross_entropy,
+)
+
+HIDDEN = jnp.cos(jnp.arange(12.0)).reshape(4, 3)
+WEIGHT = jnp.sin(jnp.arange(30.0)).reshape(10, 3)
+SAMPLES = Samples.from_candidates([1, 4, 7], [0, 1, 2, 3])
+
+
+def loss(labels, **options):
+    return sampled_softmax_cross_entropy(HIDDEN, WEIGHT, None, labels, SAMPLES, **options)
+
+
+@pytest.mark.parametrize("index", [-1, -(2**63), 2**62, np.int64(-100), 10])
+def test_ignore_index_of_any_size(index):
+    labels = np.array([0, 1, index, 3])
+    expected = loss([0, 1, 2, 3], weights=[1, 1, 0, 1])
+    # Within jit; what passes its door as an argument JAX has cut to 32 bits.
+    for ignoring in (loss, lambda *a, **o: jax.jit(lambda: loss(*a, **o))()):
+        np.testing.assert_allclose(ignoring(labels, ignore_index=index), expected, rtol=1e-6)
+    items = in_batch_softmax_cross_entropy(HIDDEN, HIDDEN, labels, ignore_index=index)
+    expected = in_batch_softmax_cross_entropy(HIDDEN, HIDDEN, [0, 1, 2, 3], mask=[1, 1, 0, 1])
+    np.testing.assert_allclose(items, expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_ignore_index_is_an_integer():
+    for wrong in (2.0, True):
+        with pytest.raises(TypeError, match="ignore_index must be an integer"):
+            loss([0, 1, 2, 3], ignore_index=wrong)
+        with pytest.raises(TypeError, match="ignore_index must be an integer"):
+            in_batch_softmax_cross_entropy(HIDDEN, HIDDEN, [0, 1, 2, 3], ignore_index=wrong)
+
+
+def test_weights_of_64_bits_and_lists():
+    exact = loss([0, 1, 2, 3], weights=jnp.array([2.0**33, 1, 0, 1]))
+    for weights in (np.array([2**33, 1, 0, 1]), [2**33, 1, 0, 1]):
+        assert loss([0, 1, 2, 3], weights=weights) == exact
+    some = loss([0, 1, 2, 3], weights=[1, 1, 0, 1])
+    traced = jax.jit(lambda one: loss([one - one, one, 2, 3], weights=[one, 1, 0, one]))
+    np.testing.assert_allclose(traced(jnp.int32(1)), some, rtol=1e-6)
+    queries = jax.jit(
+        lambda one: in_batch_softmax_cross_entropy(HIDDEN, HIDDEN, [one, 1, 2, 3], weights=[1] * 4)
+    )
+    expected = in_batch_softmax_cross_entropy(HIDDEN, HIDDEN, [1, 1, 2, 3])
+    np.testing.assert_allclose(queries(jnp.int32(1)), expected, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_unclear_arguments_are_named():
+    with pytest.raises(TypeError, match="weights must be numbers"):
+        loss([0, 1, 2, 3], weights=["a"] * 4)
+    for counts in (["a"], [[1], [2, 3]], None):
+        with pytest.raises(ValueError, match=r"counts must be \[vocab\]"):
+            Unigram.from_counts(counts)
+    with pytest.raises(ValueError, match="log_expected_count must be logs of counts, got nan"):
+        Samples.from_candidates([1], [2], [jnp.nan], [0.0])
+    kept = Samples.from_candidates([1, 2], [2], [0.0, jnp.nan], [0.0], mask=[1, 0])
+    assert np.isposinf(kept.log_expected_count).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("implementation", ["rbg", "unsafe_rbg"])
+def test_no_tokens_with_keys_of_any_implementation(implementation):
+    key = jax.random.key(0, impl=implementation)
+    labels = jnp.zeros((2, 0), jnp.int32)
+    for unique in (True, False):
+        samples = sample(LogUniform(10), key, 3, labels, unique=unique, per_token=True)
+        shapes = [x.shape for x in samples]
+        assert shapes == [(2, 0, 3), (2, 0, 3), (2, 0), (2, 0)]
+    with jax.default_prng_impl(implementation):
+        old = sample(LogUniform(10), jax.random.PRNGKey(0), 3, [1, 2], per_token=True)
+    assert old.ids.shape == (2, 3)
+
+
+def test_every_class_that_can_be_drawn_is_expected_once():
+    samples = sample(Unigram.from_counts([5, 0, 1]), jax.random.key(0), 2, [0, 1, 2, -1])
+    assert not samples.log_expected_count.any()
+    assert samples.labels_log_expected_count.tolist() == [0, -np.inf, 0, -np.inf]
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_small_and_large_shares_in_batch(dtype):
+    """exp(-18) is 0 in float16; and a share of 1 may come with a rounding."""
+    log_p = jnp.array([-18.0, 1e-6, 0.0], dtype)
+    samples = in_batch([1, 2, 3], log_p)
+    assert samples.log_expected_count.dtype == jnp.float32
+    # 1 - (1-p)^3 is 3 p up to p^2.
+    expected = [np.log(3) - 18, 0, 0]
+    np.testing.assert_allclose(samples.log_expected_count, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "shared"), [(sampled_softmax_cross_entropy, False), (nce_loss, True)]
+)
+def test_classes_out_by_their_bias(function, shared):
+    """A bias of -infinity takes a sampled class out, of the gradients too."""
+    bias = jnp.where(jnp.arange(10) >= 8, -jnp.inf, 0)
+    labels, fewer = jnp.array([0, 1, 2, 3]), Samples.from_candidates([1, 4], [0, 1, 2, 3])
+    more = Samples.from_candidates([1, 8, 4, 9], [0, 1, 2, 3])
+    if not shared:
+        more, fewer = (s._replace(ids=jnp.tile(s.ids, (4, 1))) for s in (more, fewer))
+        more, fewer = (s._replace(log_expected_count=s.ids * 0.0) for s in (more, fewer))
+    value, derived = jax.value_and_grad(function, (0, 1))(HIDDEN, WEIGHT, bias, labels, more)
+    expected, wanted = jax.value_and_grad(function, (0, 1))(HIDDEN, WEIGHT, bias, labels, fewer)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), derived, wanted)
