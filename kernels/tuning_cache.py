@@ -1,16 +1,18 @@
 """What was measured on the user's devices: a JSON file, keyed by device, sizes and versions.
 
-The file is ``$JAXNETS_TUNING_CACHE``, or ``jaxnets/tuning.json`` in the user's cache folder. One
-that is broken or not ours is ignored with a warning, and never written over.
+The file is ``$JAXNETS_TUNING_CACHE``, or ``jaxnets/tuning.json`` in the user's cache folder: an
+absolute ``$XDG_CACHE_HOME``, or ``.cache`` at home; a user without a home has none. A file that is
+broken or not ours is ignored with a warning, and never written over.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +20,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 _HEADER = {"library": "jaxnets", "format": 1}
 
@@ -29,17 +36,30 @@ class Measured(NamedTuple):
     tiles: tuple[int, ...] | None
 
 
-def cache_path() -> Path:
-    """Where the cache is."""
+def cache_folder() -> Path | None:
+    """The user's folder for what can be had again; None: there is none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if folder.is_absolute():  # any other is to be ignored, says the XDG base directory standard
+        return folder / "jaxnets"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no $HOME, and no account with one
+        return None
+    return home / ".cache" / "jaxnets" if home.is_absolute() else None
+
+
+def cache_path() -> Path | None:
+    """Where the cache is; None: nowhere."""
     if named := os.environ.get("JAXNETS_TUNING_CACHE"):
         return Path(named)
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "jaxnets" / "tuning.json"
+    folder = cache_folder()
+    return None if folder is None else folder / "tuning.json"
 
 
 def look_up(operation: str, dtype: Any, sizes: Mapping[str, Any]) -> Measured | None:
     """What was measured for an operation on this device; None: nothing."""
-    entries = _entries(cache_path())
+    path = cache_path()
+    entries = None if path is None else _entries(path)
     entry = entries.get(_key(operation, dtype, sizes)) if entries else None
     if entry is None:
         return None
@@ -47,26 +67,93 @@ def look_up(operation: str, dtype: Any, sizes: Mapping[str, Any]) -> Measured | 
     return Measured(entry["implementation"], None if tiles is None else tuple(tiles))
 
 
-def keep(
-    operation: str, dtype: Any, sizes: Mapping[str, Any], fastest: Measured, seconds: float
-) -> Path:
-    """Writes one measurement into the cache, all at once, and returns its path.
+def check_writable() -> None:
+    """Warn where :func:`keep` will have no place to write, before anything is measured.
 
     Raises:
       ValueError: the file there is not a cache of ours.
     """
     path = cache_path()
+    if path is None:
+        warnings.warn(
+            "there is no folder for the tuning cache, and what is measured will be lost: set "
+            "JAXNETS_TUNING_CACHE to a file",
+            stacklevel=3,
+        )
+        return
+    _read_ours(path)
     try:
-        entries = _read(path)
-    except ValueError as error:
-        raise ValueError(f"{path} must be a tuning cache of jaxnets or absent: {error}") from error
-    entries[_key(operation, dtype, sizes)] = {**fastest._asdict(), "seconds": seconds}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        json.dump({**_HEADER, "entries": entries}, file, indent=1)
-    os.replace(file.name, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        _warn_of_loss(path, error)
+
+
+def keep(
+    operation: str, dtype: Any, sizes: Mapping[str, Any], fastest: Measured, seconds: float
+) -> Path | None:
+    """Writes one measurement into the cache, all at once, and returns its path.
+
+    Processes take turns. Where nothing can be written, a warning says so, and None is returned.
+
+    Raises:
+      ValueError: the file there is not a cache of ours.
+    """
+    path = cache_path()
+    if path is None:
+        return None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(path):
+            entries = _read_ours(path)
+            entries[_key(operation, dtype, sizes)] = {**fastest._asdict(), "seconds": seconds}
+            _replace(path, json.dumps({**_HEADER, "entries": entries}, indent=1))
+    except OSError as error:
+        _warn_of_loss(path, error)
+        return None
     forget()
     return path
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """One process at a time, by a lock on a file beside; none where the file system has no locks.
+
+    The cache itself is replaced by each write, so that a lock on it would be one on an old file.
+    """
+    with open(path.with_name(path.name + ".lock"), "w") as file:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _replace(path: Path, text: str) -> None:
+    """Another file in the place of ``path``, whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        try:
+            file.write(text)
+            file.close()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
+
+
+def _warn_of_loss(path: Path, error: OSError) -> None:
+    warnings.warn(
+        f"the tuning cache {path} cannot be written ({error}), and what is measured is lost: set "
+        "JAXNETS_TUNING_CACHE to a file that can",
+        stacklevel=3,
+    )
+
+
+def _read_ours(path: Path) -> dict[str, Any]:
+    try:
+        return _read(path)
+    except ValueError as error:
+        raise ValueError(f"{path} must be a tuning cache of jaxnets or absent: {error}") from error
 
 
 def forget() -> None:
@@ -104,7 +191,7 @@ def _read(path: Path) -> dict[str, Any]:
     """The entries in the file; ``ValueError`` where it is not a cache of ours."""
     try:
         text = path.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except OSError as error:
         raise ValueError(str(error)) from error
