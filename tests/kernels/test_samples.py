@@ -28,8 +28,10 @@ SAMPLERS = [
 ]
 
 
-@pytest.mark.parametrize("implementation", ["threefry2x32", "rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("per_token", [False, True])
+@pytest.mark.parametrize(
+    ("implementation", "per_token"),
+    [("threefry2x32", False), ("rbg", False), ("rbg", True), ("unsafe_rbg", False)],
+)
 def test_keys_of_any_implementation(implementation, per_token):
     """Unique draws that need the race: the ids follow their probabilities and the tries their mean.
 

@@ -148,11 +148,11 @@ def test_every_method_in_linen():
 
 def test_what_is_refused(users_checks):
     for tied in (nnx.Linear(VOCAB, FEATURES, rngs=nnx.Rngs(0)), jnp.ones((VOCAB, FEATURES))):
-        with pytest.raises(TypeError, match="tied must be the nnx.Embed of the inputs"):
+        with pytest.raises(TypeError, match=r"tied must be the nnx\.Embed of the inputs"):
             OutputProjection(FEATURES, VOCAB, tied=tied)
     with pytest.raises(ValueError, match="vocab must be at least 1, got 0"):
         OutputProjection(FEATURES, 0, rngs=nnx.Rngs(0))
-    with pytest.raises(TypeError, match="k must be an integer, got 2.0"):
+    with pytest.raises(TypeError, match=r"k must be an integer, got 2\.0"):
         OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0)).top_k(inputs()[0], 2.0)
 
 
