@@ -3,7 +3,7 @@
 A tile of tokens goes over the vocabulary tile by tile and keeps ``e = exp(logits - tile_max)``.
 The softmax is ``e`` times one number for each (token, vocabulary tile),
 
-    softmax = e * exp(tile_max - log_sum_exp),
+    softmax = e * exp(tile_max - row_max) / row_sum,
 
 which is known only once the last tile is seen. It is never multiplied into ``e``,
 [token_tile, vocab], but into the other *operand* of the matmul, ``hidden [token_tile, features]``:
@@ -97,7 +97,9 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
         (row_max, hidden_gradient), (e, tile_max, tile_sum) = lax.scan(
             over_vocab, start, jnp.arange(tile_count(vocab, options))
         )
-        log_sum_exp = row_max + jnp.log((tile_sum * jnp.exp(tile_max - row_max[None])).sum(0))
+        above = jnp.exp(tile_max - row_max[None])
+        row_sum = (tile_sum * above).sum(0)
+        log_sum_exp = row_max + jnp.log(row_sum)
 
         wide = hidden.astype(dtype)
         label_logit, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
@@ -106,7 +108,7 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
         softmax_factor = factors * softmax_slope(options, log_sum_exp)
         label_factor = factors * (1 - smoothing) * label_slope
         hidden_gradient = (
-            hidden_gradient * (softmax_factor * jnp.exp(row_max - log_sum_exp))[:, None]
+            hidden_gradient * (softmax_factor / row_sum)[:, None]
             - label_factor[:, None] * label_rows
         )
         if smoothing:
@@ -114,7 +116,8 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
             hidden_gradient -= factors[:, None] * mean_row[None]
         losses = jnp.where(left_out, 0, losses)
 
-        scale = softmax_factor[None] * jnp.exp(tile_max - log_sum_exp[None])
+        # By the sum: with the log-sum-exp of large logits, which is rounded, they add up to more.
+        scale = (softmax_factor / row_sum)[None] * above
 
         def over_tiles(index, gradients):
             weight_gradient, bias_gradient = gradients
