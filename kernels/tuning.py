@@ -56,6 +56,7 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
     Raises:
       ValueError: an unknown operation, wrong sizes, options it has no problem for, or a cache file
         that is not ours.
+      RuntimeError: no implementation runs.
 
     Example:
       >>> import os, tempfile
@@ -88,13 +89,16 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
             try:
                 results = jax.block_until_ready(program(*arrays))
             except Exception as error:  # whatever a compiler has to say
-                timings.append(Timing(implementation, tiles, None, str(error).splitlines()[0]))
+                timings.append(Timing(implementation, tiles, None, _first_line(error)))
                 continue
         wanted = results if wanted is None else wanted
         if not _agree(results, wanted, dtype):
             timings.append(Timing(implementation, tiles, None, "its results differ"))
             continue
         programs.append((implementation, tiles, program))
+    if not programs:
+        reasons = "; ".join(f"{t.implementation}: {t.left_out}" for t in timings)
+        raise RuntimeError(f"no implementation of {operation} runs here: {reasons}")
     seconds: list[list[float]] = [[] for _ in programs]
     for _ in range(_ROUNDS):
         for (_, _, program), taken in zip(programs, seconds, strict=True):
@@ -111,6 +115,10 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
     assert best.seconds is not None
     tuning_cache.keep(operation, dtype, sizes, fastest, best.seconds)
     return measured + timings
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def _candidates(operation: dispatch.Operation):

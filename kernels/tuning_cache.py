@@ -27,6 +27,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 _HEADER = {"library": "jaxnets", "format": 1}
+_unwritten: dict[str, dict[str, Any]] = {}  # entries that only this process has
 
 
 class Measured(NamedTuple):
@@ -51,7 +52,7 @@ def cache_folder() -> Path | None:
 def cache_path() -> Path | None:
     """Where the cache is; None: nowhere."""
     if named := os.environ.get("JAXNETS_TUNING_CACHE"):
-        return Path(named)
+        return Path(os.path.expanduser(named))
     folder = cache_folder()
     return None if folder is None else folder / "tuning.json"
 
@@ -59,7 +60,7 @@ def cache_path() -> Path | None:
 def look_up(operation: str, dtype: Any, sizes: Mapping[str, Any]) -> Measured | None:
     """What was measured for an operation on this device; None: nothing."""
     path = cache_path()
-    entries = None if path is None else _entries(path)
+    entries = {**(_entries(path) if path else {}), **_unwritten}
     entry = entries.get(_key(operation, dtype, sizes)) if entries else None
     if entry is None:
         return None
@@ -76,8 +77,8 @@ def check_writable() -> None:
     path = cache_path()
     if path is None:
         warnings.warn(
-            "there is no folder for the tuning cache, and what is measured will be lost: set "
-            "JAXNETS_TUNING_CACHE to a file",
+            "there is no folder for the tuning cache, and what is measured is lost with this "
+            "process: set JAXNETS_TUNING_CACHE to a file",
             stacklevel=3,
         )
         return
@@ -95,24 +96,29 @@ def keep(
 ) -> Path | None:
     """Writes one measurement into the cache, all at once, and returns its path.
 
-    Processes take turns. Where nothing can be written, a warning says so, and None is returned.
+    Processes take turns. Where nothing can be written, a warning says so, this process alone
+    remembers it, and None is returned.
 
     Raises:
       ValueError: the file there is not a cache of ours.
     """
     path = cache_path()
+    key, entry = _key(operation, dtype, sizes), {**fastest._asdict(), "seconds": seconds}
     if path is None:
+        _unwritten[key] = entry
         return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _turn(path):
             entries = _read_ours(path)
-            entries[_key(operation, dtype, sizes)] = {**fastest._asdict(), "seconds": seconds}
+            entries[key] = entry
             _replace(path, json.dumps({**_HEADER, "entries": entries}, indent=1))
     except OSError as error:
         _warn_of_loss(path, error)
+        _unwritten[key] = entry
         return None
-    forget()
+    _unwritten.pop(key, None)
+    _entries.cache_clear()
     return path
 
 
@@ -131,7 +137,7 @@ def _turn(path: Path) -> Iterator[None]:
 
 def _replace(path: Path, text: str) -> None:
     """Another file in the place of ``path``, whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         try:
             file.write(text)
             file.close()
@@ -143,8 +149,8 @@ def _replace(path: Path, text: str) -> None:
 
 def _warn_of_loss(path: Path, error: OSError) -> None:
     warnings.warn(
-        f"the tuning cache {path} cannot be written ({error}), and what is measured is lost: set "
-        "JAXNETS_TUNING_CACHE to a file that can",
+        f"the tuning cache {path} cannot be written ({error}), and what is measured is lost with "
+        "this process: set JAXNETS_TUNING_CACHE to a file that can",
         stacklevel=3,
     )
 
@@ -157,8 +163,9 @@ def _read_ours(path: Path) -> dict[str, Any]:
 
 
 def forget() -> None:
-    """Has the next look-up read the file again."""
+    """Has the next look-up read the file again, and nothing else."""
     _entries.cache_clear()
+    _unwritten.clear()
 
 
 def _key(operation: str, dtype: Any, sizes: Mapping[str, Any]) -> str:
@@ -175,7 +182,11 @@ def _key(operation: str, dtype: Any, sizes: Mapping[str, Any]) -> str:
 
 @cache
 def _versions() -> str:
-    return f"jax {jax.__version__}, jaxnets {metadata.version('jaxnets')}"
+    try:
+        ours = metadata.version("jaxnets")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        ours = "of a checkout"
+    return f"jax {jax.__version__}, jaxnets {ours}"
 
 
 @cache
@@ -190,12 +201,11 @@ def _entries(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     """The entries in the file; ``ValueError`` where it is not a cache of ours."""
     try:
-        text = path.read_text()
+        content = json.loads(path.read_text(encoding="utf-8"))  # what it raises is a ValueError
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except OSError as error:
+    except (OSError, RecursionError) as error:
         raise ValueError(str(error)) from error
-    content = json.loads(text)  # its JSONDecodeError is a ValueError
     if not isinstance(content, dict) or {name: content.get(name) for name in _HEADER} != _HEADER:
         raise ValueError(f"it does not say {_HEADER}")
     entries = content.get("entries")

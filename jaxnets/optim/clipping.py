@@ -16,7 +16,8 @@ def global_norm(gradient: Any) -> jax.Array:
     r"""The norm of all leaves together, :math:`\sqrt{\sum g^2}`, of Rows' values and not their ids.
 
     In float32 at least, and by the largest entry, so that no square overflows or vanishes:
-    :math:`m \sqrt{\sum (g / m)^2}`. It is 0 without leaves, infinite or NaN where an entry is.
+    :math:`m \sqrt{\sum (g / m)^2}`. It is 0 without leaves, infinite or NaN where an entry is, and
+    infinite where its dtype has not the number. Integers do not count.
 
     Example:
       >>> import jax.numpy as jnp
@@ -25,31 +26,20 @@ def global_norm(gradient: Any) -> jax.Array:
       >>> float(global_norm(gradient))
       5.0
     """
-    leaves = [
-        jnp.asarray(leaf.values if is_rows(leaf) else leaf)
-        for leaf in jax.tree.leaves(gradient, is_leaf=is_rows)
-    ]
-    leaves = [leaf.astype(accumulator_dtype(leaf)) for leaf in leaves if leaf.size]
-    if not leaves:
-        return jnp.zeros((), jnp.float32)
-    dtype = accumulator_dtype(*leaves)
-    largest = jnp.stack([jnp.abs(leaf).max().astype(dtype) for leaf in leaves]).max()
-    # A divisor that is neither 0 nor infinite; NaN and infinity come back by the product.
-    fine = (largest > 0) & (largest < jnp.inf)
-    divisor = jnp.where(fine, largest, 1)
-    squares = [((leaf.astype(dtype) / divisor) ** 2).sum() for leaf in leaves]
-    return jnp.where(fine, divisor * jnp.sqrt(jnp.stack(squares).sum()), largest)
+    largest, root = _norm(gradient)
+    return jnp.where(jnp.isfinite(largest), largest * root, largest)
 
 
 def clip_by_norm(gradient: Any, limit: Any) -> tuple[Any, jax.Array]:
     """``gradient`` scaled to a norm of at most ``limit``, and the norm that it had.
 
     A leaf may be :class:`jaxnets.kernels.Rows`, whose values count. A gradient that is not finite
-    is NaN throughout afterwards, as no scale makes it small.
+    is NaN throughout afterwards, as no scale makes it small. One whose norm overflows is clipped
+    as any other.
 
     Args:
-      gradient: a pytree of floats.
-      limit: above 0 (Pascanu et al. 2013, section 3.2).
+      gradient: a pytree of floats, each kept in its dtype; integers in it are left alone.
+      limit: above 0 (Pascanu et al. 2013, section 3.2). A traced one that is not makes all NaN.
 
     Raises:
       ValueError: a limit that is not above 0.
@@ -62,14 +52,48 @@ def clip_by_norm(gradient: Any, limit: Any) -> tuple[Any, jax.Array]:
     """
     if is_known(limit) and not as_number("limit", limit) > 0:
         raise ValueError(f"limit must be above 0, got {limit}")
-    norm = global_norm(gradient)
-    factor = jnp.where(norm <= limit, 1, limit / jnp.where(norm > limit, norm, 1))
-    factor = jnp.where(jnp.isfinite(norm), factor, jnp.nan)
+    largest, root = _norm(gradient)
+    limit = jnp.asarray(limit).astype(root.dtype)
+    limit = jnp.where((limit > 0) & jnp.isfinite(largest), limit, jnp.nan)
+    # Of entries by the largest, that no overflow of the norm reaches.
+    clips = ~(root <= limit / largest)  # true of NaN
+    factor = jnp.where(clips, limit / jnp.where(clips, root, 1), 1)
 
     def scale(leaf):
         if is_rows(leaf):
             return leaf._replace(values=scale(leaf.values))
-        wide = accumulator_dtype(leaf)
-        return (leaf.astype(wide) * factor.astype(wide)).astype(leaf.dtype)
+        if not _is_float(leaf):
+            return leaf
+        wide = accumulator_dtype(leaf, root)
+        return (_over(leaf.astype(wide), jnp.where(clips, largest, 1)) * factor).astype(leaf.dtype)
 
-    return jax.tree.map(scale, gradient, is_leaf=is_rows), norm
+    clipped = jax.tree.map(scale, gradient, is_leaf=is_rows)
+    return clipped, jnp.where(jnp.isfinite(largest), largest * root, largest)
+
+
+def _norm(gradient: Any) -> tuple[jax.Array, jax.Array]:
+    """The largest entry m (1 where all are 0) and :math:`\\sqrt{\\sum (g / m)^2}`."""
+    leaves = [
+        jnp.asarray(leaf.values if is_rows(leaf) else leaf)
+        for leaf in jax.tree.leaves(gradient, is_leaf=is_rows)
+    ]
+    leaves = [leaf for leaf in leaves if leaf.size and _is_float(leaf)]
+    if not leaves:
+        return jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
+    dtype = accumulator_dtype(*leaves)
+    leaves = [leaf.astype(dtype) for leaf in leaves]
+    largest = jnp.stack([jnp.abs(leaf).max() for leaf in leaves]).max()
+    largest = jnp.where(largest == 0, 1, largest)
+    divisor = jnp.where(jnp.isfinite(largest), largest, 1)
+    squares = [jnp.square(_over(leaf, divisor)).sum() for leaf in leaves]
+    return largest, jnp.sqrt(jnp.stack(squares).sum())
+
+
+def _over(array: jax.Array, divisor: jax.Array) -> jax.Array:
+    """``array / divisor``, quartered first where the reciprocal that XLA takes would be 0."""
+    quarter = jnp.where(divisor > 1, 0.25, 1).astype(divisor.dtype)
+    return (array * quarter) / (divisor * quarter)
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

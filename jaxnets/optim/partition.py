@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 from flax import nnx
+from flax.core.meta import AxisMetadata
 
 from jaxnets.optim.rows import is_rows
 
@@ -29,6 +30,9 @@ def partition(
         of a list's elements "0", "1", ... It is the same for an ``nnx.State``, its pure dict and
         linen's parameters.
 
+    Raises:
+      TypeError: a gradient by rows for a parameter that ``is_table`` does not name.
+
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from jaxnets import optim
@@ -44,11 +48,14 @@ def partition(
 
     def split(tree) -> tuple[list[bool], list, list, Any]:
         leaves, structure = jax.tree.flatten(tree, is_leaf=is_rows)
-        chosen = [is_table(path) for path in _paths(tree)]
+        paths = _paths(tree)
+        chosen = [bool(is_table(path)) for path in paths]
         parts: dict[bool, list] = {True: [], False: []}
-        for choice, leaf in zip(chosen, leaves, strict=True):
-            parts[bool(choice)].append(leaf)
-        return list(map(bool, chosen)), parts[True], parts[False], structure
+        for path, choice, leaf in zip(paths, chosen, leaves, strict=True):
+            if is_rows(leaf) and not choice:
+                raise TypeError(f"the gradient of {path} is Rows, but is_table does not name it")
+            parts[choice].append(leaf)
+        return chosen, parts[True], parts[False], structure
 
     def init(parameters):
         _, table_leaves, leaves, _ = split(parameters)
@@ -67,10 +74,10 @@ def partition(
 
 
 def _paths(tree: Any) -> list[tuple[str, ...]]:
-    """The names on the way to each leaf; what is inside an ``nnx.Variable`` has its name."""
+    """The names on the way to each leaf; what is in a box, nnx's or linen's, has the box's name."""
 
     def is_leaf(node):
-        return is_rows(node) or isinstance(node, nnx.Variable)
+        return is_rows(node) or isinstance(node, nnx.Variable | AxisMetadata)
 
     found = []
     for path, leaf in jax.tree.leaves_with_path(tree, is_leaf=is_leaf):

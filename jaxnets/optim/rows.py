@@ -10,7 +10,8 @@ not: the dense optimiser goes on moving a row by its old momentum and lets the m
 lazy ones agree with it where every row is touched at every step.
 
 States and arithmetic are in float32 at least, whatever the table's dtype: in bfloat16 Adam's
-1 - 0.999 is 0. A learning rate is a number or, as in optax, a schedule of the steps taken before.
+1 - 0.999 is 0. A learning rate is a number or, as in optax, a schedule of the steps taken before;
+a number out of its range is an error, and NaN where it is traced.
 
 Donate tables and state to the jitted step, or each step copies them:
 
@@ -37,10 +38,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from jaxnets.kernels.checks import is_known
+from jaxnets.kernels.checks import as_floats, as_number, is_known
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.softmax.rows import Rows
 from jaxnets.kernels.softmax.sparse import add_rows, set_rows
@@ -59,7 +59,7 @@ def sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
     def rule(rate, gradient, state, count):
         return -rate * gradient, state
 
-    return _by_rows(learning_rate, lambda shape, dtype: {}, rule)
+    return _by_rows(learning_rate, lambda table, dtype: {}, rule)
 
 
 def momentum(
@@ -71,12 +71,14 @@ def momentum(
     momentum would do both.
     """
 
+    decay = _number("decay", decay, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+
     def rule(rate, gradient, state, count):
         velocity = decay * state["velocity"] + gradient
         return -rate * velocity, {"velocity": velocity}
 
-    def zero(shape, dtype):
-        return {"velocity": jnp.zeros(shape, dtype)}
+    def zero(table, dtype):
+        return {"velocity": jnp.zeros_like(table, dtype)}
 
     return _by_rows(learning_rate, zero, rule)
 
@@ -89,12 +91,15 @@ def adagrad(
     Equal to ``optax.adagrad``: a gradient of 0 changes nothing in either.
     """
 
+    initial_accumulator = _number("initial_accumulator", initial_accumulator)
+    eps = _number("eps", eps)
+
     def rule(rate, gradient, state, count):
         total = state["sum"] + gradient**2
-        return -rate * gradient * jax.lax.rsqrt(total + eps), {"sum": total}
+        return -rate * gradient * _inverse_root(total, eps), {"sum": total}
 
-    def start(shape, dtype):
-        return {"sum": jnp.full(shape, initial_accumulator, dtype)}
+    def start(table, dtype):
+        return {"sum": jnp.full_like(table, initial_accumulator, dtype)}
 
     return _by_rows(learning_rate, start, rule)
 
@@ -107,16 +112,24 @@ def rowwise_adagrad(
     As in DLRM (Naumov et al. 2019). Equal to :func:`adagrad` on a table of one feature.
     """
 
+    initial_accumulator = _number("initial_accumulator", initial_accumulator)
+    eps = _number("eps", eps)
+
     def rule(rate, gradient, state, count):
         columns = tuple(range(1, gradient.ndim))
         total = state["sum"] + (gradient**2).mean(columns)
-        scale = jax.lax.rsqrt(total + eps).reshape(-1, *(1 for _ in columns))
+        scale = _inverse_root(total, eps).reshape(-1, *(1 for _ in columns))
         return -rate * gradient * scale, {"sum": total}
 
-    def start(shape, dtype):
-        return {"sum": jnp.full(shape[:1], initial_accumulator, dtype)}
+    def start(table, dtype):
+        return {"sum": jnp.full(table.shape[:1], initial_accumulator, dtype)}
 
     return _by_rows(learning_rate, start, rule)
+
+
+def _inverse_root(total: jax.Array, eps: Any) -> jax.Array:
+    """``1 / sqrt(total + eps)``, and 0 where nothing was ever added, as in optax."""
+    return jnp.where(total > 0, jax.lax.rsqrt(total + eps), 0)
 
 
 def lazy_adam(
@@ -129,6 +142,10 @@ def lazy_adam(
     goes on moving. With every row touched at every step it equals ``optax.adam``.
     """
 
+    b1 = _number("b1", b1, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    b2 = _number("b2", b2, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    eps = _number("eps", eps)
+
     def rule(rate, gradient, state, count):
         first = b1 * state["first"] + (1 - b1) * gradient
         second = b2 * state["second"] + (1 - b2) * gradient**2
@@ -137,8 +154,8 @@ def lazy_adam(
         update = -rate * (first / (1 - b1**steps)) / scale
         return update, {"first": first, "second": second}
 
-    def zero(shape, dtype):
-        return {"first": jnp.zeros(shape, dtype), "second": jnp.zeros(shape, dtype)}
+    def zero(table, dtype):
+        return {"first": jnp.zeros_like(table, dtype), "second": jnp.zeros_like(table, dtype)}
 
     return _by_rows(learning_rate, zero, rule)
 
@@ -168,27 +185,33 @@ def _by_rows(
 ) -> optax.GradientTransformation:
     """Gathers the state's rows, applies ``rule(rate, gradient, state, count)``, and puts them back.
 
-    ``start(shape, dtype)`` makes a table's state.
+    ``start(table, dtype)`` makes a table's state, placed as the table is.
     """
-    if not callable(learning_rate) and is_known(learning_rate):
-        known = np.asarray(learning_rate, np.float64)
-        if known.shape or not 0 <= known < np.inf:
-            raise ValueError(f"learning_rate must be a number of at least 0, got {learning_rate}")
+    if not callable(learning_rate):
+        learning_rate = _number("learning_rate", learning_rate)
 
     def init(tables):
-        leaves = jax.tree.leaves(tables)
-        states = [start(table.shape, accumulator_dtype(table)) for table in leaves]
+        leaves = [as_floats("tables", table) for table in jax.tree.leaves(tables)]
+        states = [start(table, accumulator_dtype(table)) for table in leaves]
         return RowState(jnp.zeros((), jnp.int32), states)
 
     def update(gradients, state, params=None):
         del params
-        count = state.step + 1
-        rate = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        count = optax.safe_increment(state.step)
+        rate = learning_rate
+        if callable(learning_rate):
+            rate = _number("learning_rate", learning_rate(state.step))
         leaves, tree = jax.tree.flatten(gradients, is_leaf=is_rows)
+        if len(leaves) != len(state.tables):
+            raise ValueError(
+                f"gradients must be Rows for each of the {len(state.tables)} tables that the state "
+                f"was made for, got {len(leaves)} leaves"
+            )
         updates, tables = [], []
         for rows, arrays in zip(leaves, state.tables, strict=True):
             if not is_rows(rows):
                 raise TypeError(f"gradients must be Rows for each table, got {type(rows).__name__}")
+            _check_values(rows.values, arrays)
             ids, dtype = rows.ids, accumulator_dtype(rows.values, *arrays.values())
             touched = {name: a.at[ids].get(mode="clip") for name, a in arrays.items()}
             values, touched = rule(
@@ -202,3 +225,30 @@ def _by_rows(
         return jax.tree.unflatten(tree, updates), RowState(count, tables)
 
     return optax.GradientTransformation(init, update)
+
+
+def _check_values(values: Any, arrays: dict[str, jax.Array]) -> None:
+    as_floats("gradients", values)
+    for array in arrays.values():
+        if array.ndim > 1 and array.shape[1:] != values.shape[1:]:
+            raise ValueError(
+                f"gradients must have values [rows, ...] of the shape of the table's rows, "
+                f"{array.shape[1:]}, got {values.shape[1:]}"
+            )
+
+
+def _number(
+    name: str,
+    number: Any,
+    is_right: Callable = lambda x: (x >= 0) & (x < jnp.inf),
+    words: str = "a number of at least 0",
+) -> Any:
+    """A known number as a float, of whatever dtype it meets; a traced one, NaN if not right."""
+    if jnp.shape(number) != ():
+        raise ValueError(f"{name} must be {words}, got shape {jnp.shape(number)}")
+    if not is_known(number):
+        return jnp.where(is_right(number), number, jnp.asarray(jnp.nan, jnp.result_type(number)))
+    known = as_number(name, number)
+    if not is_right(known):
+        raise ValueError(f"{name} must be {words}, got {number}")
+    return known

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Integer, Shaped
 
-from jaxnets.kernels.checks import as_integers, is_known
+from jaxnets.kernels.checks import INT32_MAX, as_integers, is_known
 
 
 def _refuse(*_args):
@@ -29,6 +29,11 @@ _IDS = jax.extend.random.define_prng_impl(
     key_shape=(1,), seed=_refuse, split=_refuse, random_bits=_refuse, fold_in=_refuse,
     name="jaxnets_row_ids", tag="ids of jaxnets.kernels.Rows",
 )  # fmt: skip
+
+
+def _in_order(ids: Any) -> Any:
+    """Whether ids are at least 0, sorted and distinct."""
+    return (ids[1:] > ids[:-1]).all() & (ids[:1] >= 0).all()
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -46,8 +51,8 @@ class Rows:
 
     Raises:
       TypeError: ids that are not integers.
-      ValueError: ids that are not [rows], not sorted and distinct, or negative, where their values
-        are known.
+      ValueError: ids that are not [rows], values that are not [rows, ...], ids that are not sorted
+        and distinct, or negative. Where only a traced program can see that, the values are NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -62,23 +67,29 @@ class Rows:
     """
 
     __slots__ = ("_kept", "values")
+    __array_ufunc__ = None  # else NumPy would take it for a sequence to compute with
 
     values: Any
 
     def __init__(
         self, ids: Integer[ArrayLike, " rows"] | Sequence, values: Shaped[ArrayLike, "rows ..."]
     ):
-        whole = as_integers("ids", ids)
+        whole, values = as_integers("ids", ids), jnp.asarray(values)
         if whole.ndim != 1:
             raise ValueError(f"ids must be [rows], got shape {whole.shape}")
-        if is_known(whole) and whole.size:
+        if values.shape[:1] != whole.shape:
+            raise ValueError(f"values must be [{whole.size}, ...] as ids are, got {values.shape}")
+        if is_known(whole):
             known = np.asarray(whole)
-            if known[0] < 0 or (known[1:] <= known[:-1]).any():
+            if not _in_order(known):
                 raise ValueError(
                     "ids must be distinct, sorted and at least 0, as gather_rows makes them, got "
                     f"{known[:8].tolist()}{' ...' if known.size > 8 else ''}"
                 )
-        data = jax.lax.bitcast_convert_type(whole, jnp.uint32)
+        elif jnp.issubdtype(values.dtype, jnp.inexact):
+            values = jnp.where(_in_order(whole), values, jnp.asarray(jnp.nan, values.dtype))
+        # From the end, so that the ids of zeros_like, which are 0 bits, name no row.
+        data = jax.lax.bitcast_convert_type(INT32_MAX - whole, jnp.uint32)
         self._kept = jax.random.wrap_key_data(data[:, None], impl=_IDS)
         self.values = values
 
@@ -86,7 +97,7 @@ class Rows:
     def ids(self) -> jax.Array:
         """[rows] int32."""
         data = jax.random.key_data(self._kept)
-        return jax.lax.bitcast_convert_type(data[:, 0], jnp.int32)
+        return INT32_MAX - jax.lax.bitcast_convert_type(data[:, 0], jnp.int32)
 
     def _replace(self, *, values: Any) -> Rows:
         """The same rows with other values."""
@@ -97,7 +108,8 @@ class Rows:
         yield self.values
 
     def __repr__(self) -> str:
-        return f"Rows(ids={self._kept}, values={self.values})"
+        ids = self.ids if isinstance(self._kept, jax.Array) else self._kept
+        return f"Rows(ids={ids}, values={self.values})"
 
     def tree_flatten_with_keys(self):
         names = jax.tree_util.GetAttrKey("ids"), jax.tree_util.GetAttrKey("values")

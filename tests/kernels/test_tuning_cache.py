@@ -18,6 +18,13 @@ for i in range(10):
 """
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    tuning_cache.forget()
+    yield
+    tuning_cache.forget()
+
+
 def test_processes_that_write_together_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXNETS_TUNING_CACHE", str(tmp_path / "tuning.json"))
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(n)]) for n in range(3)]
@@ -55,6 +62,23 @@ def test_what_cannot_be_written_is_said_before_measuring(monkeypatch, tmp_path):
     with pytest.warns(UserWarning, match="cannot be written"):
         kept = tuning_cache.keep("lstm", "float32", {}, tuning_cache.Measured("x", None), 1.0)
     assert kept is None
+    assert tuning_cache.look_up("lstm", "float32", {}) == ("x", None)  # in this process
+
+
+def test_a_tuner_that_finds_nothing_to_run_says_why(monkeypatch, tmp_path):
+    """A compiler's error may have no words."""
+    monkeypatch.setenv("JAXNETS_TUNING_CACHE", str(tmp_path / "tuning.json"))
+
+    def problem(dtype, **sizes):
+        def function(implementation, array):
+            raise NotImplementedError
+
+        return function, (1.0,)
+
+    monkeypatch.setitem(tuning.PROBLEMS, "pointwise_conv", problem)
+    with pytest.raises(RuntimeError, match=r"runs here: .*matmul: NotImplementedError"):
+        tuning.tune("pointwise_conv", positions=8, features=2, out=2, groups=1,
+                    channels_first=False)  # fmt: skip
 
 
 def test_a_broken_cache_stops_the_tuner_before_it_measures(monkeypatch, tmp_path):
