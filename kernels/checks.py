@@ -125,6 +125,8 @@ def as_number(name: str, value: Any) -> float:
       TypeError: it is traced, or no number.
     """
     try:
+        if isinstance(value, str | bool | np.bool_):
+            raise TypeError
         return float(value)
     except (TypeError, ValueError, jax.errors.ConcretizationTypeError):
         raise TypeError(f"{name} must be a number known at trace time, got {value!r}") from None

@@ -20,7 +20,7 @@ def check_projection(hidden, weight, bias) -> tuple[jax.Array, jax.Array, jax.Ar
     """
     hidden, weight = as_floats("hidden", hidden), as_floats("weight", weight)
     bias = None if bias is None else as_floats("bias", bias)
-    if weight.ndim != 2 or not weight.shape[0]:
+    if weight.ndim != 2 or not weight.size:
         raise ValueError(f"weight must be [vocab, features], got shape {weight.shape}")
     if hidden.ndim < 1 or hidden.shape[-1] != weight.shape[1]:
         hint = ""
@@ -95,6 +95,8 @@ def check_weights(weights, shape: tuple[int, ...]) -> jax.Array | None:
         elif weights.dtype.kind not in "bfV":  # V: bfloat16
             raise TypeError(f"weights must be numbers, got dtype {weights.dtype}")
     weights = jnp.asarray(weights)
+    if jnp.iscomplexobj(weights):
+        raise TypeError(f"weights must be numbers, got dtype {weights.dtype}")
     if weights.shape != shape:
         raise ValueError(f"weights must have one value a token, shape {shape}, got {weights.shape}")
     return weights

@@ -82,12 +82,15 @@ def _by_name(loss, args, options) -> dict[str, Any]:
 def _check(given: dict[str, Any]) -> None:
     hidden = as_floats("hidden", given["hidden"])
     labels = as_integers("labels", given["labels"], "integer class ids")
+    batch = hidden.shape[:-1]
+    if labels.shape != batch and labels.shape[:-1] != batch:
+        return  # for the loss to refuse
     vocab, several = given["weight"].shape[0], labels.ndim == hidden.ndim
     left_out = jnp.zeros(labels.shape, bool)
     ignore_index = arguments.check_ignore_index(given.get("ignore_index"))
     if ignore_index is not None:
         left_out = labels == ignore_index
-    weights = arguments.check_weights(given.get("weights"), hidden.shape[:-1])
+    weights = arguments.check_weights(given.get("weights"), batch)
     if weights is not None:
         left_out |= (weights == 0)[..., None] if several else weights == 0
     wrong = ((labels < 0) | (labels >= vocab)) & ~left_out

@@ -165,7 +165,14 @@ def _check_temperature(temperature, shape: tuple[int, ...], kept) -> jax.Array |
     """
     if isinstance(temperature, float | int) and temperature == 1:
         return None
-    temperature = jnp.asarray(temperature)
+    try:
+        temperature = jnp.asarray(temperature)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"temperature must be a number or one a token, got {temperature!r}"
+        ) from None
+    if jnp.iscomplexobj(temperature):
+        raise TypeError(f"temperature must be real, got dtype {temperature.dtype}")
     if temperature.shape not in ((), shape):
         raise ValueError(
             f"temperature must be one number for all tokens or one a token, shape {shape}, got "
@@ -240,12 +247,14 @@ def _divide(hidden, weight, bias, temperature, kept, accumulator):
     # What is no temperature is NaN, where it is found out only now.
     scale = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
     wide = hidden.astype(accumulator) * (scale[..., None] if scale.ndim else scale)
+    # float16 ends at 65,504, which what is divided by a small temperature may pass.
+    narrow = accumulator if hidden.dtype == jnp.float16 else hidden.dtype
     if bias is None:
-        return wide.astype(hidden.dtype), weight, None
+        return wide.astype(narrow), weight, None
     inside = is_in(bias)  # the others stay as they are: 0 times inf would be their gradient
     bias = jnp.where(inside, bias, 0).astype(accumulator)
     if temperature.ndim == 0:
-        return wide.astype(hidden.dtype), weight, jnp.where(inside, bias * scale, -jnp.inf)
+        return wide.astype(narrow), weight, jnp.where(inside, bias * scale, -jnp.inf)
     # Of a temperature for each token a bias makes no vector any more, but one more feature.
     wide = jnp.concatenate([wide, scale[..., None]], -1)
     weight = jnp.concatenate([weight.astype(accumulator), bias[:, None]], 1)

@@ -25,6 +25,7 @@ from jaxnets.kernels.softmax.tiles import (
     Options,
     add_rows,
     cap_logits,
+    log_of_sum,
     matmul,
     tile_count,
     vocab_tile,
@@ -111,7 +112,7 @@ def tile_log_sum_exp(logits):
 def combine_tiles(largest: jax.Array, total: jax.Array) -> jax.Array:
     """The log-sum-exp [tokens] from those of tiles, [tiles, tokens]."""
     overall = largest.max(0)
-    return overall + jnp.log((total * jnp.exp(largest - overall[None])).sum(0))
+    return log_of_sum(overall, (total * jnp.exp(largest - overall[None])).sum(0))
 
 
 def tile_gradient(soft_cap, product, row_ids, rows, columns, _tiles):

@@ -35,6 +35,7 @@ from jaxnets.kernels.softmax.tiles import (
     is_in,
     label_logits,
     largest_of,
+    log_of_sum,
     matmul,
     tile_count,
     tile_logits,
@@ -99,7 +100,8 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
         )
         above = jnp.exp(tile_max - row_max[None])
         row_sum = (tile_sum * above).sum(0)
-        log_sum_exp = row_max + jnp.log(row_sum)
+        log_sum_exp = log_of_sum(row_max, row_sum)
+        row_sum = jnp.where(left_out, 1, row_sum)  # 0 where all classes are out
 
         wide = hidden.astype(dtype)
         label_logit, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)

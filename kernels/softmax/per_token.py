@@ -137,11 +137,14 @@ per_token.defvjp(_forward, _backward)
 
 
 def without_unused(hidden, log_sum_exp, factors: Factors, cotangents):
-    """Zeros for the tokens that nothing depends on: they must not spread a NaN of their own."""
+    """Zeros for the tokens that nothing depends on: they must not spread a NaN of their own.
+
+    Their log-sum-exp is infinite, as a softmax of 0 is: exp(bias - 0) may overflow.
+    """
     unused = (cotangents[0] == 0) & (cotangents[1] == 0)
     hidden = jnp.where(unused[:, None], 0, hidden)
-    rest = jax.tree.map(lambda a: jnp.where(unused, 0, a), (log_sum_exp, factors))
-    return unused, hidden, *rest
+    log_sum_exp = jnp.where(unused, jnp.inf, log_sum_exp)
+    return unused, hidden, log_sum_exp, jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
 
 
 def mark_bad_labels(hidden_gradient, labels, vocab: int, unused):

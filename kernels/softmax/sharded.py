@@ -28,7 +28,7 @@ from jaxnets.kernels.softmax.per_token import (
     mark_bad_labels,
     without_unused,
 )
-from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype, class_count
+from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype, class_count, log_of_sum
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
 
 
@@ -124,7 +124,7 @@ def _per_token(static, hidden, weight, bias, labels):
             jnp.exp(part.log_sum_exp - largest), jnp.where(own, part.label_logit, 0),
             part.logit_sum if options.label_smoothing else None,
         ))  # fmt: skip
-        whole = Statistics(largest + jnp.log(total), logit_sum, label_logit)
+        whole = Statistics(log_of_sum(largest, total), logit_sum, label_logit)
         losses = losses_of(options, vocab, _classes(sharding, options, bias), whole, flat_labels)
         return losses.reshape(labels.shape), whole.log_sum_exp.reshape(labels.shape)
 

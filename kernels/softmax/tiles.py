@@ -128,6 +128,14 @@ def largest_of(logits: jax.Array) -> jax.Array:
     return jnp.maximum(logits.max(1), jnp.finfo(logits.dtype).min)
 
 
+def log_of_sum(largest: jax.Array, total: jax.Array) -> jax.Array:
+    """The log-sum-exp from a maximum and the sum of exponentials above it.
+
+    Of a logit that has overflowed it is infinite; the sum, of exp(inf - inf), would make it NaN.
+    """
+    return jnp.where(jnp.isposinf(largest), largest, largest + jnp.log(total))
+
+
 def add_rows(array: jax.Array, tile: VocabTile, rows: jax.Array) -> jax.Array:
     """``array`` with ``rows`` added at the tile's classes; in place where XLA can."""
     size = rows.shape[0]
@@ -135,10 +143,11 @@ def add_rows(array: jax.Array, tile: VocabTile, rows: jax.Array) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(array, old + rows, tile.start, 0)
 
 
-def token_tiles(array: jax.Array, size: int) -> jax.Array:
-    """``array [tokens, ...]`` as [tiles, size, ...], padded with zeros."""
+def token_tiles(array: jax.Array, size: int, padding_value: float = 0) -> jax.Array:
+    """``array [tokens, ...]`` as [tiles, size, ...], padded."""
     tokens = array.shape[0]
     padding = -tokens % size
     if padding:
-        array = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+        widths = [(0, padding)] + [(0, 0)] * (array.ndim - 1)
+        array = jnp.pad(array, widths, constant_values=padding_value)
     return array.reshape(-1, size, *array.shape[1:])

@@ -88,8 +88,10 @@ def _top_k(options, k, hidden, weight, bias):
             return logits, jnp.broadcast_to(classes[None], logits.shape)
 
         def best_of(logits, classes):
-            values, places = lax.top_k(logits, k)
-            return values, jnp.take_along_axis(classes, places, 1)
+            # Bits decide in top_k: -0 comes after 0, and a NaN after -inf if its sign bit is set.
+            keys = jnp.where(jnp.isnan(logits), jnp.nan, jnp.where(logits == 0, 0, logits))
+            _, places = lax.top_k(keys, k)
+            return tuple(jnp.take_along_axis(a, places, 1) for a in (logits, classes))
 
         def over_vocab(best, index):
             both = zip(best, logits_of(index), strict=True)

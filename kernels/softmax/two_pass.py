@@ -14,6 +14,7 @@ from jaxnets.kernels.softmax.tiles import (
     add_rows,
     label_logits,
     largest_of,
+    log_of_sum,
     matmul,
     tile_count,
     tile_logits,
@@ -63,7 +64,7 @@ def _statistics(options: Options, hidden, weight, bias, labels) -> Statistics:
             (jnp.full(size, jnp.finfo(dtype).min), zeros, zeros),
             jnp.arange(tile_count(weight.shape[0], options)),
         )
-        return row_max + jnp.log(row_sum), logit_sum
+        return log_of_sum(row_max, row_sum), logit_sum
 
     log_sum_exp, logit_sum = lax.map(over_tokens, token_tiles(hidden, size))
     label_logit, _, _ = label_logits(hidden, weight, bias, labels, options)
@@ -74,8 +75,8 @@ def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, facto
     tokens, vocab = hidden.shape[0], weight.shape[0]
     dtype = accumulator_dtype(hidden, weight)
     size = min(_TOKENS, tokens)
-    arrays = hidden, log_sum_exp, factors.softmax, factors.uniform
-    tiles = tuple(token_tiles(x, size) for x in arrays)
+    arrays = hidden, factors.softmax, factors.uniform
+    tiles = (token_tiles(log_sum_exp, size, jnp.inf), *(token_tiles(x, size) for x in arrays))
 
     def over_vocab(index, gradients):
         hidden_gradient, weight_gradient, bias_gradient = gradients
@@ -83,7 +84,7 @@ def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, facto
 
         def over_tokens(tile_gradients, xs):
             weight_rows, bias_rows = tile_gradients
-            (hidden, log_sum_exp, softmax_factor, uniform), hidden_gradient = xs
+            (log_sum_exp, hidden, softmax_factor, uniform), hidden_gradient = xs
             logits, slope = tile_logits(hidden, tile, options)
             gradient = softmax_factor[:, None] * jnp.exp(logits - log_sum_exp[:, None])
             if options.label_smoothing:
@@ -113,7 +114,7 @@ def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, facto
         tile_count(vocab, options),
         over_vocab,
         (
-            jnp.zeros(tiles[0].shape, dtype),
+            jnp.zeros(tiles[1].shape, dtype),
             jnp.zeros(weight.shape, dtype),
             jnp.zeros(bias.shape, dtype),
         ),

@@ -86,6 +86,25 @@ def test_options_of_the_exact_loss(options, message):
         exact(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"label_smoothing": "0.1"}, TypeError, "label_smoothing must be a number .* got '0.1'"),
+        ({"label_smoothing": True}, TypeError, "label_smoothing must be a number .* got True"),
+        ({"z_loss": float("nan")}, ValueError, "z_loss must be at least 0, got nan"),
+        ({"temperature": "warm"}, TypeError, "temperature must be a number .* got 'warm'"),
+        ({"temperature": jnp.ones((4, 1))}, ValueError, r"temperature must be one .* \(4, 1\)"),
+        ({"temperature": 1j}, TypeError, "temperature must be real, got dtype complex64"),
+        ({"weights": jnp.ones(4, complex)}, TypeError, "weights must be numbers, got .*complex64"),
+        ({"ignore_index": -100.0}, TypeError, "ignore_index must be an integer, got -100.0"),
+        ({"hidden": jnp.ones((4, 0)), "weight": jnp.ones((10, 0))}, ValueError, r"weight must be"),
+    ],
+)
+def test_types_and_values_that_are_none_of_the_exact_loss(options, error, message):
+    with pytest.raises(error, match=message):
+        exact(**options)
+
+
 def test_shapes_are_checked_while_tracing():
     with pytest.raises(ValueError, match="features"):
         jax.eval_shape(exact, hidden=jax.ShapeDtypeStruct((4, 5), jnp.float32))
@@ -178,3 +197,8 @@ def test_checked_passes_good_input_and_ignored_labels():
     error, value = loss(*{**GOOD, "labels": labels}.values(), ignore_index=-1)
     error.throw()
     np.testing.assert_allclose(value, np.log(10), rtol=1e-6)
+
+
+def test_checked_leaves_shapes_to_the_loss():
+    with pytest.raises(ValueError, match=r"labels must have shape \(4,\)"):
+        jax.jit(checked(linear_softmax_cross_entropy))(**{**GOOD, "labels": jnp.arange(3)})

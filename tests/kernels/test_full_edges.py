@@ -169,6 +169,58 @@ def test_a_token_of_weight_0_leaves_no_trace(options, reduction):
     near(total(*bad), expected)  # the labels known, and no error
 
 
+@pytest.mark.parametrize("implementation", [None, "pallas"])
+def test_a_large_bias_is_no_softmax_of_a_token_that_is_not_there(implementation):
+    """Of tokens that fill up a tile, or that are left out, exp(bias) alone would overflow."""
+    hidden, weight, bias, labels = problem(tokens=513)  # one more than the tokens of a tile
+    labels, bias = labels % 32, bias + 100
+    weights = jnp.ones(513).at[3].set(0)
+
+    def ours(hidden, weight, bias):
+        return linear_softmax_cross_entropy(
+            hidden, weight, bias, labels, weights=weights, reduction="none",
+            implementation=implementation,
+        ).mean()  # fmt: skip
+
+    def theirs(hidden, weight, bias):
+        losses, _ = reference.linear_softmax_cross_entropy(hidden, weight, bias, labels)
+        return (losses * weights).mean()
+
+    expected = gradients(theirs, hidden, weight, bias)
+    with compiling_for("gpu", interpret=True):
+        # The logits are some 100: rounded 100 times coarser than in the other tests.
+        near(gradients(ours, hidden, weight, bias), expected, 1e-4)
+
+
+def test_no_token_and_no_class_is_no_loss():
+    hidden, weight, bias, labels = problem()
+    for reduction in ("mean", "none"):
+
+        def loss(hidden, weight, bias, reduction=reduction):
+            return linear_softmax_cross_entropy(
+                hidden, weight, bias, labels, weights=jnp.zeros(6), reduction=reduction
+            ).sum()
+
+        for value in jax.tree.leaves(gradients(loss, hidden, weight, jnp.full_like(bias, OUT))):
+            assert not value.any()
+
+
+def test_what_overflows_costs_infinity_and_float16_does_not_by_a_temperature():
+    hidden, weight = jnp.full((1, 1), 1e30), jnp.array([[1e30], [1.0]])
+    for reduction in ("mean", "none"):
+        loss = linear_softmax_cross_entropy(hidden, weight, None, [1], reduction=reduction)
+        assert np.isposinf(loss).all()
+    hidden, weight, _, labels = problem()
+    hidden, weight = (4000 * hidden).astype(jnp.float16), (weight / 4000).astype(jnp.float16)
+    for temperature in (0.01, np.linspace(0.01, 0.02, 6)):
+
+        def loss(*arrays, temperature=temperature):
+            return linear_softmax_cross_entropy(*arrays, None, labels, temperature=temperature)
+
+        wide = hidden.astype(jnp.float32), weight.astype(jnp.float32)
+        np.testing.assert_allclose(loss(hidden, weight), loss(*wide), rtol=1e-5)
+
+
 def test_a_term_whose_factor_is_0_may_be_infinite():
     hidden, weight = jnp.full((1, 1), 2e19), jnp.ones((1, 1))
     for reduction in ("mean", "none"):  # one pass and two
@@ -221,6 +273,18 @@ def test_top_k_with_infinite_logits_and_nan_names_different_classes(dtype):
             for tile in (1, 3, np.int64(100)):
                 found = linear_top_k(hidden, none, bias, np.int64(k), vocab_tile=tile)
                 jax.tree.map(np.testing.assert_array_equal, found, tuple(expected))
+
+
+def test_top_k_takes_no_notice_of_signs_of_nan_and_zero():
+    """What comes of 0 times infinity has its sign bit set on x86."""
+    bias = jnp.array([0.0, np.copysign(np.nan, -1), -0.0, OUT, 0.0, np.nan])
+    for tile in (1, 2, 4, 6):
+        _, ids = linear_top_k(jnp.ones((1, 1)), jnp.zeros((6, 1)), bias, 6, vocab_tile=tile)
+        assert ids.tolist() == [[1, 5, 0, 2, 4, 3]]
+        hidden, weight = jnp.array([[0.0, jnp.inf]]), jnp.ones((6, 2)).at[2, 1].set(0)
+        values, ids = linear_top_k(hidden, weight, jnp.zeros(6).at[4].set(OUT), 3, vocab_tile=tile)
+        assert ids.tolist() == [[2, 4, 0]]
+        np.testing.assert_array_equal(values, [[np.nan, np.nan, np.inf]])
 
 
 @pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
