@@ -10,7 +10,7 @@ import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.softmax.sharded_sampled import local_rows
-from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
+from jaxnets.kernels.softmax.vocab_sharding import VocabSharding, as_sharding
 from jaxnets.optim.rows import RowState, apply_updates, is_rows
 
 
@@ -24,6 +24,7 @@ def sharded_init(
       optimizer: of this package, for example :func:`jaxnets.optim.adagrad`.
       tables: of arrays [vocab, ...].
     """
+    sharding = as_sharding(sharding)
     return sharding.run(optimizer.init, (sharding.table_spec,), _split(sharding), tables)
 
 

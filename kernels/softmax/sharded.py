@@ -13,11 +13,12 @@ grows with the vocabulary is ever sent. (Compare Shoeybi et al. 2019, "Megatron-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Integer, Num
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.full import check_options, choose_engine
@@ -29,17 +30,17 @@ from jaxnets.kernels.softmax.per_token import (
     without_unused,
 )
 from jaxnets.kernels.softmax.tiles import Options, accumulator_dtype, class_count, log_of_sum
-from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
+from jaxnets.kernels.softmax.vocab_sharding import VocabSharding, as_sharding
 
 
 def sharded_linear_softmax_cross_entropy(
     sharding: VocabSharding,
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    labels: Integer[Array, "*batch"],
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "*batch"] | Sequence,
     *,
-    weights: Num[Array, "*batch"] | None = None,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -80,6 +81,7 @@ def sharded_linear_softmax_cross_entropy(
       >>> bool(jnp.isclose(loss, jnp.log(10.0)))
       True
     """
+    sharding = as_sharding(sharding)
     hidden, weight, bias = arguments.check_projection(hidden, weight, bias)
     ignore_index = arguments.check_ignore_index(ignore_index)
     weights = arguments.check_weights(weights, hidden.shape[:-1])
@@ -99,6 +101,8 @@ def sharded_linear_softmax_cross_entropy(
 @jax.named_scope("sharded_linear_softmax_cross_entropy")
 def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights):
     vocab, accumulator = weight.shape[0], accumulator_dtype(hidden, weight)
+    if not labels.size:
+        return jnp.zeros(labels.shape if reduction == "none" else (), accumulator)
     if bias is None:
         bias = static[0].place(jnp.zeros(vocab, accumulator), static[0].table_spec)
     kept, labels = arguments.leave_out(weights, labels, ignore_index, vocab, accumulator)

@@ -11,35 +11,38 @@ without ``vocab``), and ``jaxnets.optim.sharded_update``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int32, Integer, Num
+from jaxtyping import Array, ArrayLike, Float, Int32, Integer, Shaped
 
+from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.candidates import candidates, check
 from jaxnets.kernels.softmax.rows import Rows
 from jaxnets.kernels.softmax.sampled_core import candidate_softmax
 from jaxnets.kernels.softmax.samples import Samples
 from jaxnets.kernels.softmax.sparse import as_ids, check_tables, distinct_ids, spoil_fillers
-from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
+from jaxnets.kernels.softmax.vocab_sharding import VocabSharding, as_sharding
 
 
 def sharded_sampled_softmax_cross_entropy(
     sharding: VocabSharding,
-    hidden: Float[Array, "*batch features"],
-    weight: Float[Array, "vocab features"],
-    bias: Float[Array, " vocab"] | None,
-    labels: Integer[Array, "..."],
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "..."] | Sequence,
     samples: Samples,
     *,
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = True,
-    weights: Num[Array, "*batch"] | None = None,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: SupportsIndex | None = None,
     reduction: str = "mean",
 ) -> Float[Array, "..."]:
     """:func:`sampled_softmax_cross_entropy` of arrays that are split over devices.
@@ -54,7 +57,8 @@ def sharded_sampled_softmax_cross_entropy(
       bias: [vocab], split likewise, or None.
       labels: [...] or [..., num_true], split as ``hidden``.
       samples: drawn with one key on all devices, ids [num_sampled].
-      weights: [...], as ``labels``.
+      weights: [...], as ``hidden`` without features; 0 leaves a token out without a trace.
+      ignore_index: a label that leaves its token out, where each has one.
       subtract_log_q, remove_accidental_hits, reduction: of :func:`sampled_softmax_cross_entropy`.
 
     Returns:
@@ -76,22 +80,45 @@ def sharded_sampled_softmax_cross_entropy(
       >>> bool(jnp.isclose(loss, jnp.log(100.0)))
       True
     """
-    check(hidden, weight, bias, labels, samples, weights, reduction)
+    sharding = as_sharding(sharding)
+    ignore_index = arguments.check_ignore_index(ignore_index)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    of_tokens, table, _, classes, samples, _ = arrays
+    if ignore_index is not None and classes.ndim == of_tokens.ndim:
+        raise ValueError(
+            f"ignore_index takes one label a token over devices, got labels {classes.shape}; leave "
+            "tokens out by weights"
+        )
     if samples.ids.ndim != 1:
         raise ValueError(
             f"samples.ids must be [num_sampled], shared by all tokens, got {samples.ids.shape}"
         )
-    sharding.check(weight.shape[0], hidden.shape[:-1])
+    sharding.check(table.shape[0], of_tokens.shape[:-1])
     static = sharding, subtract_log_q, remove_accidental_hits
-    return _loss(static, reduction, hidden, weight, bias, labels, samples, weights)
+    return _loss(static, reduction, ignore_index, *arrays)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("sharded_sampled_softmax_cross_entropy")
-def _loss(static, reduction, hidden, weight, bias, labels, samples, weights):
+def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, samples, weights):
+    dtype, batch = accumulator_dtype(hidden, weight), hidden.shape[:-1]
+    if not labels.size:
+        return jnp.zeros(batch if reduction == "none" else (), dtype)
+    kept = None if weights is None else weights.astype(dtype)
+    if ignore_index is not None:
+        kept = jnp.where(
+            labels == ignore_index, 0, jnp.ones(batch, dtype) if kept is None else kept
+        )
+    if kept is not None:
+        # A token that is left out leaves no trace, whatever stands there.
+        out = kept == 0
+        of_labels = jnp.expand_dims(out, range(out.ndim, labels.ndim))
+        counts = jnp.where(of_labels, 0, samples.labels_log_expected_count)
+        samples = samples._replace(labels_log_expected_count=counts)
+        hidden, labels = jnp.where(out[..., None], 0, hidden), jnp.where(of_labels, 0, labels)
     labels = arguments.safe_ids(labels, weight.shape[0])
     losses = _per_token(static, hidden, weight, bias, labels, samples)
-    return arguments.reduce_losses(losses, weights, reduction)
+    return arguments.reduce_losses(losses, kept, reduction)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -210,6 +237,7 @@ def sharded_gather_rows(
     """
     ids = as_ids(ids)
     vocab = check_tables(tables, ids)
+    sharding = as_sharding(sharding)
     sharding.check(vocab, (sharding.mesh.size,))
     return _gather_rows(sharding, tables, ids)
 

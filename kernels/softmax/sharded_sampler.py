@@ -21,7 +21,7 @@ from jaxnets.kernels.softmax.by_contents import ByContents
 from jaxnets.kernels.softmax.sharded_sampled import take_sharded
 from jaxnets.kernels.softmax.unigram import Unigram
 from jaxnets.kernels.softmax.unique import Arrivals, race
-from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
+from jaxnets.kernels.softmax.vocab_sharding import VocabSharding, as_sharding
 
 
 @jax.tree_util.register_dataclass
@@ -52,6 +52,7 @@ class ShardedUnigram(ByContents):
     @classmethod
     def split(cls, sharding: VocabSharding, sampler: Unigram) -> ShardedUnigram:
         """``sampler`` with its tables split."""
+        sharding = as_sharding(sharding)
         sharding.check(sampler.vocab, (sharding.mesh.size,))
         placed = NamedSharding(sharding.mesh, sharding.table_spec)
         tables = jax.device_put((sampler.threshold, sampler.alias, sampler.log_p), placed)

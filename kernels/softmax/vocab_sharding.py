@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,13 @@ from jax.sharding import PartitionSpec as P
 
 
 class VocabSharding(NamedTuple):
-    """Classes split over one or more axes of a mesh, tokens over another.
+    """Classes split over one or more axes of a mesh, tokens over others.
 
     mesh: of devices, with axes of any type.
     vocab: the axis, or the axes, over which the first axis of tables is split; None: every device
       has the whole table (of gathered rows, say).
-    tokens: the axis over which the first axis of hidden states and labels is split; None: every
-      device sees all tokens.
+    tokens: the axis, or the axes, over which the first axis of hidden states and labels is split;
+      None: every device sees all tokens.
 
     Example:
       >>> import jax
@@ -30,24 +30,27 @@ class VocabSharding(NamedTuple):
 
     mesh: Mesh
     vocab: str | tuple[str, ...] | None
-    tokens: str | None = None
+    tokens: str | tuple[str, ...] | None = None
 
     @property
     def table_spec(self) -> P:
         """Of tables [vocab, ...], biases [vocab] and their optimizer state."""
-        return P(self.vocab) if self.vocab else P()
+        return P(_as_spec(self.vocab)) if self.vocab else P()
 
     @property
     def token_spec(self) -> P:
         """Of hidden states [..., features], labels [...] and losses [...]."""
-        return P(self.tokens) if self.tokens else P()
+        return P(_as_spec(self.tokens)) if self.tokens else P()
 
     @property
     def vocab_axes(self) -> tuple[str, ...]:
         """The axes of ``vocab``, as a tuple."""
-        if self.vocab is None:
-            return ()
-        return (self.vocab,) if isinstance(self.vocab, str) else self.vocab
+        return _as_axes(self.vocab)
+
+    @property
+    def token_axes(self) -> tuple[str, ...]:
+        """The axes of ``tokens``, as a tuple."""
+        return _as_axes(self.tokens)
 
     @property
     def shards(self) -> int:
@@ -57,11 +60,11 @@ class VocabSharding(NamedTuple):
     @property
     def token_shards(self) -> int:
         """How many parts the tokens are in."""
-        return self.mesh.shape[self.tokens] if self.tokens else 1
+        return math.prod(self.mesh.shape[axis] for axis in self.token_axes)
 
     def check(self, vocab: int, tokens_shape: tuple[int, ...]) -> None:
         """Raise unless the axes are the mesh's and divide the arrays."""
-        axes = (*self.vocab_axes, *((self.tokens,) if self.tokens else ()))
+        axes = (*self.vocab_axes, *self.token_axes)
         if unknown := [axis for axis in axes if axis not in self.mesh.shape]:
             raise ValueError(f"sharding names {unknown}, the mesh has {self.mesh.axis_names}")
         if len(set(axes)) != len(axes):
@@ -79,13 +82,16 @@ class VocabSharding(NamedTuple):
             )
 
     def place(self, array, spec: P):
-        """``array`` laid out as ``spec`` says, where the mesh's axes are explicit.
+        """``array`` laid out as ``spec`` says over those of the mesh's axes that are explicit.
 
-        XLA lays arrays out by itself where they are not.
+        XLA lays arrays out by itself over the others.
         """
         if array is None or AxisType.Explicit not in self.mesh.axis_types:
             return array
-        return jax.sharding.reshard(array, NamedSharding(self.mesh, spec))
+        explicit = {n for n, t in zip(self.mesh.axis_names, self.mesh.axis_types, strict=True)
+                    if t == AxisType.Explicit}  # fmt: skip
+        named = (tuple(a for a in _as_axes(axes) if a in explicit) or None for axes in spec)
+        return jax.sharding.reshard(array, NamedSharding(self.mesh, P(*named)))
 
     def run(self, function, in_specs, out_specs, *arrays):
         """``shard_map`` of a function that does its own collectives and is not differentiated."""
@@ -117,4 +123,35 @@ class VocabSharding(NamedTuple):
 
     def sum_over_tokens(self, tree):
         """Inside ``run``: the sum over the devices that have other tokens."""
-        return lax.psum(tree, self.tokens) if self.tokens else tree
+        return lax.psum(tree, self.token_axes) if self.token_axes else tree
+
+
+def as_sharding(sharding: Any) -> VocabSharding:
+    """``sharding``, with axes in lists as tuples.
+
+    Raises:
+      TypeError: it is something else, for example the mesh.
+    """
+    if isinstance(sharding, VocabSharding):
+        return VocabSharding(sharding.mesh, *map(_hashable, sharding[1:]))
+    if isinstance(sharding, Mesh):
+        first = sharding.axis_names[0]
+        raise TypeError(
+            "sharding must be a VocabSharding, which names the axes of classes and tokens, got a "
+            f"Mesh with {sharding.axis_names}: write VocabSharding(mesh, vocab={first!r})"
+        )
+    raise TypeError(f"sharding must be a VocabSharding, got {type(sharding).__name__}")
+
+
+def _as_axes(axes: Any) -> tuple[str, ...]:
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else tuple(axes)
+
+
+def _as_spec(axes: Any) -> Any:
+    return axes if isinstance(axes, str) else tuple(axes)
+
+
+def _hashable(axes: Any) -> Any:
+    return tuple(axes) if isinstance(axes, list) else axes

@@ -331,3 +331,47 @@ def test_bad_shardings():
         sharded_sampled_softmax_cross_entropy(
             VocabSharding(mesh, "vocab"), hidden, weight, bias, labels, samples
         )
+
+
+@pytest.mark.parametrize("loss", ["exact", "sampled"])
+def test_tokens_left_out_leave_no_trace(loss):
+    """Over two token axes, with labels of any integers; the same as without those tokens."""
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "vocab"), axis_types=(AxisType.Auto,) * 3)
+    sharding = VocabSharding(mesh, "vocab", ("data", "fsdp"))
+    hidden, weight, bias, labels = problem()
+    samples = sample(LogUniform(len(weight)), jax.random.key(1), 12, labels)
+    weights = jnp.ones(labels.shape).at[1].set(0)
+    bad_hidden = hidden.at[1].set(jnp.nan).at[2].set(jnp.inf)
+    bad_labels = np.asarray(labels.at[1].set(-7).at[2].set(-100), np.int64)
+    kept = np.delete(np.arange(len(labels)), [1, 2])
+
+    def ours(hidden, weight, bias):
+        options = {"weights": weights, "ignore_index": -100}
+        if loss == "exact":
+            return sharded_linear_softmax_cross_entropy(
+                sharding, hidden, weight, bias, bad_labels, **options
+            )
+        return sharded_sampled_softmax_cross_entropy(
+            sharding, hidden, weight, bias, bad_labels, samples, **options
+        )
+
+    def plain(hidden, weight, bias):
+        if loss == "exact":
+            return linear_softmax_cross_entropy(hidden[kept], weight, bias, labels[kept])
+        counts = samples.labels_log_expected_count[kept]
+        few = samples._replace(labels_log_expected_count=counts)
+        return sampled_softmax_cross_entropy(hidden[kept], weight, bias, labels[kept], few)
+
+    wanted = jax.value_and_grad(plain, (0, 1, 2))(hidden, weight, bias)
+    close(jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(bad_hidden, weight, bias), wanted)
+
+
+def test_a_mesh_is_no_sharding(users_checks):
+    mesh, arrays = make_mesh(), problem()
+    for function in (
+        lambda: sharded_linear_softmax_cross_entropy(mesh, *arrays),
+        lambda: sharded_gather_rows(mesh, jnp.ones((8, 2)), jnp.arange(2)),
+        lambda: optim.sharded_init(mesh, optim.sgd(0.1), jnp.ones((8, 2))),
+    ):
+        with pytest.raises(TypeError, match=r"got a Mesh with .*write VocabSharding\(mesh, vocab="):
+            function()
