@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -34,8 +35,8 @@ class Autoencoder(nnx.Module):
 
     def __init__(
         self,
-        image: int | Sequence[int],
-        output: int | Sequence[int],
+        image: SupportsIndex | Iterable[SupportsIndex],
+        output: SupportsIndex | Iterable[SupportsIndex],
         *,
         channels: int = 1,
         code: int = 16,

@@ -133,14 +133,17 @@ def _beam(model, source, lengths, max_time, beam, length_penalty):
         logits, carries = model.step(state.words.reshape(-1), state.carries, memory)
         gains = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, beam, vocab)
         # One that has ended goes on as itself, by END at no cost.
-        ended = jnp.full(vocab, -jnp.inf).at[END].set(0)
+        ended = jnp.full((1, 1, vocab), -jnp.inf).at[..., END].set(0)
         gains = jnp.where((state.words == END)[..., None], ended, gains)
         # The best of all are among the best of each.
         gains, words = lax.top_k(gains, min(beam, vocab))
-        scores, chosen = lax.top_k((state.scores[..., None] + gains).reshape(batch, -1), beam)
-        words = jnp.take_along_axis(words.reshape(batch, -1), chosen, axis=1)
-        origin = chosen // gains.shape[-1]
-        rows = (origin + beam * jnp.arange(batch)[:, None]).reshape(-1)
+        width = gains.shape[-1]
+        totals = (state.scores[..., None] + gains).reshape(batch, beam * width)
+        scores, chosen = lax.top_k(totals, beam)
+        words = jnp.take_along_axis(words.reshape(batch, beam * width), chosen, axis=1)
+        origin = chosen // width
+        first = beam * jnp.arange(batch, dtype=origin.dtype)
+        rows = (origin + first[:, None]).reshape(-1)
         found = jnp.take_along_axis(state.found, origin[..., None], axis=1)
         return _Beam(
             state.time + 1, words, scores, found.at[:, :, state.time].set(words),
@@ -148,7 +151,8 @@ def _beam(model, source, lengths, max_time, beam, length_penalty):
         )  # fmt: skip
 
     # All start as the same, so only the first may go on.
-    scores = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf) * jnp.ones((batch, 1))
+    scores = jnp.where(jnp.arange(beam) == 0, 0.0, -jnp.inf)
+    scores = jnp.broadcast_to(scores[None], (batch, beam))
     state = lax.while_loop(going, step, _Beam(
         0, jnp.full((batch, beam), START, jnp.int32), scores,
         jnp.full((batch, beam, max_time), END, jnp.int32), memory.carries,

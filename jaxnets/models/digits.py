@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ class DigitsCNN(nnx.Module):
 
     def __init__(
         self,
-        image: int | Sequence[int],
+        image: SupportsIndex | Iterable[SupportsIndex],
         classes: int,
         *,
         features: Sequence[int] = (32, 64),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import SupportsIndex
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -74,7 +75,9 @@ class ImageToImage(nnx.Module):
         )
 
     def __call__(
-        self, images: Float[Array, "batch height width in"], size: int | Sequence[int]
+        self,
+        images: Float[Array, "batch height width in"],
+        size: SupportsIndex | Iterable[SupportsIndex],
     ) -> Float[Array, "batch new_height new_width out"]:
         """The result at ``size`` (height, width)."""
         size = checks.as_sizes("size", size, 2)

@@ -7,8 +7,8 @@ classifier of intervals knows. The same classifier serves every level.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +237,7 @@ class RegionHead(nnx.Module):
 
 
 def count_regions(
-    dots: Float[Array, "batch height width"], grid: int | Sequence[int]
+    dots: Float[Array, "batch height width"], grid: SupportsIndex | Iterable[SupportsIndex]
 ) -> Float[Array, "batch rows columns"]:
     """How many dots lie in each region of a ``grid`` (rows, columns).
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +57,7 @@ class UNet(nnx.Module):
     def __call__(
         self,
         images: Float[Array, "batch height width in"],
-        size: int | Sequence[int] | None = None,
+        size: SupportsIndex | Iterable[SupportsIndex] | None = None,
     ) -> Float[Array, "batch new_height new_width out"]:
         """The result at ``size`` (height, width); None: the images' own.
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.kernels.lstm.cells import Cell
+from jaxnets.kernels.numerics import result_dtype
 
 UNROLLED = 8  # a chunk of at most so many steps is written out
 
@@ -197,7 +198,10 @@ def add_biases(weights, x_gates, h_gates):
     """The gates with the biases that the weights have."""
 
     def add(gates, bias):
-        return gates if bias is None else gates + bias.reshape((1,) * (gates.ndim - 1) + (-1,))
+        if bias is None:
+            return gates
+        dtype = result_dtype(gates, bias)
+        return gates.astype(dtype) + jnp.expand_dims(bias, range(gates.ndim - 1)).astype(dtype)
 
     return add(x_gates, weights.bias), add(h_gates, weights.recurrent_bias)
 
