@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.kernels.lstm.cells import Cell
-from jaxnets.kernels.numerics import result_dtype
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 
 UNROLLED = 8  # a chunk of at most so many steps is written out
 
@@ -47,11 +47,9 @@ def flat_matmul(a, b, dtype):
 def outer(a, b, like):
     """The sum over steps and rows of ``a b^T``: the gradient of a kernel, as one matmul."""
     a, b = (v.reshape(-1, v.shape[-1]).astype(like.dtype) for v in (a, b))
-    return lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=_wide(like))
-
-
-def _wide(array):
-    return jnp.promote_types(array.dtype, jnp.float32)
+    return lax.dot_general(
+        a, b, (((0,), (0,)), ((), ())), preferred_element_type=accumulator_dtype(like)
+    )
 
 
 def nothing_kept(cell: Cell, keep: str, weights, chunk: int, count: int, c):

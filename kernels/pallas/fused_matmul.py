@@ -29,6 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu, triton
 
 from jaxnets.kernels.dispatch import Choice, Target
+from jaxnets.kernels.numerics import result_dtype
 
 _GROUP = 8  # row tiles that run side by side on a GPU
 
@@ -103,7 +104,7 @@ def fused_matmul(
 ) -> Sequence[jax.Array]:
     """The outputs of ``epilogue`` on ``left @ right.T``, accumulated in float32."""
     target, tiles = call.target, call.tiles or DEFAULT_TILES[call.target.platform]
-    dtype = jnp.promote_types(left.dtype, right.dtype)
+    dtype = result_dtype(left, right)
     left, right = left.astype(dtype), right.astype(dtype)
     if target.platform == "tpu" and left_ids is not None:
         left, left_ids = left.at[left_ids].get(mode="fill", fill_value=jnp.nan), None

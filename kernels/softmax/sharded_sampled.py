@@ -170,7 +170,7 @@ def _backward(static, residuals, cotangent):
         def scatter(table, true, sampled):
             if table is None:
                 return None
-            dense = jnp.zeros(table.shape, jnp.promote_types(table.dtype, jnp.float32))
+            dense = jnp.zeros(table.shape, accumulator_dtype(table))
             for at, values in ((ids, sampled), (labels, true)):
                 local, _ = sharding.local_ids(at, table.shape[0])
                 dense = dense.at[local].add(values.astype(dense.dtype), mode="drop")
