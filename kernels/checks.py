@@ -63,17 +63,16 @@ def _as_array(name: str, values: Any) -> Any:
     if isinstance(values, jax.Array | np.ndarray):
         return values
     try:
-        if isinstance(values, list | tuple) and any(_has_tracer(v) for v in values):
+        if isinstance(values, list | tuple) and holds_tracers(values):
             return jnp.asarray(values)
         return np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{name} must be an array, got {type(values).__name__}: {error}") from None
 
 
-def _has_tracer(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_has_tracer(v) for v in value)
-    return isinstance(value, jax.core.Tracer)
+def holds_tracers(values: Any) -> bool:
+    """Whether ``values``, an array or nested lists, are traced in part."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def check_range(name: str, ids: Any, lowest: int, end: int, axes: str, *, except_for=None) -> None:

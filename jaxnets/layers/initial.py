@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from jaxnets.kernels.numerics import accumulator_dtype
+
 
 def float_dtype(dtype: DTypeLike) -> jnp.dtype:
     """``dtype`` as one of NumPy's.
@@ -25,5 +27,4 @@ def draw(
     """Drawn in float32 at least, then cast: there is no QR in half precision, and a coarse normal
     or uniform draw would have another deviation.
     """
-    wide = jnp.float32 if jnp.finfo(dtype).bits < 32 else dtype
-    return initializer(rngs.params(), shape, wide).astype(dtype)
+    return initializer(rngs.params(), shape, accumulator_dtype(dtype)).astype(dtype)

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Integer, Num, Shaped
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.layers import LSTM
 from jaxnets.sequences import conv_lengths, length_mask, masked_mean
 
@@ -128,7 +129,7 @@ def normalise(
         raise ValueError(f"lengths must be [batch] = {signals.shape[:1]}, got {lengths.shape}")
     checks.check_range("lengths", lengths, 0, time + 1, "[0, time]")
     given = signals.dtype if jnp.issubdtype(signals.dtype, jnp.floating) else jnp.dtype("float32")
-    wide = given if jnp.finfo(given).bits > 32 else jnp.dtype("float32")
+    wide = accumulator_dtype(given)
     mask = (jnp.arange(time)[None] < lengths[:, None])[..., None]
     steps = jnp.where(mask, signals, 0).astype(wide)
     count = jnp.maximum(lengths, 1).astype(wide)[:, None, None]

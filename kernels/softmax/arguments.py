@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnets.kernels.checks import INT32_MAX, as_floats, as_int, as_integers, is_known
+from jaxnets.kernels.checks import (
+    INT32_MAX,
+    as_floats,
+    as_int,
+    as_integers,
+    holds_tracers,
+    is_known,
+)
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -37,12 +44,6 @@ def check_projection(hidden, weight, bias) -> tuple[jax.Array, jax.Array, jax.Ar
             f"bias must be [vocab] = {weight.shape[:1]} as weight has it, got shape {bias.shape}"
         )
     return hidden, weight, bias
-
-
-def check_integers(name: str, array) -> None:
-    """Raise ``TypeError`` unless ``array`` holds integers."""
-    if not jnp.issubdtype(jnp.result_type(array), jnp.integer):
-        raise TypeError(f"{name} must be integer class ids, got dtype {jnp.result_type(array)}")
 
 
 def check_ignore_index(ignore_index: Any) -> int | None:
@@ -100,11 +101,6 @@ def check_weights(weights, shape: tuple[int, ...]) -> jax.Array | None:
     if weights.shape != shape:
         raise ValueError(f"weights must have one value a token, shape {shape}, got {weights.shape}")
     return weights
-
-
-def holds_tracers(values: Any) -> bool:
-    """Whether ``values``, an array or nested lists, are traced in part."""
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
 def check_reduction(reduction: str) -> None:

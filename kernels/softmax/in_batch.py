@@ -176,7 +176,7 @@ def _item_codes(labels: Any, ignore_index: SupportsIndex | None) -> tuple[jax.Ar
     checks.as_integers("labels", labels, CLASS_IDS)
     if ignore_index is not None:
         ignore_index = checks.as_int("ignore_index", ignore_index)
-    if arguments.holds_tracers(labels):
+    if checks.holds_tracers(labels):
         labels = jnp.asarray(labels)
     if not isinstance(labels, jax.Array):
         values = np.asarray(labels)
