@@ -143,8 +143,8 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
             valid = _at(view.valid, t)[:, None]
             outputs = _put(outputs, jnp.where(valid, new_h, 0), t)
             shared = new_c is new_h  # a GRU's, in one array from step to step
-            new_h = jnp.where(valid, new_h, h)
-            new_c = new_h if shared else jnp.where(valid, new_c, c)
+            new_c = jnp.where(valid, new_c, c)  # where h is known, h itself is not carried
+            new_h = new_c if shared else jnp.where(valid, new_h, h)
         if kept is not None:
             kept = Kept(
                 tuple(

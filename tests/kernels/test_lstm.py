@@ -116,6 +116,11 @@ VARIANTS = [
     ("gru", "lengths", {"reverse": True}),
     ("gru", "segments", {"recompute": False}),
     ("gru", None, {"recompute": True, "truncate": 5}),
+    # Padding is run first, from a carry, and the gates are computed again.
+    ("gru", "lengths", {"reverse": True, "recompute": True, "chunk": 4}),
+    ("gru", "segments", {"reverse": True, "recompute": True}),
+    ("lstm", "lengths", {"reverse": True, "recompute": True, "chunk": 4}),
+    ("projection", "lengths", {"reverse": True, "recompute": True, "chunk": 5}),
 ]
 
 
