@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.meshes import WHOLE, over_rows
 
 
 def look_up(
@@ -41,7 +42,12 @@ def look_up(
     vocab = table.shape[0]
     ids = checks.as_integers(name, ids)
     checks.check_range(name, ids, 0, vocab, "[0, vocab)")
+    return _rows(ids, table)
+
+
+@over_rows(ids=0, table=WHOLE)
+def _rows(ids, table):
     if checks.is_known(ids):
         return table[ids]
-    beyond = jnp.where(ids < 0, vocab, ids)  # a negative index would count from the end
+    beyond = jnp.where(ids < 0, table.shape[0], ids)  # a negative index would count from the end
     return table.at[beyond].get(mode="fill", fill_value=jnp.nan)

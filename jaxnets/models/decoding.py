@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int32, Integer
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.models.seq2seq import END, START, Seq2Seq
 
 
@@ -89,6 +90,13 @@ def _check(model: Seq2Seq, source, lengths, max_time) -> tuple[jax.Array, jax.Ar
 
 
 def _greedy(model, source, lengths, max_time):
+    graph, state = nnx.split(model)
+    return _greedy_rows(source, lengths, state, graph, max_time)
+
+
+@over_rows(source=0, lengths=0, state=WHOLE)
+def _greedy_rows(source, lengths, state, graph, max_time):
+    model = nnx.merge(graph, state)
     memory = model.memory(source, lengths)
 
     def going(state):
@@ -119,6 +127,13 @@ class _Beam(NamedTuple):
 
 
 def _beam(model, source, lengths, max_time, beam, length_penalty):
+    graph, state = nnx.split(model)
+    return _beam_rows(source, lengths, state, length_penalty, graph, max_time, beam)
+
+
+@over_rows(source=0, lengths=0, state=WHOLE, length_penalty=WHOLE)
+def _beam_rows(source, lengths, state, length_penalty, graph, max_time, beam):
+    model = nnx.merge(graph, state)
     batch, vocab = source.shape[0], model.config.target_vocab
 
     def for_each(array):

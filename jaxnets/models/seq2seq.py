@@ -23,6 +23,7 @@ from jaxnets.kernels import (
     sample,
     sampled_softmax_cross_entropy,
 )
+from jaxnets.kernels.meshes import over_rows
 from jaxnets.layers import LSTM, OutputProjection, look_up
 from jaxnets.sequences import length_mask
 
@@ -118,9 +119,7 @@ class Seq2Seq(nnx.Module):
         time = vectors.shape[1]
         lengths = _checked_lengths("source_lengths", lengths, vectors.shape[0], time)
         if self.config.reverse_source and time:
-            place = lengths[:, None] - 1 - jnp.arange(time)[None]
-            place = place.clip(0, time - 1)  # of padding, which the encoder does not read
-            vectors = jnp.take_along_axis(vectors, place[..., None], axis=1)
+            vectors = _reversed(vectors, lengths)
         outputs, carries = self.encoder(vectors, lengths=lengths)
         # The two directions of a layer make one carry of the decoder's layer.
         starts = [
@@ -188,6 +187,15 @@ class Seq2Seq(nnx.Module):
     ) -> Memory:
         """The memory of sources given by their words."""
         return self.encode(look_up(self.source_embedding[...], source, "source"), lengths)
+
+
+@over_rows(vectors=0, lengths=0)
+def _reversed(vectors, lengths):
+    """Each row's steps from its last to its first."""
+    time = vectors.shape[1]
+    place = lengths[:, None] - 1 - jnp.arange(time)[None]
+    place = place.clip(0, time - 1)  # of padding, which the encoder does not read
+    return jnp.take_along_axis(vectors, place[..., None], axis=1)
 
 
 def _targets(target, lengths) -> tuple[jax.Array, jax.Array, jax.Array]:

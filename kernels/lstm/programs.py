@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jaxnets.kernels.lstm.padding import Given, padding_of, poisoned, put_back, 
 from jaxnets.kernels.lstm.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.lstm.scan import Marks, Options, Weights, recur
 from jaxnets.kernels.lstm.stages import row_counts
+from jaxnets.kernels.meshes import WHOLE, draw_rows, over_rows
 
 
 class Call(NamedTuple):
@@ -33,8 +34,31 @@ class Call(NamedTuple):
     reset_after: bool = True  # of a GRU
 
 
+def _steps_axis(of: dict[str, Any]) -> int:
+    """The batch's axis in what has steps: inputs, outputs, segment ids and mask."""
+    call = of["call"]
+    return int(call.time_first) if call.batched else WHOLE
+
+
+def _state_axis(of: dict[str, Any]) -> int:
+    """The batch's axis in what has none: carries and lengths."""
+    return 0 if of["call"].batched else WHOLE
+
+
+def _given_axes(of: dict[str, Any]) -> Any:
+    axes: Any = _state_axis(of), _steps_axis(of), _steps_axis(of)
+    return Given(*axes)
+
+
+_own_rows = over_rows(
+    inputs=_steps_axis, carry=_state_axis, parameters=WHOLE, given=_given_axes, key=WHOLE,
+    results=lambda of: (_steps_axis(of), _state_axis(of)),
+)  # fmt: skip
+
+
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("lstm")
+@_own_rows
 def run_lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given, key):
     """Outputs and ``(c, h)``."""
     return _turned_around(call, _lstm, inputs, carry, parameters, given, key)
@@ -42,6 +66,7 @@ def run_lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given
 
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("gru")
+@_own_rows
 def run_gru(call: Call, inputs, carry, parameters: GRUParameters, given: Given, key):
     """Outputs and ``h``."""
     return _turned_around(call, _gru, inputs, carry, parameters, given, key)
@@ -108,7 +133,8 @@ def common_dtype(inputs, parameters) -> jnp.dtype:
 def _dropout_mask(call: Call, key, h):
     if not call.recurrent_dropout:
         return None
-    kept = jax.random.bernoulli(key, jnp.float32(1 - call.recurrent_dropout), h.shape)
+    share = jnp.float32(1 - call.recurrent_dropout)
+    kept = draw_rows(partial(jax.random.bernoulli, key, share), h.shape)
     return kept.astype(h.dtype) / (1 - call.recurrent_dropout)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.checks import as_floats, as_int, as_sizes
+from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.pointwise import arguments, fused, reference
@@ -141,6 +142,7 @@ class _Call(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("pointwise_conv")
+@over_rows(inputs=0, kernel=WHOLE, bias=WHOLE, residual=0)
 def _pointwise_conv(call: _Call, inputs, kernel, bias, residual):
     dtype = result_dtype(inputs, kernel)
     if call.implementation == "reference":

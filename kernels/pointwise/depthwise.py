@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
 from jaxnets.kernels.checks import as_floats, as_int, as_sizes
+from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.pointwise.arguments import check_depthwise, optional_floats, pads_of
 
@@ -123,6 +124,7 @@ class _Call(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("depthwise_conv")
+@over_rows(inputs=0, kernel=WHOLE, bias=WHOLE)
 def _depthwise_conv(call: _Call, inputs, kernel, bias):
     dtype, wide = result_dtype(inputs, kernel), accumulator_dtype(inputs, kernel)
     axes, channels = len(call.strides), inputs.shape[-1]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
+from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import as_floats, as_integers
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.vocab_sharding import VocabSharding
@@ -50,11 +53,9 @@ def checked(loss: Callable[..., Any]) -> Callable[..., tuple[checkify.Error, Any
       >>> error.throw()
     """
 
-    check = checkify.checkify(_check, errors=checkify.user_checks)
-
     def checking(*args, **options):
         # The loss is left as it is: JAX can't collect checks out of a sharded one.
-        error, _ = check(_by_name(loss, args, options))
+        error = _check(_by_name(loss, args, options))
         return error, loss(*args, **options)
 
     return checking
@@ -79,18 +80,27 @@ def _by_name(loss, args, options) -> dict[str, Any]:
     return given
 
 
-def _check(given: dict[str, Any]) -> None:
+def _check(given: dict[str, Any]) -> checkify.Error:
     hidden = as_floats("hidden", given["hidden"])
     labels = as_integers("labels", given["labels"], "integer class ids")
-    batch = hidden.shape[:-1]
-    if labels.shape != batch and labels.shape[:-1] != batch:
-        return  # for the loss to refuse
-    vocab, several = given["weight"].shape[0], labels.ndim == hidden.ndim
-    left_out = jnp.zeros(labels.shape, bool)
+    if labels.shape != hidden.shape[:-1] and labels.shape[:-1] != hidden.shape[:-1]:
+        return checkify.checkify(lambda: None)()[0]  # the loss refuses them
+    weights = arguments.check_weights(given.get("weights"), hidden.shape[:-1])
     ignore_index = arguments.check_ignore_index(given.get("ignore_index"))
+    return _error(given["weight"].shape[0], ignore_index, hidden, labels, weights)
+
+
+@partial(jax.jit, static_argnums=(0, 1))  # outside of it checkify knows no mesh
+def _error(vocab: int, ignore_index: int | None, *arrays) -> checkify.Error:
+    check = checkify.checkify(partial(_check_values, vocab, ignore_index), checkify.user_checks)
+    return check(*meshes.replicated(arrays))[0]
+
+
+def _check_values(vocab: int, ignore_index: int | None, hidden, labels, weights) -> None:
+    several = labels.ndim == hidden.ndim
+    left_out = jnp.zeros(labels.shape, bool)
     if ignore_index is not None:
         left_out = labels == ignore_index
-    weights = arguments.check_weights(given.get("weights"), batch)
     if weights is not None:
         left_out |= (weights == 0)[..., None] if several else weights == 0
     wrong = ((labels < 0) | (labels >= vocab)) & ~left_out

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import SupportsFloat, SupportsIndex
+from typing import Any, SupportsFloat, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,12 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.checks import as_int, as_number, is_known
+from jaxnets.kernels.meshes import WHOLE, eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.fused import FusedEngine
+from jaxnets.kernels.softmax.loss_rows import losses_over_rows
 from jaxnets.kernels.softmax.one_pass import weighted_sum
 from jaxnets.kernels.softmax.per_token import Engine, per_token
 from jaxnets.kernels.softmax.tiles import Options, is_in
@@ -197,8 +199,17 @@ def _known_as_kept(labels, ignore_index: int | None, weights) -> np.ndarray | No
     return kept if ignore_index is None else kept & (np.asarray(labels) != ignore_index)
 
 
+def _temperature_axis(of: dict[str, Any]) -> int:
+    temperature = of["temperature"]
+    return WHOLE if temperature is None or not temperature.ndim else 0
+
+
+@eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 @jax.named_scope("linear_softmax_cross_entropy")
+@losses_over_rows(
+    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, weights=0, temperature=_temperature_axis
+)
 def _loss(
     engine, options, reduction, return_log_sum_exp, ignore_index,
     hidden, weight, bias, labels, weights, temperature,

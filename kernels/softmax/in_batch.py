@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.meshes import WHOLE, eager_gradients, over_rows, placed_like, replicated
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.ordering import sort_ids
@@ -79,7 +80,8 @@ def in_batch(
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("in_batch")
 def _samples(unique, labels, log_probability, true):
-    shape = labels.shape
+    shape, given = labels.shape, labels
+    labels, log_probability, true = replicated((labels, log_probability, true))
     labels, true = labels.reshape(-1), true.reshape(-1)
     log_p = jnp.where(true, log_probability.reshape(-1), 0)
     tries = true.sum(dtype=jnp.int32)
@@ -90,7 +92,8 @@ def _samples(unique, labels, log_probability, true):
     counts = jnp.where(true, counts, 0)
     # A padded label's id is that of a true one, so that no other row of the table is touched.
     ids = jnp.where(true, labels, jnp.where(true, labels, -1).max(initial=0))
-    return Samples(ids, jnp.where(counted, counts, jnp.inf), counts.reshape(shape), tries)
+    own = placed_like(given, counts.reshape(shape))
+    return Samples(ids, jnp.where(counted, counts, jnp.inf), own, tries)
 
 
 def _first_of_each(labels, true):
@@ -190,6 +193,7 @@ def _item_codes(labels: Any, ignore_index: SupportsIndex | None) -> tuple[jax.Ar
     return labels, labels == ignore_index
 
 
+@eager_gradients
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("in_batch_softmax_cross_entropy")
 def _in_batch(reduction, hidden, items, labels, log_probability, weights, true):
@@ -206,8 +210,17 @@ def _in_batch(reduction, hidden, items, labels, log_probability, weights, true):
     if weights is not None:
         share = (weights != 0).astype(dtype)[:, None]
         hidden = jnp.where(share > 0, hidden, 0)
-    losses = candidate_softmax(
-        hidden, items[:, None], offset[:, None], items, candidate_offset,
-        labels[:, None] == labels[None], share,
-    )  # fmt: skip
+    losses = _queries(hidden, items, offset, labels, share, items, candidate_offset, labels)
     return arguments.reduce_losses(losses, weights, reduction)
+
+
+@over_rows(
+    hidden=0, items=0, offset=0, labels=0, share=0,
+    every_item=WHOLE, every_offset=WHOLE, every_label=WHOLE,
+)  # fmt: skip
+def _queries(hidden, items, offset, labels, share, every_item, every_offset, every_label):
+    """The loss of each query, over the items of the whole batch."""
+    hits = labels[:, None] == every_label[None]
+    return candidate_softmax(
+        hidden, items[:, None], offset[:, None], every_item, every_offset, hits, share
+    )

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
+from jaxnets.kernels.meshes import WHOLE, eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.candidates import candidates, check, fused_losses, leave_out
+from jaxnets.kernels.softmax.loss_rows import losses_over_rows, samples_rows
 from jaxnets.kernels.softmax.sampled_core import candidate_logits, candidate_softmax, target_logits
 from jaxnets.kernels.softmax.samples import Samples
 
@@ -187,8 +189,10 @@ def negative_sampling_loss(
     return _logistic(False, remove_accidental_hits, ignore_index, reduction, *arrays)
 
 
+@eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 @jax.named_scope("sampled_softmax_cross_entropy")
+@losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
 def _softmax(
     fused, subtract, remove, ignore_index, reduction,
     hidden, weight, bias, labels, samples, weights,
@@ -204,8 +208,10 @@ def _softmax(
     return arguments.reduce_losses(losses.reshape(batch), kept, reduction)
 
 
+@eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @jax.named_scope("nce_loss")
+@losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
 def _logistic(
     subtract, remove, ignore_index, reduction, hidden, weight, bias, labels, samples, weights
 ):

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ArrayLike, Integer
 
-from jaxnets.kernels import checks
+from jaxnets.kernels import checks, meshes
 from jaxnets.kernels.softmax import log_uniform
 from jaxnets.kernels.softmax.samples import CLASS_IDS, Samples, log_inclusion
 from jaxnets.kernels.softmax.unique import draw_unique
@@ -100,6 +100,8 @@ def sample(
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("sample")
 def _sample(num_sampled, unique, per_token, sampler, key, labels):
+    given, labels = labels, meshes.replicated(labels)
+
     def one(key):
         if unique:
             return draw_unique(sampler, key, num_sampled)
@@ -127,7 +129,7 @@ def _sample(num_sampled, unique, per_token, sampler, key, labels):
             return log_p + math.log(num_sampled)
         return log_inclusion(log_p, tries)
 
-    labels_log_expected_count = log_expected_count(labels, tries)
+    labels_log_expected_count = meshes.placed_like(given, log_expected_count(labels, tries))
     return Samples(ids, log_expected_count(ids, all_tries), labels_log_expected_count, tries)
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
+from jaxnets.kernels.meshes import eager_gradients
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.full import check_options, choose_engine
 from jaxnets.kernels.softmax.per_token import (
@@ -97,12 +98,14 @@ def sharded_linear_softmax_cross_entropy(
     return _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights)
 
 
+@eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("sharded_linear_softmax_cross_entropy")
 def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights):
     vocab, accumulator = weight.shape[0], accumulator_dtype(hidden, weight)
     if not labels.size:
         return jnp.zeros(labels.shape if reduction == "none" else (), accumulator)
+    hidden, labels, weights = static[0].place_tokens(hidden, labels, weights)
     if bias is None:
         bias = static[0].place(jnp.zeros(vocab, accumulator), static[0].table_spec)
     kept, labels = arguments.leave_out(weights, labels, ignore_index, vocab, accumulator)

@@ -21,6 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int32, Integer, Shaped
 
+from jaxnets.kernels.meshes import eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.candidates import candidates, check
@@ -98,12 +99,14 @@ def sharded_sampled_softmax_cross_entropy(
     return _loss(static, reduction, ignore_index, *arrays)
 
 
+@eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("sharded_sampled_softmax_cross_entropy")
 def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, samples, weights):
     dtype, batch = accumulator_dtype(hidden, weight), hidden.shape[:-1]
     if not labels.size:
         return jnp.zeros(batch if reduction == "none" else (), dtype)
+    hidden, labels, weights = static[0].place_tokens(hidden, labels, weights)
     kept = None if weights is None else weights.astype(dtype)
     if ignore_index is not None:
         kept = jnp.where(

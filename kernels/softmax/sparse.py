@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Int32, Shaped
 
+from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import INT32_MAX, as_int, as_integers, is_known
 from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.softmax import arguments
@@ -61,14 +62,15 @@ def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]
     """
     ids = as_ids(ids)
     vocab = check_tables(tables, ids)
+    given, (tables, ids) = ids, meshes.replicated((jax.tree.map(jnp.asarray, tables), ids))
     row_ids, local_ids = distinct_ids(ids, vocab)
 
     def read(table):
-        table = jnp.asarray(table)
         return table.at[row_ids].get(mode="clip") if row_ids.size else table[:0]
 
     rows = jax.tree.map(read, tables)
-    return row_ids, spoil_fillers(rows, row_ids, local_ids, vocab), local_ids
+    rows = spoil_fillers(rows, row_ids, local_ids, vocab)
+    return row_ids, rows, meshes.placed_like(given, local_ids)
 
 
 def as_ids(ids: Any) -> Any:
@@ -118,7 +120,7 @@ def check_tables(tables: Any, ids: Any) -> int:
 
 
 def distinct_ids(ids: Any, vocab: int) -> tuple[jax.Array, Any]:
-    """``row_ids [rows]`` and ``local_ids`` of :func:`gather_rows`, for a vocabulary."""
+    """``row_ids [rows]`` and ``local_ids`` of :func:`gather_rows`, of ``ids``, all int32."""
     leaves, tree = jax.tree.flatten(ids)
     if not sum(leaf.size for leaf in leaves):
         return jnp.zeros(0, jnp.int32), jax.tree.unflatten(tree, leaves)
@@ -152,7 +154,7 @@ def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> Rows:
     if not gradient.ndim:
         raise ValueError(f"gradient must be [vocab, ...], got shape {gradient.shape}")
     num_rows = as_int("num_rows", num_rows, 1 if gradient.size else 0)
-    vocab = gradient.shape[0]
+    gradient, vocab = meshes.replicated(gradient), gradient.shape[0]
     if vocab + num_rows > INT32_MAX:
         raise ValueError(f"vocab + num_rows must fit int32, got {vocab} + {num_rows}")
     if not vocab:
@@ -185,27 +187,31 @@ def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: Rows) -> jax.Array:
     """
     table = _check(table, rows)
     dtype = result_dtype(table, rows.values)
+    whole, ids, values = meshes.replicated((table, *rows))
     if dtype != table.dtype:
-        old = table.at[rows.ids].get(mode="clip").astype(dtype)
-        return set_rows(table, rows._replace(values=old + rows.values.astype(dtype)))
-    return table.at[rows.ids].add(
-        rows.values.astype(table.dtype),
+        old = whole.at[ids].get(mode="clip").astype(dtype)
+        return set_rows(table, rows._replace(values=old + values.astype(dtype)))
+    whole = whole.at[ids].add(
+        values.astype(table.dtype),
         mode="drop",
         unique_indices=True,
         indices_are_sorted=True,
     )
+    return meshes.placed_like(table, whole)
 
 
 @jax.named_scope("set_rows")
 def set_rows(table: jax.Array, rows: Rows) -> jax.Array:
     """``table [vocab, ...]`` with ``rows`` put in; in place where the table is donated."""
     table = _check(table, rows)
-    return table.at[rows.ids].set(
-        rows.values.astype(table.dtype),
+    whole, ids, values = meshes.replicated((table, *rows))
+    whole = whole.at[ids].set(
+        values.astype(table.dtype),
         mode="drop",
         unique_indices=True,
         indices_are_sorted=True,
     )
+    return meshes.placed_like(table, whole)
 
 
 def _check(table: Any, rows: Any) -> jax.Array:

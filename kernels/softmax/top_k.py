@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int32
 
 from jaxnets.kernels.checks import as_int
+from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.softmax import arguments
 from jaxnets.kernels.softmax.tiles import (
     Options,
@@ -65,6 +66,7 @@ def linear_top_k(
 
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.named_scope("linear_top_k")
+@over_rows(hidden=0, weight=WHOLE, bias=WHOLE)
 def _top_k(options, k, hidden, weight, bias):
     dtype = accumulator_dtype(hidden, weight)
     if bias is None:

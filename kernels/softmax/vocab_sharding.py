@@ -93,6 +93,10 @@ class VocabSharding(NamedTuple):
         named = (tuple(a for a in _as_axes(axes) if a in explicit) or None for axes in spec)
         return jax.sharding.reshard(array, NamedSharding(self.mesh, P(*named)))
 
+    def place_tokens(self, *arrays):
+        """``arrays`` [tokens, ...] laid out alike, so that they can be computed with."""
+        return [self.place(array, self.token_spec) for array in arrays]
+
     def run(self, function, in_specs, out_specs, *arrays):
         """``shard_map`` of a function that does its own collectives and is not differentiated."""
         placed = jax.tree.map(self.place, arrays, jax.tree.broadcast(in_specs, arrays))
