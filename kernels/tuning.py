@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels import dispatch, tuning_cache
-from jaxnets.kernels.lstm.parameters import LSTMParameters
-from jaxnets.kernels.lstm.recurrent import lstm
+from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
 from jaxnets.kernels.pallas.fused_matmul import DEFAULT_TILES, OTHER_TILES
-from jaxnets.kernels.pointwise.convolution import pointwise_conv
-from jaxnets.kernels.softmax.full import linear_softmax_cross_entropy
-from jaxnets.kernels.softmax.sampled import sampled_softmax_cross_entropy
-from jaxnets.kernels.softmax.samplers import Uniform, sample
+from jaxnets.kernels.pointwise.api import pointwise_conv
+from jaxnets.kernels.recurrent.api import lstm
+from jaxnets.kernels.recurrent.parameters import LSTMParameters
+from jaxnets.kernels.sampled_softmax.api import sampled_softmax_cross_entropy
+from jaxnets.kernels.samplers.draw import Uniform, sample
 
 _ROUNDS = 5
 

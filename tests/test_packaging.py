@@ -35,7 +35,7 @@ def test_wheel_in_a_fresh_environment(tmp_path):
         "jaxnets",
         next(name for name in names if ".dist-info" in name).split("/")[0],
     }
-    assert "jaxnets/kernels/softmax/full.py" in names
+    assert "jaxnets/kernels/linear_softmax/api.py" in names
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", wheel)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxnets.kernels import GRUParameters, LSTMParameters
 from jaxnets.kernels.checks import as_floats
-from jaxnets.kernels.lstm.arguments import check_gru, check_lstm
+from jaxnets.kernels.recurrent.checks import check_gru, check_lstm
 
 LSTM_GATES, GRU_GATES = 4, 3
 CELLS = {1: "a plain RNN", GRU_GATES: "a GRU", LSTM_GATES: "an LSTM"}

@@ -16,7 +16,7 @@ from jaxtyping import Array, ArrayLike, Float
 from jaxnets.kernels.checks import as_floats, as_int, as_sizes
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
-from jaxnets.kernels.pointwise.arguments import check_depthwise, optional_floats, pads_of
+from jaxnets.kernels.pointwise.checks import check_depthwise, optional_floats, pads_of
 
 IMPLEMENTATIONS = ("shifts", "convolution")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from jaxnets.kernels import linear_softmax_cross_entropy
-from jaxnets.kernels.softmax import reference
+from jaxnets.kernels.linear_softmax import reference
 
 OPTIONS = [
     {},

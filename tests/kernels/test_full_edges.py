@@ -13,7 +13,7 @@ from jaxnets.kernels import (
     linear_top_k,
     sharded_linear_softmax_cross_entropy,
 )
-from jaxnets.kernels.softmax import reference
+from jaxnets.kernels.linear_softmax import reference
 from tests.inputs import INTEGER_TYPES
 
 OUT = -jnp.inf

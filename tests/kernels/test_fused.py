@@ -102,9 +102,9 @@ def test_full_softmax_has_the_values_and_gradients_of_xla(platform, dtype, optio
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_full_softmax_in_several_chunks(platform, monkeypatch):
     """The last chunk is moved back inside the vocabulary; no class counts twice."""
-    from jaxnets.kernels.softmax import fused
+    from jaxnets.kernels.linear_softmax import pallas
 
-    monkeypatch.setattr(fused, "_CHUNK", 1)  # chunks of 512 classes
+    monkeypatch.setattr(pallas, "_CHUNK", 1)  # chunks of 512 classes
     hidden, weight, bias, labels = softmax_problem(jnp.float32, vocab=1201)
     cotangent = normal(5, 37)
 

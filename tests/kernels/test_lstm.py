@@ -20,7 +20,7 @@ from jaxnets.kernels import (
     lstm,
     recurrent_layers,
 )
-from jaxnets.kernels.lstm import stages
+from jaxnets.kernels.recurrent import xla_rows
 
 BATCH, TIME, FEATURES, HIDDEN, OUTPUT = 17, 13, 3, 5, 4
 FIGURES = np.load(Path(__file__).parents[1] / "data" / "recurrent.npz")
@@ -415,13 +415,13 @@ def test_stages_skip_what_is_padding_for_most_rows():
     batch, time, chunk = 64, 256, 8
     lengths = np.minimum(time, np.random.default_rng(0).exponential(time / 4, batch)).astype(int)
     lengths[0] = time
-    counts = stages.row_counts(batch)
+    counts = xla_rows.row_counts(batch)
     run = 0
 
     def body(rows, index, rowwise, whole):
         return rowwise, (whole[0] + rows * chunk, jnp.maximum(whole[1], index))
 
-    _, (run, last) = stages.sweep(
+    _, (run, last) = xla_rows.sweep(
         counts, chunk, time, jnp.array(lengths), body, (), (jnp.int32(0), jnp.int32(0)),
         descending=False,
     )  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 from jax.experimental import rnn
 
 from jaxnets.kernels import LSTMParameters, compiling_for, explain, lstm
-from jaxnets.kernels.lstm import persistent_tpu
-from jaxnets.kernels.lstm.cudnn import cudnn_lstm, flat_weights
+from jaxnets.kernels.recurrent import pallas_tpu
+from jaxnets.kernels.recurrent.cudnn import cudnn_lstm, flat_weights
 from tests.near import assert_near
 
 PLATFORMS = ("gpu", "tpu")
@@ -79,9 +79,9 @@ def test_bfloat16(platform):
 
 def test_tpu_in_several_blocks_of_rows_and_chunks_of_time(monkeypatch):
     """Neither 11 steps nor 19 rows are a multiple of their blocks."""
-    monkeypatch.setattr(persistent_tpu, "_ROWS", 8)
+    monkeypatch.setattr(pallas_tpu, "_ROWS", 8)
     four_steps = 4 * 4 * 8 * 512
-    monkeypatch.setattr(persistent_tpu, "vmem_limit", lambda: 32 * four_steps)
+    monkeypatch.setattr(pallas_tpu, "vmem_limit", lambda: 32 * four_steps)
     arrays = problem(19, 11, 4, 33)
     lengths = jnp.arange(19) % 12
     wanted = value_and_gradients("scan", arrays, lengths=lengths)

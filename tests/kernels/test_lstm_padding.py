@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import GRUParameters, LSTMParameters, compiling_for, gru, lstm
-from jaxnets.kernels.lstm import reference
+from jaxnets.kernels.recurrent import reference
 from tests.inputs import INTEGER_TYPES
 from tests.near import assert_near
 

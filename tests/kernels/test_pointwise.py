@@ -11,7 +11,7 @@ from jax import export, lax
 from jax.test_util import check_grads
 
 from jaxnets.kernels import fold_batch_norm, pointwise_conv
-from jaxnets.kernels.pointwise import contractions
+from jaxnets.kernels.pointwise import xla
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 SHAPES = {0: (), 1: (7,), 2: (5, 6), 3: (3, 4, 5)}
@@ -360,8 +360,8 @@ def test_a_backward_in_tiles_is_the_whole_one(monkeypatch, options, tile_bytes):
         return *first, second
 
     wanted = derivatives()
-    monkeypatch.setattr(contractions, "_TILED_BYTES", 0)
-    monkeypatch.setattr(contractions, "_TILE_BYTES", tile_bytes)
+    monkeypatch.setattr(xla, "_TILED_BYTES", 0)
+    monkeypatch.setattr(xla, "_TILE_BYTES", tile_bytes)
     # Sums of at most 60 rows, in another order.
     assert_close(derivatives(), wanted, 8 * 60**0.5 * 1.2e-7)
 

@@ -23,7 +23,7 @@ from jaxnets.kernels import (
     sample,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.softmax import reference
+from jaxnets.kernels.linear_softmax import reference
 
 TENSORFLOW = dict(np.load(Path(__file__).parents[1] / "data" / "tensorflow.npz"))
 

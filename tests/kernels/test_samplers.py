@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from jaxnets.kernels import LearnedUnigram, LogUniform, Uniform, Unigram, in_batch, sample
-from jaxnets.kernels.softmax.unique import draw_unique
+from jaxnets.kernels.samplers.without_replacement import draw_unique
 
 FALSE_ALARM = 1e-4  # of each chi-squared or z-test below, were the seed drawn anew
 
@@ -83,11 +83,11 @@ def test_unique_sampling_equals_drawing_until_enough(monkeypatch, k, way):
 
     Two-sample z-tests on the share of draws that hold a class, and on the mean number of tries.
     """
-    from jaxnets.kernels.softmax import unique
+    from jaxnets.kernels.samplers import without_replacement
 
     share, tries_per_class = {"rejection": (0, 60), "race": (100, 3), "both": (0, 1)}[way]
-    monkeypatch.setattr(unique, "_RACE_SHARE", share)
-    monkeypatch.setattr(unique, "_TRIES_PER_CLASS", tries_per_class)
+    monkeypatch.setattr(without_replacement, "_RACE_SHARE", share)
+    monkeypatch.setattr(without_replacement, "_TRIES_PER_CLASS", tries_per_class)
     sampler, runs = LogUniform(12), 4000
     p = np.exp(np.asarray(sampler.log_probability(jnp.arange(12)), np.float64))
     keys = jax.random.split(jax.random.key(3), runs)

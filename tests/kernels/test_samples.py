@@ -16,7 +16,7 @@ from jaxnets.kernels import (
     sample,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.softmax import unique
+from jaxnets.kernels.samplers import without_replacement
 from tests.inputs import INTEGER_TYPES
 
 FALSE_ALARM = 1e-4  # of each test that draws, were the seed drawn anew
@@ -70,7 +70,9 @@ def test_a_class_of_probability_0_never_arrives(monkeypatch):
     monkeypatch.setattr(
         jax.random, "exponential", lambda _key, shape, dtype: jnp.zeros(shape, dtype)
     )
-    first = unique.race(jax.random.key(0), jnp.array([0.0, 0.5, 0.5]), jnp.array([3]), 2)
+    first = without_replacement.race(
+        jax.random.key(0), jnp.array([0.0, 0.5, 0.5]), jnp.array([3]), 2
+    )
     assert sorted(first.ids.tolist()) == [1, 2]
 
 

@@ -162,6 +162,6 @@ def test_a_donated_step_copies_no_table(optimizer):
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(table, state, *arrays).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= table.nbytes
-    # The branch that races all classes (samplers.py) holds a few numbers a class, and runs rarely.
+    # The branch that races all classes holds a few numbers a class, and runs rarely.
     assert memory.temp_size_in_bytes < 32 * vocab
     assert f"copy(f32[{vocab},64]" not in compiled.as_text()

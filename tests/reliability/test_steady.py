@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import LogUniform, Uniform, compiling_for, lstm, recurrent_layers, sample
-from jaxnets.kernels.lstm.parameters import LSTMParameters
+from jaxnets.kernels.recurrent.parameters import LSTMParameters
 from tests.support.matrix import SUBJECTS, scalar
 
 RUNNABLE = [name for name in SUBJECTS if "pallas" not in name]

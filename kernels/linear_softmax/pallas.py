@@ -1,0 +1,128 @@
+"""The engine on Pallas: logits live in registers or VMEM only, tile by tile.
+
+The forward pass is one kernel: each tile of logits, classes x tokens, leaves a maximum, a sum of
+exponentials and its share of the label's logit. The backward pass goes over the vocabulary in
+chunks: the kernel computes a chunk's logits again and writes their gradient, label and all, in the
+dtype of the hidden states; two plain matmuls, at which XLA's libraries are hard to beat, turn it
+into the rows of the weights' gradient and into a share of the hidden states'. So four matmuls of
+the size tokens x features x vocab in all, and temporaries of ``_CHUNK`` logits. (Compare "Cut Your
+Losses in Large-Vocabulary Language Models", Wijmans et al. 2025, section 4, which adds up the
+gradients by atomics.)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
+from jaxnets.kernels.linear_softmax.tiles import (
+    Options,
+    add_rows,
+    cap_logits,
+    log_of_sum,
+    matmul,
+    tile_count,
+    vocab_tile,
+)
+from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Reduced, Tile, fused_matmul
+
+_CHUNK = 2**26  # logits whose gradients are in memory at one time
+_FLOAT32 = jnp.dtype(jnp.float32)
+
+
+class FusedEngine(NamedTuple):
+    """An :class:`Engine` for GPU and TPU."""
+
+    call: Call
+
+    def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
+        smoothing = bool(options.label_smoothing)
+        partials = fused_matmul(
+            self.call, weight, hidden, Inputs([bias], [labels]),
+            epilogue=partial(tile_statistics, options.soft_cap, weight.shape[0], smoothing),
+            outputs=(Reduced(_FLOAT32),) * (4 if smoothing else 3),
+            name="softmax_statistics",
+        )  # fmt: skip
+        label_logit, *logit_sum = (p.sum(0) for p in partials[2:])
+        log_sum_exp = combine_tiles(*partials[:2])
+        return Statistics(
+            log_sum_exp, logit_sum[0] if smoothing else jnp.zeros_like(label_logit), label_logit
+        )
+
+    def gradient(
+        self, options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors
+    ):
+        (tokens, features), vocab = hidden.shape, weight.shape[0]
+        # In whole hardware tiles, and no larger than the vocabulary.
+        chunk = min(vocab, max(512, _CHUNK // tokens // 512 * 512))
+        chunked = options._replace(vocab_tile=chunk)
+
+        def over_vocab(index, gradients):
+            hidden_gradient, weight_gradient, bias_gradient = gradients
+            tile = vocab_tile(weight, bias, index, chunked)
+            fresh = jnp.ones(chunk) if tile.fresh is None else tile.fresh.astype(_FLOAT32)
+            here = jnp.where((labels >= 0) & (labels < vocab), labels - tile.start, -1)
+            (gradient,) = fused_matmul(
+                self.call, tile.weight, hidden,
+                Inputs([tile.bias, fresh], [here, log_sum_exp, *factors]),
+                epilogue=partial(tile_gradient, options.soft_cap),
+                outputs=(Tile(hidden.dtype),),
+                name="softmax_gradient",
+            )  # fmt: skip
+            rows = matmul(gradient, hidden, (1, 0)).astype(weight.dtype)
+            return (
+                hidden_gradient + matmul(gradient, tile.weight, (0, 0)),
+                add_rows(weight_gradient, tile, rows),
+                add_rows(bias_gradient, tile, gradient.sum(1, dtype=_FLOAT32)),
+            )
+
+        zeros = (
+            jnp.zeros((tokens, features), _FLOAT32),
+            jnp.zeros(weight.shape, weight.dtype),  # each row is written once: no need to be wide
+            jnp.zeros(vocab, _FLOAT32),
+        )
+        return lax.fori_loop(0, tile_count(vocab, chunked), over_vocab, zeros)
+
+
+def tile_statistics(soft_cap, vocab: int, smoothing: bool, product, row_ids, rows, columns, _tiles):
+    """Maximum, sum of exponentials above it, logit of the label and, if asked, sum of logits."""
+    (bias,), (labels,) = rows, columns
+    bias = bias.astype(jnp.float32)
+    logits, _ = cap_logits(product + bias, soft_cap)
+    inside = (row_ids < vocab) & (bias != -jnp.inf)
+    logits = jnp.where(inside, logits, -jnp.inf)
+    results = [*tile_log_sum_exp(logits)]
+    results.append(jnp.where(row_ids == labels, logits, 0).sum(0, keepdims=True))
+    if smoothing:
+        results.append(jnp.where(inside, logits, 0).sum(0, keepdims=True))
+    return results
+
+
+def tile_log_sum_exp(logits):
+    """The maximum over the rows, and the sum of exponentials above it; -inf is no class."""
+    largest = jnp.maximum(logits.max(0, keepdims=True), jnp.finfo(jnp.float32).min)
+    return largest, jnp.exp(logits - largest).sum(0, keepdims=True)
+
+
+def combine_tiles(largest: jax.Array, total: jax.Array) -> jax.Array:
+    """The log-sum-exp [tokens] from those of tiles, [tiles, tokens]."""
+    overall = largest.max(0)
+    return log_of_sum(overall, (total * jnp.exp(largest - overall[None])).sum(0))
+
+
+def tile_gradient(soft_cap, product, row_ids, rows, columns, _tiles):
+    """The gradient of a tile of logits, times their slope under the cap."""
+    bias, fresh = rows
+    labels, log_sum_exp, softmax, uniform, label = columns
+    bias = bias.astype(jnp.float32)
+    logits, slope = cap_logits(product + bias, soft_cap)
+    gradient = softmax * jnp.exp(logits - log_sum_exp) - uniform
+    gradient -= jnp.where(row_ids == labels, label, 0)
+    if slope is not None:
+        gradient *= slope
+    return (jnp.where((fresh > 0) & (bias != -jnp.inf), gradient, 0),)

@@ -1,0 +1,157 @@
+"""A loss and a log-sum-exp for each token, from passes over the vocabulary that an engine makes.
+
+The gradient with respect to a logit is
+
+    d l_v = softmax_factor * exp(l_v - log_sum_exp) - uniform - [v is the label] * label_factor
+
+with three numbers a token that are known once the cotangents are. An engine makes two passes over
+the vocabulary: one for the log-sum-exp, one that computes the logits again, tile by tile, and turns
+``d l`` into the gradients of hidden states, weights and bias. ``xla_two_pass.py`` is the engine on
+XLA, ``pallas.py`` the one on Pallas; ``sharded.py`` has one on each shard of the vocabulary.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.kernels.linear_softmax.tiles import Options, class_count
+
+
+class Statistics(NamedTuple):
+    """Of the logits of each token: [tokens] each. The sum is 0 unless smoothing needs it."""
+
+    log_sum_exp: jax.Array
+    logit_sum: jax.Array
+    label_logit: jax.Array  # anything where the label is not in [0, vocab)
+
+
+class Factors(NamedTuple):
+    """Of the gradient of each token's logits: [tokens] each."""
+
+    softmax: jax.Array
+    uniform: jax.Array
+    label: jax.Array
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Two passes over ``weight [vocab, features]``, ``bias [vocab]``; hashable.
+
+    A label outside [0, vocab) is no class: it has no effect on a gradient.
+    """
+
+    def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
+        """The forward pass."""
+
+    def gradient(
+        self, options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The gradients of hidden, weight and bias, each in its dtype or wider."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def per_token(engine: Engine, options: Options, hidden, weight, bias, labels):
+    """The loss of ``api.py`` and the log-sum-exp, each [tokens].
+
+    ``hidden [tokens, features]``, ``weight [vocab, features]``, ``bias [vocab]``,
+    ``labels [tokens]`` int32 (out of range: NaN).
+    """
+    return token_losses(engine, options, hidden, weight, bias, labels)
+
+
+def token_losses(engine: Engine, options: Options, hidden, weight, bias, labels):
+    """What :func:`per_token` computes, without its gradient rule."""
+    statistics = engine.statistics(options, hidden, weight, bias, labels)
+    losses = losses_of(options, weight.shape[0], _classes(options, bias), statistics, labels)
+    return losses, statistics.log_sum_exp
+
+
+def _classes(options: Options, bias):
+    """What smoothing divides by, or 1 without it."""
+    return class_count(bias) if options.label_smoothing else 1
+
+
+def losses_of(options: Options, vocab: int, classes, statistics: Statistics, labels) -> jax.Array:
+    """The losses [tokens], smoothed over so many ``classes``; NaN where a label is out of range."""
+    log_sum_exp, logit_sum, label_logit = statistics
+    label_logit = jnp.where(_in_range(labels, vocab), label_logit, jnp.nan)
+    losses = losses_without_smoothing(options, log_sum_exp, label_logit)
+    if not options.label_smoothing:
+        return losses
+    return losses - (options.label_smoothing / classes).astype(losses.dtype) * logit_sum
+
+
+def losses_without_smoothing(options: Options, log_sum_exp, label_logit) -> jax.Array:
+    """What is left of the losses [tokens]; a term of factor 0 is none, even if infinite."""
+    losses = log_sum_exp
+    if options.label_smoothing < 1:
+        losses = losses - (1 - options.label_smoothing) * label_logit
+    else:
+        losses = jnp.where(jnp.isnan(label_logit), label_logit, losses)
+    return losses + options.z_loss * log_sum_exp**2 if options.z_loss else losses
+
+
+def softmax_slope(options: Options, log_sum_exp) -> jax.Array:
+    """The derivative of the losses by the log-sum-exp, [tokens]."""
+    ones = jnp.ones_like(log_sum_exp)
+    return ones + 2 * options.z_loss * log_sum_exp if options.z_loss else ones
+
+
+def factors_of(options: Options, classes, log_sum_exp, cotangents) -> Factors:
+    """The factors by the cotangents of losses and log-sum-exp, [tokens] each."""
+    loss_cotangent, log_sum_exp_cotangent = cotangents
+    uniform = jnp.zeros_like(loss_cotangent)
+    if options.label_smoothing:
+        uniform = loss_cotangent * (options.label_smoothing / classes).astype(uniform.dtype)
+    return Factors(
+        loss_cotangent * softmax_slope(options, log_sum_exp) + log_sum_exp_cotangent,
+        uniform,
+        loss_cotangent * (1 - options.label_smoothing),
+    )
+
+
+def _forward(engine: Engine, options: Options, hidden, weight, bias, labels):
+    losses, log_sum_exp = token_losses(engine, options, hidden, weight, bias, labels)
+    return (losses, log_sum_exp), (hidden, weight, bias, labels, log_sum_exp)
+
+
+def _backward(engine: Engine, options: Options, residuals, cotangents):
+    hidden, weight, bias, labels, log_sum_exp = residuals
+    factors = factors_of(options, _classes(options, bias), log_sum_exp, cotangents)
+    unused, hidden, log_sum_exp, factors = without_unused(hidden, log_sum_exp, factors, cotangents)
+    gradients = engine.gradient(options, hidden, weight, bias, labels, log_sum_exp, factors)
+    hidden_gradient = mark_bad_labels(gradients[0], labels, weight.shape[0], unused)
+    return (
+        hidden_gradient.astype(hidden.dtype),
+        gradients[1].astype(weight.dtype),
+        gradients[2].astype(bias.dtype),
+        None,
+    )
+
+
+per_token.defvjp(_forward, _backward)
+
+
+def without_unused(hidden, log_sum_exp, factors: Factors, cotangents):
+    """Zeros for the tokens that nothing depends on: they must not spread a NaN of their own.
+
+    Their log-sum-exp is infinite, as a softmax of 0 is: exp(bias - 0) may overflow.
+    """
+    unused = (cotangents[0] == 0) & (cotangents[1] == 0)
+    hidden = jnp.where(unused[:, None], 0, hidden)
+    log_sum_exp = jnp.where(unused, jnp.inf, log_sum_exp)
+    return unused, hidden, log_sum_exp, jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
+
+
+def mark_bad_labels(hidden_gradient, labels, vocab: int, unused):
+    """NaN for the tokens whose label is out of range."""
+    fine = unused | _in_range(labels, vocab)
+    return jnp.where(fine[:, None], hidden_gradient, jnp.nan)
+
+
+def _in_range(labels, vocab: int):
+    return (labels >= 0) & (labels < vocab)

@@ -1,0 +1,133 @@
+"""The engine on XLA: two passes over tiles of the vocabulary, the logits computed in each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
+from jaxnets.kernels.linear_softmax.tiles import (
+    Options,
+    accumulator_dtype,
+    add_rows,
+    label_logits,
+    largest_of,
+    log_of_sum,
+    matmul,
+    tile_count,
+    tile_logits,
+    token_tiles,
+    vocab_tile,
+)
+
+# Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by
+# that many tokens while it is in cache.
+_TOKENS = 512
+
+
+class TiledEngine(NamedTuple):
+    """An :class:`Engine` that runs wherever XLA does."""
+
+    def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
+        return _statistics(options, hidden, weight, bias, labels)
+
+    def gradient(
+        self, options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors
+    ):
+        return _gradient(options, hidden, weight, bias, labels, log_sum_exp, factors)
+
+
+def _statistics(options: Options, hidden, weight, bias, labels) -> Statistics:
+    """Online, over tiles of the vocabulary."""
+    tokens = hidden.shape[0]
+    dtype = accumulator_dtype(hidden, weight)
+    size = min(_TOKENS, tokens)
+
+    def over_tokens(hidden):
+        def over_vocab(carry, index):
+            running_max, running_sum, logit_sum = carry
+            tile = vocab_tile(weight, bias, index, options)
+            logits, _ = tile_logits(hidden, tile, options)
+            new_max = jnp.maximum(running_max, largest_of(logits))
+            running_sum = running_sum * jnp.exp(running_max - new_max)
+            running_sum += jnp.exp(logits - new_max[:, None]).sum(1)
+            if options.label_smoothing:
+                seen = tile.inside if tile.fresh is None else tile.inside & tile.fresh
+                logit_sum += jnp.where(seen[None], logits, 0).sum(1)
+            return (new_max, running_sum, logit_sum), None
+
+        zeros = jnp.zeros(size, dtype)
+        (row_max, row_sum, logit_sum), _ = lax.scan(
+            over_vocab,
+            (jnp.full(size, jnp.finfo(dtype).min), zeros, zeros),
+            jnp.arange(tile_count(weight.shape[0], options)),
+        )
+        return log_of_sum(row_max, row_sum), logit_sum
+
+    log_sum_exp, logit_sum = lax.map(over_tokens, token_tiles(hidden, size))
+    label_logit, _, _ = label_logits(hidden, weight, bias, labels, options)
+    return Statistics(log_sum_exp.reshape(-1)[:tokens], logit_sum.reshape(-1)[:tokens], label_logit)
+
+
+def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors):
+    tokens, vocab = hidden.shape[0], weight.shape[0]
+    dtype = accumulator_dtype(hidden, weight)
+    size = min(_TOKENS, tokens)
+    arrays = hidden, factors.softmax, factors.uniform
+    tiles = (token_tiles(log_sum_exp, size, jnp.inf), *(token_tiles(x, size) for x in arrays))
+
+    def over_vocab(index, gradients):
+        hidden_gradient, weight_gradient, bias_gradient = gradients
+        tile = vocab_tile(weight, bias, index, options)
+
+        def over_tokens(tile_gradients, xs):
+            weight_rows, bias_rows = tile_gradients
+            (log_sum_exp, hidden, softmax_factor, uniform), hidden_gradient = xs
+            logits, slope = tile_logits(hidden, tile, options)
+            gradient = softmax_factor[:, None] * jnp.exp(logits - log_sum_exp[:, None])
+            if options.label_smoothing:
+                gradient -= jnp.where(tile.inside[None], uniform[:, None], 0)
+            if slope is not None:
+                gradient *= slope
+            if tile.fresh is not None:
+                gradient = jnp.where(tile.fresh[None], gradient, 0)
+            bias_rows += gradient.sum(0)
+            gradient = gradient.astype(hidden.dtype)
+            weight_rows += matmul(gradient, hidden, (0, 0))
+            hidden_gradient += matmul(gradient, tile.weight, (1, 0))
+            return (weight_rows, bias_rows), hidden_gradient
+
+        zeros = (jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype))
+        (weight_rows, bias_rows), hidden_gradient = lax.scan(
+            over_tokens, zeros, (tiles, hidden_gradient)
+        )
+        return (
+            hidden_gradient,
+            add_rows(weight_gradient, tile, weight_rows),
+            add_rows(bias_gradient, tile, bias_rows),
+        )
+
+    hidden_gradient, weight_gradient, bias_gradient = lax.fori_loop(
+        0,
+        tile_count(vocab, options),
+        over_vocab,
+        (
+            jnp.zeros(tiles[1].shape, dtype),
+            jnp.zeros(weight.shape, dtype),
+            jnp.zeros(bias.shape, dtype),
+        ),
+    )
+    hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[:tokens]
+
+    inside = (labels >= 0) & (labels < vocab)
+    _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
+    label_factor = jnp.where(inside, factors.label * label_slope, 0)
+    hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
+    labels = jnp.where(inside, labels, vocab)  # a negative index would wrap around
+    weight_gradient = weight_gradient.at[labels].add(
+        -label_factor[:, None] * hidden.astype(dtype), mode="drop"
+    )
+    bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
+    return hidden_gradient, weight_gradient, bias_gradient

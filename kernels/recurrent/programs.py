@@ -1,0 +1,206 @@
+"""The programs that :func:`lstm` and :func:`gru` are compiled to, by what is static of a call."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.meshes import WHOLE, draw_rows, over_rows
+from jaxnets.kernels.recurrent import cells, reference, xla_chunk_size
+from jaxnets.kernels.recurrent.accelerated import accelerated_lstm
+from jaxnets.kernels.recurrent.padding import Given, padding_of, poisoned, put_back, to_front
+from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
+from jaxnets.kernels.recurrent.xla_rows import row_counts
+from jaxnets.kernels.recurrent.xla_scan import Marks, Options, Weights, recur
+
+
+class Call(NamedTuple):
+    """What is static of a call."""
+
+    time_first: bool
+    batched: bool
+    repeat: bool  # h in the padding, not zeros
+    reverse: bool
+    recurrent_dropout: float
+    recompute: bool | None
+    truncate: int | None
+    chunk: int | None
+    implementation: str
+    target: dispatch.Target | None  # of "pallas" and "cudnn"
+    reset_after: bool = True  # of a GRU
+
+
+def _steps_axis(of: dict[str, Any]) -> int:
+    """The batch's axis in what has steps: inputs, outputs, segment ids and mask."""
+    call = of["call"]
+    return int(call.time_first) if call.batched else WHOLE
+
+
+def _state_axis(of: dict[str, Any]) -> int:
+    """The batch's axis in what has none: carries and lengths."""
+    return 0 if of["call"].batched else WHOLE
+
+
+def _given_axes(of: dict[str, Any]) -> Any:
+    axes: Any = _state_axis(of), _steps_axis(of), _steps_axis(of)
+    return Given(*axes)
+
+
+_own_rows = over_rows(
+    inputs=_steps_axis, carry=_state_axis, parameters=WHOLE, given=_given_axes, key=WHOLE,
+    results=lambda of: (_steps_axis(of), _state_axis(of)),
+)  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=0)
+@jax.named_scope("lstm")
+@_own_rows
+def run_lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given, key):
+    """Outputs and ``(c, h)``."""
+    return _turned_around(call, _lstm, inputs, carry, parameters, given, key)
+
+
+@partial(jax.jit, static_argnums=0)
+@jax.named_scope("gru")
+@_own_rows
+def run_gru(call: Call, inputs, carry, parameters: GRUParameters, given: Given, key):
+    """Outputs and ``h``."""
+    return _turned_around(call, _gru, inputs, carry, parameters, given, key)
+
+
+def _turned_around(call: Call, rows_first, inputs, carry, parameters, given: Given, key):
+    """``rows_first`` of the same arguments, whose arrays begin with the batch's axis."""
+
+    def turned(array):
+        if not call.batched:
+            return array[None]
+        return jnp.swapaxes(array, 0, 1) if call.time_first and array.ndim > 1 else array
+
+    inputs, given = jax.tree.map(turned, (inputs, given))
+    if not call.batched:
+        carry = jax.tree.map(turned, carry)
+    outputs, carry = rows_first(call, inputs, carry, parameters, given, key)
+    if not call.batched:
+        return jax.tree.map(lambda array: array[0], (outputs, carry))
+    return turned(outputs), carry
+
+
+def _lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given, key):
+    sizes = parameters.bias.shape[0] // 4, parameters.recurrent_kernel.shape[0]
+    return _around(call, _lstm_steps, inputs, carry, sizes, parameters, given, key)
+
+
+def _gru(call: Call, inputs, carry, parameters: GRUParameters, given: Given, key):
+    size = parameters.recurrent_kernel.shape[0]
+    return _around(call, _gru_steps, inputs, carry, size, parameters, given, key)
+
+
+def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, key):
+    """What both do before and after ``steps(call, parameters, inputs, carry, marks)``.
+
+    ``sizes``: of each array of the carry, the last that of an output.
+    """
+    dtype = common_dtype(inputs, parameters)
+    accumulator = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    copied = call.time_first or not call.batched or inputs.dtype != dtype
+    inputs, parameters = jax.tree.map(lambda array: array.astype(dtype), (inputs, parameters))
+    batch, time = inputs.shape[:2]
+    if carry is None:
+        carry = jax.tree.map(lambda size: jnp.zeros((batch, size)), sizes)
+    carry = jax.tree.map(lambda array: array.astype(accumulator), carry)
+    padding = padding_of(given, time, reverse=call.reverse)
+    carry = poisoned(carry, padding)
+    first_h = jax.tree.leaves(carry)[-1]
+    if not (batch and time):
+        return jnp.zeros((batch, time, first_h.shape[1]), dtype), carry
+    marks = Marks(padding.lengths, padding.resets, _dropout_mask(call, key, first_h))
+    inputs = to_front(inputs, padding, copied=copied)
+    outputs, carry = steps(call, parameters, inputs, carry, marks)
+    outputs = put_back(outputs, first_h, padding, repeat=call.repeat, reverse=call.reverse)
+    return outputs, carry
+
+
+def common_dtype(inputs, parameters) -> jnp.dtype:
+    """Of inputs and kernels together, by JAX's rules, also where a mode forbids to mix types."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(inputs, *jax.tree.leaves(parameters))
+
+
+def _dropout_mask(call: Call, key, h):
+    if not call.recurrent_dropout:
+        return None
+    share = jnp.float32(1 - call.recurrent_dropout)
+    kept = draw_rows(partial(jax.random.bernoulli, key, share), h.shape)
+    return kept.astype(h.dtype) / (1 - call.recurrent_dropout)
+
+
+def _lstm_steps(call: Call, parameters: LSTMParameters, inputs, carry, marks: Marks):
+    if call.implementation == "reference":
+
+        def step(x, state):
+            c, h = reference.lstm_step(parameters, x, *state, marks.recurrent_mask)
+            return (c, h), h
+
+        return _reference(call, step, inputs, carry, marks)
+    c, h = carry
+    if call.target is not None:
+        outputs, c, h = accelerated_lstm(
+            call.implementation, call.target, parameters, inputs, c, h, marks,
+            reverse=call.reverse,
+        )  # fmt: skip
+        return outputs, (c, h)
+    weights = Weights(
+        parameters.input_kernel, parameters.recurrent_kernel, parameters.bias, None,
+        parameters.projection, parameters.peepholes,
+    )  # fmt: skip
+    cell = cells.LSTM if parameters.peepholes is None else cells.PEEPHOLE_LSTM
+    if parameters.layer_norm is not None:
+        cell = cells.LAYER_NORM_LSTM
+        weights = weights._replace(bias=None, extra=(parameters.layer_norm, parameters.bias))
+    outputs, c, h = _scan(call, cell, weights, inputs, c, h, marks)
+    return outputs, (c, h)
+
+
+def _gru_steps(call: Call, parameters: GRUParameters, inputs, h, marks: Marks):
+    if call.implementation == "reference":
+
+        def step(x, h):
+            h = reference.gru_step(parameters, x, h, marks.recurrent_mask, call.reset_after)
+            return h, h
+
+        return _reference(call, step, inputs, h, marks)
+    cell = cells.GRU if call.reset_after else cells.RESET_BEFORE_GRU
+    weights = Weights(*parameters, None, None)
+    outputs, _, h = _scan(call, cell, weights, inputs, h, h, marks)
+    return outputs, h
+
+
+def _reference(call: Call, step, inputs, state, marks: Marks):
+    outputs, state = reference.unroll(
+        step, inputs.astype(jax.tree.leaves(state)[0].dtype), state, lengths=marks.lengths,
+        resets=marks.resets, reverse=call.reverse, truncate=call.truncate,
+    )  # fmt: skip
+    return outputs.astype(inputs.dtype), state
+
+
+def _scan(call: Call, cell, weights: Weights, inputs, c, h, marks: Marks):
+    (batch, time, features), gates = inputs.shape, weights.input_kernel.shape[1]
+    staged = marks.lengths is not None and xla_chunk_size.stages_pay(batch, time, gates)
+    recompute, chunk = call.recompute, call.truncate or call.chunk
+    if recompute is None:
+        recompute = xla_chunk_size.recomputes(batch, time, gates, features + h.shape[1])
+    elif recompute and not staged:
+        chunk = chunk or xla_chunk_size.square_root(batch, time)
+    chunk = min(chunk or xla_chunk_size.steps(batch, time, gates, staged=staged), time)
+    short_chunk = chunk
+    if call.chunk is None and not staged:
+        short_chunk = xla_chunk_size.without_gradient(time, chunk)
+    options = Options(
+        cell, call.reverse, chunk, short_chunk, row_counts(batch) if staged else (batch,),
+        "carries" if recompute else "gates", call.truncate,
+    )  # fmt: skip
+    return recur(options, weights, inputs, c, h, marks)

@@ -1,0 +1,66 @@
+"""How many steps a chunk has: chosen by shape, from what was measured on XLA's CPU backend."""
+
+from __future__ import annotations
+
+import math
+
+# A chunk's matmuls want about so many rows (steps times batch): fewer are slower, and more gain
+# nothing but memory.
+ROWS = 1024
+# Gates that fit here stay in cache, so one chunk saves adding up the kernels' gradients.
+WHOLE_BYTES = 16 * 2**20
+# Steps written out in a loop without gradient: slices at fixed places are free.
+WRITTEN_OUT = (8, 4, 5, 6, 7, 3, 2)
+
+
+def stages_pay(batch: int, time: int, gates: int) -> bool:
+    """Whether rows with lengths are sorted and run in stages (``xla_rows.py``).
+
+    The lengths are not known here. Where the gates fit in cache, one chunk in which padding is
+    masked costs about as much as without lengths, and chunks, sorted or not, up to twice as much.
+    Beyond, there are chunks anyhow, and with lengths from half to full stages cost nothing; with a
+    mean of a quarter they take half of the time. Of fewer rows too few can be left out.
+    """
+    return batch >= 32 and 4 * batch * time * gates >= WHOLE_BYTES
+
+
+def recomputes(batch: int, time: int, gates: int, width: int) -> bool:
+    """Whether the gradient computes the gates again, from the carries of chunks.
+
+    A gate that is not kept is computed again, at 2 * ``width`` operations (``width`` features and
+    outputs go into it); one that is kept is written to fresh memory and read back, which costs as
+    much as some 500 operations once the gates do not fit in cache.
+    """
+    return width <= 256 and 4 * batch * time * gates >= WHOLE_BYTES
+
+
+def steps(batch: int, time: int, gates: int, *, staged: bool) -> int:
+    """Steps of a chunk where a gradient is wanted."""
+    if staged:  # a chunk ends late for most rows, so shorter ones waste less
+        return even(time, max(8, ROWS // 2 // batch))
+    if 4 * batch * time * gates < WHOLE_BYTES:
+        return time
+    return even(time, ROWS // batch)
+
+
+def without_gradient(time: int, fallback: int) -> int:
+    """Steps of a chunk of which nothing is kept: few and written out where they divide the time."""
+    return next((count for count in WRITTEN_OUT if time % count == 0), fallback)
+
+
+def square_root(batch: int, time: int) -> int:
+    """Steps of a chunk for the least memory: about the square root of the time.
+
+    The carries kept are one a chunk and the gates one chunk's, so memory grows with the square root
+    (Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 4).
+    """
+    return even(time, max(math.isqrt(time), ROWS // 4 // batch))
+
+
+def even(time: int, wanted: int) -> int:
+    """About ``wanted``: a divisor of ``time`` if one is near, else chunks as equal as can be."""
+    wanted = min(max(wanted, 1), time)
+    near = [n for n in range(-(-wanted * 2 // 3), wanted * 3 // 2 + 1) if time % n == 0]
+    if near:
+        return min(near, key=lambda n: abs(n - wanted))
+    return -(-time // -(-time // wanted))

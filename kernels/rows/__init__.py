@@ -1,0 +1,1 @@
+"""Gradients and tables by rows: a step costs the rows it touches, not the table."""

@@ -1,0 +1,228 @@
+"""Losses over the true classes and a few sampled ones, in place of the whole vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import SupportsIndex
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
+
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.losses import check_ignore_index, reduce_losses
+from jaxnets.kernels.losses_over_rows import losses_over_rows, samples_rows
+from jaxnets.kernels.meshes import WHOLE, eager_gradients
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.kernels.pallas.fused_matmul import Call
+from jaxnets.kernels.sampled_softmax.candidates import candidates, check, fused_losses, leave_out
+from jaxnets.kernels.sampled_softmax.xla import candidate_logits, candidate_softmax, target_logits
+from jaxnets.kernels.samplers.samples import Samples
+
+
+def _pallas_obstacle(where, dtype, sizes):
+    if sizes["per_token"]:
+        return "the kernel shares its samples between all tokens, got samples for each token"
+    return dispatch.pallas_obstacle(where, dtype)
+
+
+OPERATION = dispatch.register(
+    dispatch.Operation(
+        "sampled_softmax_cross_entropy",
+        ("tokens", "features", "num_sampled", "per_token"),
+        {"gathered": dispatch.anywhere, "pallas": _pallas_obstacle},
+    )
+)
+
+
+def sampled_softmax_cross_entropy(
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "..."] | Sequence,
+    samples: Samples | tuple,
+    *,
+    subtract_log_q: bool = True,
+    remove_accidental_hits: bool = True,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: SupportsIndex | None = None,
+    reduction: str = "mean",
+    implementation: str | None = None,
+) -> Float[Array, "..."]:
+    r"""Softmax cross-entropy over the true classes and the sampled ones.
+
+    .. math::
+        o_k = w_k \cdot h + b_k - \log Q(k), \qquad
+        \text{loss} = \log \sum_{k \in T \cup S} e^{o_k} - \frac{1}{|T|} \sum_{k \in T} o_k
+
+    with true classes T, samples S and Q the expected count of a class among the samples (Jean et
+    al. 2015, "On Using Very Large Target Vocabulary for Neural Machine Translation", section 3.2;
+    Bengio and Senecal 2008). It tends to the full softmax as the samples grow. It is for training:
+    evaluate with the exact loss, :func:`jaxnets.kernels.linear_softmax_cross_entropy`.
+
+    Args:
+      hidden: [..., features], float; bfloat16 and float16 are accumulated in float32.
+      weight: [vocab, features], float; only the rows of labels and samples are read.
+      bias: [vocab] or None.
+      labels: [...], integers in [0, vocab), or [..., num_true] where a token has several true
+        classes, each with a share of 1 / num_true.
+      samples: from :func:`jaxnets.kernels.sample` with these labels, or your own by
+        :meth:`jaxnets.kernels.Samples.from_candidates`: ids [num_sampled] shared by all tokens, or
+        [..., num_sampled], each token's own (then num_sampled rows are read for each token).
+      subtract_log_q: correct the logits for how often a class is drawn; without it the loss favours
+        rarely drawn classes. A true class that is never drawn (log Q is -infinity) is not
+        corrected.
+      remove_accidental_hits: leave a sample out for the tokens whose true class it is.
+      weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
+        hidden state, labels and own samples are.
+      ignore_index: a label that is no class, for example -1 for padding: the token's other true
+        classes share its target, and without any the token is left out.
+      reduction: "mean" (by weight), "sum" or "none" (one loss a token).
+      implementation: "gathered", on XLA, runs anywhere; "pallas" needs a GPU or TPU and samples
+        that all tokens share. None is "gathered", unless the tuner measured "pallas" to be faster.
+
+    Returns:
+      The loss in float32 (float64 for float64 input): a scalar, or [...] for "none"; 0 for no
+      tokens at all.
+
+    Raises:
+      TypeError: float labels or samples, or integer hidden, weight or bias.
+      ValueError: shapes that do not fit, an implementation that cannot run here, or a label or
+        sample out of range where its value is known at trace time. Under ``jit`` one out of range
+        gives NaN.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxnets.kernels import LogUniform, sample
+      >>> hidden, weight = jnp.ones((2, 4)), jnp.zeros((100, 4))
+      >>> labels = jnp.array([3, 5])
+      >>> samples = sample(LogUniform(100), jax.random.key(0), 100, labels)
+      >>> loss = sampled_softmax_cross_entropy(hidden, weight, None, labels, samples)
+      >>> bool(jnp.isclose(loss, jnp.log(100.0)))
+      True
+    """
+    ignore_index = check_ignore_index(ignore_index)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    *batch, features = arrays[0].shape
+    ids = arrays[4].ids
+    sizes = {
+        "tokens": math.prod(batch), "features": features,
+        "num_sampled": ids.shape[-1], "per_token": ids.ndim > 1,
+    }  # fmt: skip
+    choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, implementation)
+    # The grid of a kernel is not empty.
+    call = Call.of(choice) if math.prod(batch) and ids.size else None
+    return _softmax(call, subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
+
+
+def nce_loss(
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "..."] | Sequence,
+    samples: Samples | tuple,
+    *,
+    subtract_log_q: bool = True,
+    remove_accidental_hits: bool = False,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: SupportsIndex | None = None,
+    reduction: str = "mean",
+) -> Float[Array, "..."]:
+    r"""Noise-contrastive estimation: is a class the token's own, or noise?
+
+    .. math::
+        \text{loss} = \sum_{k \in T} \big(\log(1 + e^{o_k}) - \tfrac{1}{|T|} o_k\big)
+        + \sum_{k \in S} \log(1 + e^{o_k}), \qquad o_k = w_k \cdot h + b_k - \log Q(k)
+
+    (Gutmann and Hyvarinen 2010; Mnih and Teh 2012). Arguments, result and errors are those of
+    :func:`sampled_softmax_cross_entropy`, but accidental hits are kept unless asked for, as the
+    estimator assumes.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxnets.kernels import Uniform, sample
+      >>> labels = jnp.array([3, 5])
+      >>> samples = sample(Uniform(8), jax.random.key(0), 8, labels)
+      >>> loss = nce_loss(jnp.ones((2, 4)), jnp.zeros((8, 4)), None, labels, samples)
+      >>> bool(jnp.isclose(loss, 9 * jnp.log(2.0)))
+      True
+    """
+    ignore_index = check_ignore_index(ignore_index)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    return _logistic(subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
+
+
+@jax.named_scope("negative_sampling_loss")
+def negative_sampling_loss(
+    hidden: Float[ArrayLike, "*batch features"],
+    weight: Float[ArrayLike, "vocab features"],
+    bias: Float[ArrayLike, " vocab"] | None,
+    labels: Integer[ArrayLike, "..."] | Sequence,
+    samples: Samples | tuple,
+    *,
+    remove_accidental_hits: bool = False,
+    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: SupportsIndex | None = None,
+    reduction: str = "mean",
+) -> Float[Array, "..."]:
+    r"""Negative sampling: :func:`nce_loss` with the log-counts left out.
+
+    .. math:: \text{loss} = -\log \sigma(o_y) - \sum_{k \in S} \log \sigma(-o_k)
+
+    for one true class y and :math:`o_k = w_k \cdot h + b_k` (Mikolov et al. 2013, "Distributed
+    Representations of Words and Phrases", equation 4). It learns good vectors, not probabilities:
+    its logits are not log-probabilities, even up to a constant.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxnets.kernels import Uniform, sample
+      >>> labels = jnp.array([3, 5])
+      >>> samples = sample(Uniform(50), jax.random.key(0), 5, labels, unique=False)
+      >>> loss = negative_sampling_loss(jnp.ones((2, 4)), jnp.zeros((50, 4)), None, labels, samples)
+      >>> bool(jnp.isclose(loss, 6 * jnp.log(2.0)))
+      True
+    """
+    ignore_index = check_ignore_index(ignore_index)
+    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    return _logistic(False, remove_accidental_hits, ignore_index, reduction, *arrays)
+
+
+@eager_gradients
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@jax.named_scope("sampled_softmax_cross_entropy")
+@losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
+def _softmax(
+    fused, subtract, remove, ignore_index, reduction,
+    hidden, weight, bias, labels, samples, weights,
+):  # fmt: skip
+    batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
+    share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
+    arrays = hidden, weight, bias, labels, samples
+    if fused is None:
+        gathered = candidates(subtract, remove, weight.shape[0], *arrays, share=share)
+        losses = candidate_softmax(*gathered)
+    else:
+        losses = fused_losses(fused, subtract, remove, *arrays, share)
+    return reduce_losses(losses.reshape(batch), kept, reduction)
+
+
+@eager_gradients
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@jax.named_scope("nce_loss")
+@losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
+def _logistic(
+    subtract, remove, ignore_index, reduction, hidden, weight, bias, labels, samples, weights
+):
+    batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
+    share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
+    gathered = candidates(
+        subtract, remove, weight.shape[0], hidden, weight, bias, labels, samples, share=share
+    )
+    true, sampled = candidate_logits(*gathered)
+    noise = jax.nn.softplus(true)
+    if share is not None:
+        noise = jnp.where(gathered[-1] > 0, noise, 0)
+    losses = noise.sum(1) - target_logits(true, gathered[-1]) + jax.nn.softplus(sampled).sum(1)
+    return reduce_losses(losses.reshape(batch), kept, reduction)

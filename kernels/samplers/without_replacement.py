@@ -1,0 +1,123 @@
+"""Distinct classes from any sampler: what repeating a draw until k distinct are found would give.
+
+Most of the time a few times k independent draws hold k distinct classes, and their order of first
+appearance is the answer. Where they do not, the process is finished exactly and at once: seen in
+continuous time, with draws arriving at rate 1, class i first appears after Exp(1) / p_i, so the
+classes still missing are those with the earliest of such times, and the draws that repeated a known
+class in between are a Poisson number. That costs O(vocab), and is bounded; no loop waits for luck.
+It is the only way where k is a large part of the vocabulary, since then O(vocab) is O(k). A sampler
+whose vocabulary is split over devices runs its part of the race on each (:class:`Racing`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxnets.kernels.rows.ordering import sort_ids
+
+_TRIES_PER_CLASS = 3
+# From this share of the vocabulary on, the race alone is cheaper than draws that mostly repeat.
+_RACE_SHARE = 16
+_MOST_REPEATS = 2.0**30  # where the count of tries, an int32, stops
+
+
+class Arrivals(NamedTuple):
+    """The classes of a race that come first, in order: [count] each; and the mass of the known."""
+
+    times: jax.Array
+    ids: jax.Array
+    probability: jax.Array
+    known: jax.Array  # [], the probability of the classes that do not race
+
+
+@runtime_checkable
+class Racing(Protocol):
+    """A sampler with a race of its own."""
+
+    def race(self, key: jax.Array, known_ids: jax.Array) -> Arrivals:
+        """The first ``known_ids.size`` classes to arrive that are not among ``known_ids``."""
+
+
+def race(key: jax.Array, probability: jax.Array, known_ids: jax.Array, count: int) -> Arrivals:
+    """The first ``count`` of the classes of ``probability [vocab]`` to arrive.
+
+    ``known_ids`` do not race; ids out of range are none.
+    """
+    known = jnp.zeros(probability.shape, bool).at[known_ids].set(True, mode="drop")
+    out = known | (probability == 0)  # 0 / 0 where the exponential is 0, too, and NaN comes first
+    wait = jax.random.exponential(key, probability.shape, jnp.float32)
+    arrival = jnp.where(out, jnp.inf, wait / jnp.where(out, 1, probability))
+    times, ids = lax.top_k(-arrival, count)
+    mass = jnp.where(known, probability, 0).sum()
+    return Arrivals(-times, ids, probability[ids], mass)
+
+
+def draw_unique(sampler, key: jax.Array, num_sampled: int) -> tuple[jax.Array, jax.Array]:
+    """``num_sampled`` distinct ids [num_sampled] int32, and the tries [] int32 that took.
+
+    Both have the distribution of independent draws that are repeated until ``num_sampled`` distinct
+    classes are found. Where that is every class, the ids are 0 to vocab - 1.
+    """
+    vocab = sampler.vocab
+    if num_sampled == vocab:
+        return jnp.arange(vocab, dtype=jnp.int32), jnp.int32(vocab)
+    race_key, draw_key = jax.random.split(key)
+    if vocab <= _RACE_SHARE * num_sampled:
+        nothing = jnp.full(num_sampled, vocab, jnp.int32)
+        return _finish(sampler, race_key, nothing, jnp.int32(0), jnp.int32(0))
+
+    draws = sampler.draw(draw_key, (_TRIES_PER_CLASS * num_sampled,))
+    ids, found, tries = _first_distinct(draws, num_sampled, vocab)
+    return lax.cond(
+        found < num_sampled,
+        lambda: _finish(sampler, race_key, ids, found, tries),
+        lambda: (ids, tries),
+    )
+
+
+def _first_distinct(draws, num_sampled, vocab):
+    """The first distinct ids of ``draws`` in order (``vocab`` fills up), how many, in how many."""
+    order, _, is_first = sort_ids(draws)
+    is_new = jnp.zeros(draws.shape, bool).at[order].set(is_first, unique_indices=True)
+    rank = jnp.cumsum(is_new, dtype=jnp.int32) - 1
+    found = jnp.minimum(rank[-1] + 1, num_sampled)
+    slot = jnp.where(is_new, rank, num_sampled)
+    ids = jnp.full(num_sampled, vocab, jnp.int32).at[slot].set(draws, mode="drop")
+    tries = jnp.where(
+        found < num_sampled, draws.size, jnp.searchsorted(rank, num_sampled - 1, side="left") + 1
+    )
+    return ids, found.astype(jnp.int32), tries.astype(jnp.int32)
+
+
+def _finish(sampler, key, ids, found, tries):
+    """Race the classes not yet among ``ids[:found]`` until all ``num_sampled`` are found."""
+    num_sampled, vocab = ids.size, sampler.vocab
+    clock_key, repeat_key = jax.random.split(key)
+    if isinstance(sampler, Racing):
+        first = sampler.race(clock_key, ids)
+    else:
+        everyone = jnp.exp(sampler.log_probability(jnp.arange(vocab, dtype=jnp.int32)))
+        first = race(clock_key, everyone, ids, num_sampled)
+    times, order, probability, known = first
+    missing = num_sampled - found
+    end = times[missing - 1]
+    slots = jnp.arange(num_sampled, dtype=jnp.int32)
+    ids = jnp.where(slots < found, ids, order[slots - found])
+    # A class repeats, at its own rate, from its first appearance (or from now) to the end.
+    repeats = (
+        jnp.where(slots < missing, probability * jnp.maximum(end - times, 0), 0).sum() + end * known
+    )
+    repeated = _poisson(repeat_key, jnp.minimum(repeats, _MOST_REPEATS))
+    return ids.astype(jnp.int32), (tries + missing + repeated).astype(jnp.int32)
+
+
+def _poisson(key: jax.Array, mean: jax.Array) -> jax.Array:
+    """A Poisson number, int32. JAX draws it from threefry keys only, so any other seeds one."""
+    if jax.random.key_impl(key) != "threefry2x32":
+        seed = jax.random.bits(key, (2,), jnp.uint32)
+        key = jax.random.wrap_key_data(seed, impl="threefry2x32")
+    return jax.random.poisson(key, mean, dtype=jnp.int32)

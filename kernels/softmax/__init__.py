@@ -1,1 +1,0 @@
-"""Losses over an output projection: exact and tiled, or sampled."""
