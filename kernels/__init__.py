@@ -11,22 +11,24 @@ from jaxnets.kernels.pointwise.depthwise import depthwise_conv
 from jaxnets.kernels.recurrent.api import gru, lstm
 from jaxnets.kernels.recurrent.layers import recurrent_layers
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LayerNorm, LSTMParameters
+from jaxnets.kernels.rows.dense import add_rows, rows_from_dense, to_dense
+from jaxnets.kernels.rows.distinct import gather_rows
 from jaxnets.kernels.rows.rows import Rows
-from jaxnets.kernels.rows.tables import add_rows, gather_rows, rows_from_dense, to_dense
+from jaxnets.kernels.rows.sharded import sharded_gather_rows
 from jaxnets.kernels.sampled_softmax.api import (
     nce_loss,
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.sampled_softmax.in_batch import in_batch, in_batch_softmax_cross_entropy
-from jaxnets.kernels.sampled_softmax.sharded import (
-    sharded_gather_rows,
-    sharded_sampled_softmax_cross_entropy,
-)
-from jaxnets.kernels.samplers.draw import LogUniform, Uniform, sample
+from jaxnets.kernels.sampled_softmax.in_batch import in_batch_softmax_cross_entropy
+from jaxnets.kernels.sampled_softmax.sharded import sharded_sampled_softmax_cross_entropy
+from jaxnets.kernels.samplers.draw import sample
+from jaxnets.kernels.samplers.in_batch import in_batch
 from jaxnets.kernels.samplers.learned_unigram import LearnedUnigram
+from jaxnets.kernels.samplers.log_uniform import LogUniform
 from jaxnets.kernels.samplers.samples import Samples
 from jaxnets.kernels.samplers.sharded_unigram import ShardedUnigram
+from jaxnets.kernels.samplers.uniform import Uniform
 from jaxnets.kernels.samplers.unigram import Unigram
 from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.vocab_sharding import VocabSharding

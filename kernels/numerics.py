@@ -1,4 +1,4 @@
-"""Dtypes to compute and accumulate in, alike under every mode of promotion."""
+"""Dtypes to compute and accumulate in, alike under every mode of promotion; sums that keep them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def result_dtype(*arrays: Any) -> jnp.dtype:
@@ -22,3 +23,23 @@ def accumulator_dtype(*arrays: Any) -> jnp.dtype:
     """float32 for what is narrower, else the dtype of ``arrays``: what a sum is kept in."""
     dtype = result_dtype(*arrays)
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
+
+
+def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
+    """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64)."""
+    dtype = result_dtype(a, b)
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return lax.dot_general(
+        a.astype(dtype),
+        b.astype(dtype),
+        dimensions,
+        preferred_element_type=accumulator_dtype(a, b),
+    )
+
+
+def log_of_sum(largest: jax.Array, total: jax.Array) -> jax.Array:
+    """The log-sum-exp from a maximum and the sum of exponentials above it.
+
+    Of a logit that has overflowed it is infinite; the sum, of exp(inf - inf), would make it NaN.
+    """
+    return jnp.where(jnp.isposinf(largest), largest, largest + jnp.log(total))

@@ -23,7 +23,8 @@ from jaxnets.kernels.pointwise.api import pointwise_conv
 from jaxnets.kernels.recurrent.api import lstm
 from jaxnets.kernels.recurrent.parameters import LSTMParameters
 from jaxnets.kernels.sampled_softmax.api import sampled_softmax_cross_entropy
-from jaxnets.kernels.samplers.draw import Uniform, sample
+from jaxnets.kernels.samplers.draw import sample
+from jaxnets.kernels.samplers.uniform import Uniform
 
 _ROUNDS = 5
 

@@ -5,7 +5,7 @@ from jaxnets.models.decoding import beam_search, greedy_search
 from jaxnets.models.digits import DigitsCNN
 from jaxnets.models.discogan import DiscoGAN
 from jaxnets.models.ecg import ECGClassifier
-from jaxnets.models.resnet import ImageToImage
+from jaxnets.models.image_to_image import ImageToImage
 from jaxnets.models.sdcnet import CountRegressor, SDCNet
 from jaxnets.models.seq2seq import TENSORFLOW_TUTORIAL, Seq2Seq, Seq2SeqConfig
 from jaxnets.models.timeseries import TimeSeriesLSTM

@@ -42,8 +42,8 @@ import optax
 
 from jaxnets.kernels.checks import as_floats, as_number, is_known
 from jaxnets.kernels.numerics import accumulator_dtype
+from jaxnets.kernels.rows.dense import add_rows, set_rows
 from jaxnets.kernels.rows.rows import Rows
-from jaxnets.kernels.rows.tables import add_rows, set_rows
 
 
 class RowState(NamedTuple):

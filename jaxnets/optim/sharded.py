@@ -9,7 +9,7 @@ import jax
 import optax
 from jax.sharding import PartitionSpec as P
 
-from jaxnets.kernels.sampled_softmax.sharded import local_rows
+from jaxnets.kernels.rows.sharded import local_rows
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 from jaxnets.optim.rows import RowState, apply_updates, is_rows
 

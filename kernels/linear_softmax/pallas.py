@@ -15,7 +15,6 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -24,12 +23,12 @@ from jaxnets.kernels.linear_softmax.tiles import (
     Options,
     add_rows,
     cap_logits,
-    log_of_sum,
-    matmul,
     tile_count,
     vocab_tile,
 )
+from jaxnets.kernels.numerics import matmul
 from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Reduced, Tile, fused_matmul
+from jaxnets.kernels.pallas.log_sum_exp import combine_tiles, tile_log_sum_exp
 
 _CHUNK = 2**26  # logits whose gradients are in memory at one time
 _FLOAT32 = jnp.dtype(jnp.float32)
@@ -101,18 +100,6 @@ def tile_statistics(soft_cap, vocab: int, smoothing: bool, product, row_ids, row
     if smoothing:
         results.append(jnp.where(inside, logits, 0).sum(0, keepdims=True))
     return results
-
-
-def tile_log_sum_exp(logits):
-    """The maximum over the rows, and the sum of exponentials above it; -inf is no class."""
-    largest = jnp.maximum(logits.max(0, keepdims=True), jnp.finfo(jnp.float32).min)
-    return largest, jnp.exp(logits - largest).sum(0, keepdims=True)
-
-
-def combine_tiles(largest: jax.Array, total: jax.Array) -> jax.Array:
-    """The log-sum-exp [tokens] from those of tiles, [tiles, tokens]."""
-    overall = largest.max(0)
-    return log_of_sum(overall, (total * jnp.exp(largest - overall[None])).sum(0))
 
 
 def tile_gradient(soft_cap, product, row_ids, rows, columns, _tiles):

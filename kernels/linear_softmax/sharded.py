@@ -28,7 +28,7 @@ from jaxnets.kernels.linear_softmax.per_token import (
     mark_bad_labels,
     without_unused,
 )
-from jaxnets.kernels.linear_softmax.tiles import Options, accumulator_dtype, class_count, log_of_sum
+from jaxnets.kernels.linear_softmax.tiles import Options, class_count
 from jaxnets.kernels.losses import (
     check_ignore_index,
     check_labels,
@@ -39,6 +39,7 @@ from jaxnets.kernels.losses import (
     reduce_losses,
 )
 from jaxnets.kernels.meshes import eager_gradients
+from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.kernels.numerics import accumulator_dtype, matmul
 
 
 class Options(NamedTuple):
@@ -42,18 +42,6 @@ class VocabTile(NamedTuple):
 def is_in(bias: jax.Array) -> jax.Array:
     """Which classes are in: all but those of bias -inf. NaN is no way to be out."""
     return ~jnp.isneginf(bias)
-
-
-def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64)."""
-    dtype = result_dtype(a, b)
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return lax.dot_general(
-        a.astype(dtype),
-        b.astype(dtype),
-        dimensions,
-        preferred_element_type=accumulator_dtype(a, b),
-    )
 
 
 def tile_count(vocab: int, options: Options) -> int:
@@ -126,14 +114,6 @@ def largest_of(logits: jax.Array) -> jax.Array:
     exp(-inf - -inf) would be NaN.
     """
     return jnp.maximum(logits.max(1), jnp.finfo(logits.dtype).min)
-
-
-def log_of_sum(largest: jax.Array, total: jax.Array) -> jax.Array:
-    """The log-sum-exp from a maximum and the sum of exponentials above it.
-
-    Of a logit that has overflowed it is infinite; the sum, of exp(inf - inf), would make it NaN.
-    """
-    return jnp.where(jnp.isposinf(largest), largest, largest + jnp.log(total))
 
 
 def add_rows(array: jax.Array, tile: VocabTile, rows: jax.Array) -> jax.Array:

@@ -13,7 +13,6 @@ from jaxtyping import Array, ArrayLike, Float, Int32
 from jaxnets.kernels.checks import as_int
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
-    accumulator_dtype,
     tile_count,
     tile_logits,
     token_tiles,
@@ -21,6 +20,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
 )
 from jaxnets.kernels.losses import check_projection
 from jaxnets.kernels.meshes import WHOLE, over_rows
+from jaxnets.kernels.numerics import accumulator_dtype
 
 _TOKENS = 512
 

@@ -29,20 +29,18 @@ from jaxnets.kernels.linear_softmax.per_token import (
 )
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
-    accumulator_dtype,
     add_rows,
     class_count,
     is_in,
     label_logits,
     largest_of,
-    log_of_sum,
-    matmul,
     tile_count,
     tile_logits,
     token_tiles,
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
+from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum, matmul
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -10,17 +10,15 @@ from jax import lax
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
-    accumulator_dtype,
     add_rows,
     label_logits,
     largest_of,
-    log_of_sum,
-    matmul,
     tile_count,
     tile_logits,
     token_tiles,
     vocab_tile,
 )
+from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum, matmul
 
 # Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by
 # that many tokens while it is in cache.

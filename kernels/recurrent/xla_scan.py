@@ -28,8 +28,7 @@ from jax import lax
 from jaxnets.kernels.recurrent import xla_chunk
 from jaxnets.kernels.recurrent.cells import Cell
 from jaxnets.kernels.recurrent.reference import unroll
-from jaxnets.kernels.recurrent.xla_blocks import put, read, write
-from jaxnets.kernels.recurrent.xla_rows import falling, put_rows, sweep, take_rows
+from jaxnets.kernels.recurrent.xla_rows import falling, put, put_rows, read, sweep, take_rows, write
 
 
 class Options(NamedTuple):

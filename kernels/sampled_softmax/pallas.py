@@ -11,9 +11,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.linear_softmax.pallas import combine_tiles, tile_log_sum_exp
-from jaxnets.kernels.linear_softmax.tiles import matmul
+from jaxnets.kernels.numerics import matmul
 from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Reduced, Tile, fused_matmul
+from jaxnets.kernels.pallas.log_sum_exp import combine_tiles, tile_log_sum_exp
 
 _FLOAT32 = jnp.dtype(jnp.float32)
 

@@ -14,8 +14,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.linear_softmax.tiles import matmul
-from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.kernels.numerics import accumulator_dtype, matmul, result_dtype
 
 
 def candidate_logits(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share):

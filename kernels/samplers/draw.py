@@ -8,8 +8,7 @@ of them, with replacement or without. A draw costs the number of candidates, not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol, SupportsIndex, runtime_checkable
 
@@ -18,7 +17,6 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Integer
 
 from jaxnets.kernels import checks, meshes
-from jaxnets.kernels.samplers import log_uniform_draw
 from jaxnets.kernels.samplers.samples import CLASS_IDS, Samples, log_inclusion
 from jaxnets.kernels.samplers.without_replacement import draw_unique
 
@@ -131,71 +129,3 @@ def _sample(num_sampled, unique, per_token, sampler, key, labels):
 
     labels_log_expected_count = meshes.placed_like(given, log_expected_count(labels, tries))
     return Samples(ids, log_expected_count(ids, all_tries), labels_log_expected_count, tries)
-
-
-def as_vocab(vocab: int, largest: int = checks.INT32_MAX) -> int:
-    """``vocab`` as a Python int in [1, largest].
-
-    Raises:
-      TypeError, ValueError: it is no integer, or out of range.
-    """
-    vocab = checks.as_int("vocab", vocab)
-    if not 1 <= vocab <= largest:
-        raise ValueError(f"vocab must lie in [1, {largest}] (int32 ids), got {vocab}")
-    return vocab
-
-
-def _where_class(ids, vocab: int, log_p: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """``log_p`` of float32 ids, -inf outside [0, vocab)."""
-    ids = checks.as_integers("ids", ids)
-    inside = (ids >= 0) & (ids < vocab)
-    return jnp.where(inside, log_p(jnp.where(inside, ids, 0).astype(jnp.float32)), -jnp.inf)
-
-
-# JAX 0.10 takes two dataclasses without arrays for one if their static fields are equal, and may
-# then run the other's program (PyTreeDef compares fields, not classes). So the next two are
-# registered as static themselves.
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class Uniform:
-    """Every class alike: p = 1 / vocab."""
-
-    vocab: int
-
-    def __post_init__(self):
-        object.__setattr__(self, "vocab", as_vocab(self.vocab))
-
-    @property
-    def support(self) -> int:
-        return self.vocab
-
-    def draw(self, key, shape):
-        return jax.random.randint(key, shape, 0, self.vocab, jnp.int32)
-
-    def log_probability(self, ids):
-        return _where_class(ids, self.vocab, lambda k: jnp.full_like(k, -math.log(self.vocab)))
-
-
-@jax.tree_util.register_static
-@dataclass(frozen=True)
-class LogUniform:
-    """Zipf's law for ids sorted by falling frequency: p(k) = log((k + 2) / (k + 1)) / log(V + 1).
-
-    The "log-uniform" or Zipfian candidate sampler of TensorFlow.
-    """
-
-    vocab: int
-
-    def __post_init__(self):
-        object.__setattr__(self, "vocab", as_vocab(self.vocab))
-
-    @property
-    def support(self) -> int:
-        return self.vocab
-
-    def draw(self, key, shape):
-        return log_uniform_draw.draw(key, shape, self.vocab)
-
-    def log_probability(self, ids):
-        total = math.log1p(self.vocab)
-        return _where_class(ids, self.vocab, lambda k: jnp.log(jnp.log1p(1 / (k + 1)) / total))

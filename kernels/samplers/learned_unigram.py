@@ -19,7 +19,7 @@ from jaxtyping import ArrayLike, Integer
 from jaxnets.kernels import checks
 from jaxnets.kernels.losses import safe_ids
 from jaxnets.kernels.samplers.by_contents import ByContents
-from jaxnets.kernels.samplers.draw import as_vocab
+from jaxnets.kernels.samplers.classes import as_vocab
 from jaxnets.kernels.samplers.samples import CLASS_IDS
 
 _FAN_OUT = 128

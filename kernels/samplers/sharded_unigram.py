@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxnets.kernels.sampled_softmax.sharded import take_sharded
+from jaxnets.kernels.rows.sharded import take_sharded
 from jaxnets.kernels.samplers.by_contents import ByContents
 from jaxnets.kernels.samplers.unigram import Unigram
 from jaxnets.kernels.samplers.without_replacement import Arrivals, race

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.rows.ordering import sort_ids
+from jaxnets.kernels.rows.distinct import sort_ids
 
 _TRIES_PER_CLASS = 3
 # From this share of the vocabulary on, the race alone is cheaper than draws that mostly repeat.

@@ -44,7 +44,7 @@ from jaxnets.kernels import (
     sharded_linear_softmax_cross_entropy,
     to_dense,
 )
-from jaxnets.kernels.linear_softmax import reference
+from jaxnets.kernels.sampled_softmax import reference
 from tests.sharding.test_sharded import SHARDINGS, make_mesh
 
 pytestmark = pytest.mark.usefixtures("users_checks")

@@ -16,7 +16,7 @@ from jaxnets.kernels import (
     lstm,
     recurrent_layers,
 )
-from tests.kernels.test_lstm_padding import (
+from tests.kernels.recurrent.test_recurrent_padding import (
     HIDDEN,
     IDS,
     KINDS,

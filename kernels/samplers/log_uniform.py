@@ -12,15 +12,47 @@ ids and a remainder, so that no id is lost to rounding. Ids are at most 2**31.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxnets.kernels.samplers.classes import as_vocab, where_class
 
 _FRACTION_BITS = 26  # of y; its integer part is at most 31, so y fills 31 bits
 _COARSE_BITS = 13
 
 
-def draw(key: jax.Array, shape: tuple[int, ...], vocab: int) -> jax.Array:
+# Registered as static itself: JAX 0.10 takes two dataclasses without arrays for one if their static
+# fields are equal, and may then run the other's program (PyTreeDef compares fields, not classes).
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class LogUniform:
+    """Zipf's law for ids sorted by falling frequency: p(k) = log((k + 2) / (k + 1)) / log(V + 1).
+
+    The "log-uniform" or Zipfian candidate sampler of TensorFlow.
+    """
+
+    vocab: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "vocab", as_vocab(self.vocab))
+
+    @property
+    def support(self) -> int:
+        return self.vocab
+
+    def draw(self, key, shape):
+        return draw_log_uniform(key, shape, self.vocab)
+
+    def log_probability(self, ids):
+        total = math.log1p(self.vocab)
+        return where_class(ids, self.vocab, lambda k: jnp.log(jnp.log1p(1 / (k + 1)) / total))
+
+
+def draw_log_uniform(key: jax.Array, shape: tuple[int, ...], vocab: int) -> jax.Array:
     """int32 ids of ``shape`` in [0, vocab), p(k) = log((k + 2) / (k + 1)) / log(vocab + 1)."""
     bits = jax.random.bits(key, shape, jnp.uint32)
     span = np.uint32(np.floor(np.log2(vocab + 1.0) * 2.0**_FRACTION_BITS))

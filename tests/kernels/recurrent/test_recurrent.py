@@ -23,7 +23,7 @@ from jaxnets.kernels import (
 from jaxnets.kernels.recurrent import xla_rows
 
 BATCH, TIME, FEATURES, HIDDEN, OUTPUT = 17, 13, 3, 5, 4
-FIGURES = np.load(Path(__file__).parents[1] / "data" / "recurrent.npz")
+FIGURES = np.load(Path(__file__).parents[2] / "data" / "recurrent.npz")
 
 
 def parameters(kind="lstm", features=FEATURES, hidden=HIDDEN, dtype=jnp.float64):

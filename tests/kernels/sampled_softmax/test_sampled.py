@@ -23,9 +23,9 @@ from jaxnets.kernels import (
     sample,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.linear_softmax import reference
+from jaxnets.kernels.sampled_softmax import reference
 
-TENSORFLOW = dict(np.load(Path(__file__).parents[1] / "data" / "tensorflow.npz"))
+TENSORFLOW = dict(np.load(Path(__file__).parents[2] / "data" / "tensorflow.npz"))
 
 
 def problem(num_true=1, per_token=False, vocab=60, tokens=7, features=5, num_sampled=16):

@@ -15,19 +15,16 @@ It is so too for a bfloat16 or float16 table on CPU, which XLA scatters by way o
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Int32, Shaped
+from jaxtyping import Array, Int32
 
 from jaxnets.kernels import meshes
-from jaxnets.kernels.checks import INT32_MAX, as_int, as_integers, is_known
+from jaxnets.kernels.checks import INT32_MAX, as_integers
 from jaxnets.kernels.losses import safe_ids
-from jaxnets.kernels.numerics import result_dtype
-from jaxnets.kernels.rows.ordering import sort_ids
-from jaxnets.kernels.rows.rows import Rows
 
 
 @jax.named_scope("gather_rows")
@@ -133,108 +130,6 @@ def distinct_ids(ids: Any, vocab: int) -> tuple[jax.Array, Any]:
     return row_ids, jax.tree.unflatten(tree, shaped)
 
 
-@jax.named_scope("rows_from_dense")
-def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> Rows:
-    """The rows of a dense ``gradient [vocab, ...]`` that are not 0, at most ``num_rows`` of them.
-
-    For tests and for moving over: it reads the whole gradient.
-
-    Raises:
-      TypeError: under ``jit``, a gradient of integers with fewer ``num_rows`` than its own.
-      ValueError: a gradient without axes, ``num_rows`` below 1 (0 where it is empty), or more rows
-        than that where they are known; under ``jit`` the values are then NaN.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> rows = rows_from_dense(jnp.zeros((5, 2)).at[3].set(1.0), 2)
-      >>> rows.ids.tolist(), rows.values.tolist()
-      ([3, 6], [[1.0, 1.0], [0.0, 0.0]])
-    """
-    gradient = jnp.asarray(gradient)
-    if not gradient.ndim:
-        raise ValueError(f"gradient must be [vocab, ...], got shape {gradient.shape}")
-    num_rows = as_int("num_rows", num_rows, 1 if gradient.size else 0)
-    gradient, vocab = meshes.replicated(gradient), gradient.shape[0]
-    if vocab + num_rows > INT32_MAX:
-        raise ValueError(f"vocab + num_rows must fit int32, got {vocab} + {num_rows}")
-    if not vocab:
-        values = jnp.zeros((num_rows, *gradient.shape[1:]), gradient.dtype)
-        return Rows(jnp.arange(num_rows, dtype=jnp.int32), values)
-    touched = (gradient != 0).any(tuple(range(1, gradient.ndim)))
-    count = touched.sum()
-    if is_known(count) and int(count) > num_rows:
-        raise ValueError(f"num_rows must be at least {int(count)}, the rows not 0, got {num_rows}")
-    (ids,) = jnp.nonzero(touched, size=num_rows, fill_value=vocab)
-    ids = ids.astype(jnp.int32)
-    ids = ids + jnp.where(ids < vocab, 0, jnp.arange(num_rows, dtype=jnp.int32))
-    values = gradient.at[ids].get(mode="fill", fill_value=0)
-    if not is_known(count) and num_rows < vocab:
-        if not jnp.issubdtype(values.dtype, jnp.inexact):
-            raise TypeError(f"gradient must be floating point under jit, got {values.dtype}")
-        values = jnp.where(count > num_rows, jnp.asarray(jnp.nan, values.dtype), values)
-    return Rows(ids, values)
-
-
-@jax.named_scope("add_rows")
-def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: Rows) -> jax.Array:
-    """``table [vocab, ...]`` with ``rows`` added; in place where the table is donated.
-
-    Added in the wider of the two dtypes, and rounded once.
-
-    Raises:
-      TypeError: what is not ``Rows``, or floats for a table of integers.
-      ValueError: rows of another shape than the table's.
-    """
-    table = _check(table, rows)
-    dtype = result_dtype(table, rows.values)
-    whole, ids, values = meshes.replicated((table, *rows))
-    if dtype != table.dtype:
-        old = whole.at[ids].get(mode="clip").astype(dtype)
-        return set_rows(table, rows._replace(values=old + values.astype(dtype)))
-    whole = whole.at[ids].add(
-        values.astype(table.dtype),
-        mode="drop",
-        unique_indices=True,
-        indices_are_sorted=True,
-    )
-    return meshes.placed_like(table, whole)
-
-
-@jax.named_scope("set_rows")
-def set_rows(table: jax.Array, rows: Rows) -> jax.Array:
-    """``table [vocab, ...]`` with ``rows`` put in; in place where the table is donated."""
-    table = _check(table, rows)
-    whole, ids, values = meshes.replicated((table, *rows))
-    whole = whole.at[ids].set(
-        values.astype(table.dtype),
-        mode="drop",
-        unique_indices=True,
-        indices_are_sorted=True,
-    )
-    return meshes.placed_like(table, whole)
-
-
-def _check(table: Any, rows: Any) -> jax.Array:
-    """The table as an array; raises unless rows fit it."""
-    if not isinstance(rows, Rows):
-        raise TypeError(f"rows must be Rows(ids, values), got {type(rows).__name__}")
-    table, values = jnp.asarray(table), rows.values
-    if not table.ndim or values.shape[1:] != table.shape[1:]:
-        raise ValueError(
-            f"rows must have values [rows, ...] of the shape of the table's rows, {table.shape[1:]}"
-            f", got {values.shape[1:]}"
-        )
-    if jnp.issubdtype(values.dtype, jnp.inexact) > jnp.issubdtype(table.dtype, jnp.inexact):
-        raise TypeError(f"table must be floating point as rows are, got {table.dtype}")
-    return table
-
-
-def to_dense(rows: Rows, vocab: SupportsIndex) -> jax.Array:
-    """The dense gradient [vocab, ...] that ``rows`` stand for."""
-    vocab = as_int("vocab", vocab, 0)
-    return add_rows(jnp.zeros((vocab, *rows.values.shape[1:]), rows.values.dtype), rows)
-
-
 def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     """Sorted distinct ids, filled up with ``fill``, and where each id stands among them."""
     order, ordered, is_first = sort_ids(ids)
@@ -244,3 +139,14 @@ def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     distinct = fillers.at[rank].set(ordered)
     local = jnp.zeros(ids.shape, jnp.int32).at[order].set(rank, unique_indices=True)
     return distinct, local
+
+
+def sort_ids(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``ids [n]`` in order: ``(order, ordered, is_first)``, [n] each.
+
+    ``ordered = ids[order]`` keeps the order of equal ids; ``is_first`` marks the first of each.
+    """
+    order = jnp.argsort(ids, stable=True)
+    ordered = ids[order]
+    is_first = jnp.concatenate([jnp.ones(ids[:1].shape, bool), ordered[1:] != ordered[:-1]])
+    return order, ordered, is_first

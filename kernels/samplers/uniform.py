@@ -1,0 +1,34 @@
+"""The sampler of every class alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.kernels.samplers.classes import as_vocab, where_class
+
+
+# Registered as static itself: JAX 0.10 takes two dataclasses without arrays for one if their static
+# fields are equal, and may then run the other's program (PyTreeDef compares fields, not classes).
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Uniform:
+    """Every class alike: p = 1 / vocab."""
+
+    vocab: int
+
+    def __post_init__(self):
+        object.__setattr__(self, "vocab", as_vocab(self.vocab))
+
+    @property
+    def support(self) -> int:
+        return self.vocab
+
+    def draw(self, key, shape):
+        return jax.random.randint(key, shape, 0, self.vocab, jnp.int32)
+
+    def log_probability(self, ids):
+        return where_class(ids, self.vocab, lambda k: jnp.full_like(k, -math.log(self.vocab)))
