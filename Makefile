@@ -15,7 +15,7 @@ test: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal
 
 # All comparisons: 16 minutes at most on 2 cores.
 bench: $(VENV)/installed

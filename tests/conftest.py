@@ -1,7 +1,22 @@
+import os
+from pathlib import Path
+
 import jax
 import jaxtyping
 import pytest
 
+# Compiling is most of the tests' time, and many of the programs are the same in two modules, in the
+# other worker or in the last run: all are kept. By the environment, so that tests' processes do too.
+_CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+for _name, _value in _CACHE.items():
+    os.environ.setdefault(_name, _value)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 # Eight devices for what is split over devices; whatever is not runs on the first, as it would.
 jax.config.update("jax_num_cpu_devices", 8)
 
