@@ -27,8 +27,14 @@ from rich.progress import track
 from benchmarks.packages import cache_folder
 from examples import data
 from examples.shared import Output, save
-from jaxnets.models.ecg import ECGClassifier, multilabel_loss
-from jaxnets.models.metrics import auroc, best_thresholds, f1, probabilities
+from jaxnets.models.ecg import (
+    ECGClassifier,
+    auroc,
+    best_thresholds,
+    f1,
+    multilabel_loss,
+    probabilities,
+)
 from jaxnets.sequences import BatchSource, bucket_plan, optimal_boundaries
 from jaxnets.training import fit
 

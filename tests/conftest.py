@@ -5,8 +5,8 @@ import jax
 import jaxtyping
 import pytest
 
-# Compiling is most of the tests' time, and many of the programs are the same in two modules, in the
-# other worker or in the last run: all are kept. By the environment, so that tests' processes do too.
+# Compiling is most of the tests' time, and many programs are the same in two modules, in the other
+# worker or in the last run: all are kept. The environment tells processes that a test starts.
 _CACHE = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

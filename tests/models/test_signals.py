@@ -11,8 +11,7 @@ from rich.console import Console
 from scipy.stats import mannwhitneyu
 
 from jaxnets.models import ECGClassifier, TimeSeriesLSTM
-from jaxnets.models.ecg import multilabel_loss, normalise
-from jaxnets.models.metrics import auroc, best_thresholds, f1
+from jaxnets.models.ecg import auroc, best_thresholds, f1, multilabel_loss, normalise
 from jaxnets.training import fit
 from tests.inputs import INTEGER_TYPES
 
