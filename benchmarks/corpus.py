@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def verses(version: str = "v") -> list[str]:
 
 def read_verses(database: Path, version: str) -> list[str]:
     """The verses of ``version`` in a database of that layout."""
-    with sqlite3.connect(database) as connection:
+    with closing(sqlite3.connect(database)) as connection:
         rows = connection.execute(
             "select vText from bible where bbName = ? order by bNumber, cNumber, vNumber",
             (version,),

@@ -57,6 +57,7 @@ from jaxnets.kernels import (
     sharded_sampled_softmax_cross_entropy,
     to_dense,
 )
+from tests.lowering import for_gpu
 from tests.near import assert_near
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
@@ -385,8 +386,10 @@ def platform(subject: Subject, name: str) -> str:
     wanted = "cuda" if name == "gpu" else name
 
     def experiment(function, arrays):
-        traced = jax.jit(function).trace(*arrays)
-        assert traced.lower(lowering_platforms=(wanted,)).as_text()
+        if name == "gpu":
+            assert for_gpu(function, *arrays)
+        else:
+            assert jax.jit(function).trace(*arrays).lower(lowering_platforms=(wanted,)).as_text()
         if not subject.pallas or name == "tpu":
             exported = jax.export.export(jax.jit(function), platforms=[wanted])(*arrays)
             assert exported.platforms == (wanted,)

@@ -15,6 +15,7 @@ from jaxnets.kernels import (
 )
 from jaxnets.kernels.dispatch import Target
 from jaxnets.kernels.pallas import fused_matmul as fm
+from tests.lowering import for_gpu
 from tests.near import assert_near
 
 PLATFORMS = ("gpu", "tpu")
@@ -244,6 +245,5 @@ def test_gradients_lower_for_both_platforms(function, dtype):
             jax.export.export(gradient, platforms=["tpu"])(*arrays).mlir_module()
         )
     with compiling_for("gpu"):
-        lowered = jax.jit(jax.grad(function, (0, 1, 2))).trace(*arrays)
-        text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+        text = for_gpu(jax.grad(function, (0, 1, 2)), *arrays)
     assert "__gpu$xla.gpu.triton" in text

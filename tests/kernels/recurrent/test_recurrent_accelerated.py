@@ -8,6 +8,7 @@ from jax.experimental import rnn
 from jaxnets.kernels import LSTMParameters, compiling_for, explain, lstm
 from jaxnets.kernels.recurrent import pallas_tpu
 from jaxnets.kernels.recurrent.cudnn import cudnn_lstm, flat_weights
+from tests.lowering import for_gpu
 from tests.near import assert_near
 
 PLATFORMS = ("gpu", "tpu")
@@ -113,8 +114,7 @@ def test_gradients_lower_for_both_platforms(dtype, name):
         exported = jax.export.export(jax.jit(gradients), platforms=["tpu"])(*arrays)
     assert str(exported.mlir_module()).count("tpu_custom_call") >= 2
     with compiling_for("gpu"):
-        lowered = jax.jit(lambda *arrays: gradients(*arrays)).trace(*arrays)
-        text = lowered.lower(lowering_platforms=("cuda",)).as_text()
+        text = for_gpu(lambda *arrays: gradients(*arrays), *arrays)
     assert text.count("__gpu$xla.gpu.triton") >= 2
 
 
