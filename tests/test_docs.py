@@ -7,7 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{p.relative_to(DOCS)}" for p in DOCS.rglob("*.md"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(f"docs/{p.relative_to(DOCS)}" for p in DOCS.rglob("*.md")),
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -29,7 +33,9 @@ def test_code_runs_and_links_lead_somewhere(page):
 
 def _anchors(text: str) -> set[str]:
     """The headings of a page as GitHub and MyST name them in an address."""
-    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE
+    )
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
