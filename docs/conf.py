@@ -1,7 +1,9 @@
 """The documentation site; ``make docs`` builds it, and a warning is an error."""
 
+import inspect
+
 from flax import nnx
-from sphinx.util import inspect
+from sphinx.util.inspect import stringify_signature
 
 project = "jaxnets"
 author = "the authors of jaxnets"
@@ -15,10 +17,12 @@ extensions = [
 html_theme = "furo"
 root_doc = "index"
 nitpicky = True  # a name that leads nowhere is a warning, too
+nitpick_ignore_regex = [("py:class", r"(?!jaxnets\.).*")]  # in signatures: other libraries' types
 exclude_patterns = ["README.md"]  # the index includes it
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "none"  # shapes stand in the docstrings
+autodoc_typehints = "none"
+maximum_signature_line_length = 80
 myst_heading_anchors = 3
 napoleon_numpy_docstring = False
 napoleon_attr_annotations = False
@@ -28,7 +32,7 @@ napoleon_use_ivar = True  # attributes in a list; else they would stand twice, a
 def setup(app):
     """Sphinx calls it."""
     app.connect("autodoc-skip-member", _skip_fields)
-    app.connect("autodoc-process-signature", _sign_modules)
+    app.connect("autodoc-process-signature", _sign)
 
 
 def _skip_fields(_app, _what, _name, member, _skip, _options):
@@ -36,9 +40,14 @@ def _skip_fields(_app, _what, _name, member, _skip, _options):
     return True if (member.__doc__ or "").startswith("Alias for field number") else None
 
 
-def _sign_modules(_app, what, _name, member, _options, _signature, _returns):
-    """The metaclass of Flax's modules hides the arguments of their constructors."""
-    if what != "class" or not issubclass(member, nnx.Module):
+def _sign(_app, what, _name, member, _options, _signature, _returns):
+    """Annotations as they are written, with their shapes; Sphinx would write out their unions.
+
+    The metaclass of Flax's modules hides the arguments of their constructors.
+    """
+    is_module = what == "class" and issubclass(member, nnx.Module)
+    if not is_module and what not in ("function", "method"):
         return None
-    arguments = inspect.signature(member.__init__, bound_method=True)
-    return inspect.stringify_signature(arguments, show_annotation=False), None
+    signature = inspect.signature(member.__init__ if is_module else member)
+    named = [p for p in signature.parameters.values() if p.name != "self"]
+    return stringify_signature(signature.replace(parameters=named)), None

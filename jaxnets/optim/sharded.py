@@ -62,6 +62,9 @@ def sharded_update(
       state: of :func:`sharded_init`; it and ``tables`` are donated.
       tables: of arrays [vocab, ...].
 
+    Raises:
+      ValueError: gradients of another tree than the tables, or rows of another shape.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
