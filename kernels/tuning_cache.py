@@ -14,12 +14,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from jaxnets import __version__
 
 try:
     import fcntl
@@ -173,20 +174,11 @@ def _key(operation: str, dtype: Any, sizes: Mapping[str, Any]) -> str:
     listed = ",".join(f"{name}={sizes[name]}" for name in sorted(sizes))
     parts = (
         f"{device.platform} {device.device_kind}",
-        _versions(),
+        f"jax {jax.__version__}, jaxnets {__version__}",
         operation,
         jnp.dtype(dtype).name,
     )
     return "|".join((*parts, listed))
-
-
-@cache
-def _versions() -> str:
-    try:
-        ours = metadata.version("jaxnets")
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        ours = "of a checkout"
-    return f"jax {jax.__version__}, jaxnets {ours}"
 
 
 @cache

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
 
 from jaxnets.kernels import dispatch
+from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.recurrent import implementations
 from jaxnets.kernels.recurrent.checks import (
     as_given,
@@ -19,7 +21,7 @@ from jaxnets.kernels.recurrent.checks import (
     names_arguments,
 )
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
-from jaxnets.kernels.recurrent.programs import Call, common_dtype, run_gru, run_lstm
+from jaxnets.kernels.recurrent.programs import Call, run_gru, run_lstm
 
 
 @names_arguments
@@ -200,7 +202,7 @@ def _call(
         "hidden": parameters.recurrent_kernel.shape[0],
         "extras": extras,
     }  # fmt: skip
-    dtype = common_dtype(inputs, parameters)
+    dtype = result_dtype(inputs, *jax.tree.leaves(parameters))
     chosen = dispatch.choose(operation, dtype, sizes, implementation)
     target = chosen.target if chosen.implementation in ("pallas", "cudnn") else None
     return Call(

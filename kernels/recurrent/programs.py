@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.meshes import WHOLE, draw_rows, over_rows
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.recurrent import cells, reference, xla_chunk_size
 from jaxnets.kernels.recurrent.accelerated import accelerated_lstm
 from jaxnets.kernels.recurrent.padding import Given, padding_of, poisoned, put_back, to_front
@@ -104,8 +105,8 @@ def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, k
 
     ``sizes``: of each array of the carry, the last that of an output.
     """
-    dtype = common_dtype(inputs, parameters)
-    accumulator = jnp.float64 if dtype == jnp.float64 else jnp.float32
+    dtype = result_dtype(inputs, *jax.tree.leaves(parameters))
+    accumulator = accumulator_dtype(dtype)
     copied = call.time_first or not call.batched or inputs.dtype != dtype
     inputs, parameters = jax.tree.map(lambda array: array.astype(dtype), (inputs, parameters))
     batch, time = inputs.shape[:2]
@@ -122,12 +123,6 @@ def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, k
     outputs, carry = steps(call, parameters, inputs, carry, marks)
     outputs = put_back(outputs, first_h, padding, repeat=call.repeat, reverse=call.reverse)
     return outputs, carry
-
-
-def common_dtype(inputs, parameters) -> jnp.dtype:
-    """Of inputs and kernels together, by JAX's rules, also where a mode forbids to mix types."""
-    with jax.numpy_dtype_promotion("standard"):
-        return jnp.result_type(inputs, *jax.tree.leaves(parameters))
 
 
 def _dropout_mask(call: Call, key, h):

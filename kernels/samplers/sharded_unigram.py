@@ -19,7 +19,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.rows.sharded import take_sharded
 from jaxnets.kernels.samplers.by_contents import ByContents
-from jaxnets.kernels.samplers.unigram import Unigram
+from jaxnets.kernels.samplers.unigram import Unigram, draw_by_alias
 from jaxnets.kernels.samplers.without_replacement import Arrivals, race
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
@@ -64,12 +64,10 @@ class ShardedUnigram(ByContents):
         return self.log_p.shape[0]
 
     def draw(self, key, shape):
-        slot_key, side_key = jax.random.split(key)
-        slot = jax.random.randint(slot_key, shape, 0, self.vocab, jnp.int32)
-        threshold = take_sharded(self.sharding, self.threshold, slot)
-        alias = take_sharded(self.sharding, self.alias, slot)
-        stay = jax.random.uniform(side_key, shape, jnp.float32) < threshold
-        return jnp.where(stay, slot, alias)
+        def look_up(slot):
+            return [take_sharded(self.sharding, t, slot) for t in (self.threshold, self.alias)]
+
+        return draw_by_alias(key, shape, self.vocab, look_up)
 
     def log_probability(self, ids):
         return take_sharded(self.sharding, self.log_p, ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,14 +77,20 @@ class Unigram(ByContents):
         return self.log_p.shape[0]
 
     def draw(self, key, shape):
-        slot_key, side_key = jax.random.split(key)
-        slot = jax.random.randint(slot_key, shape, 0, self.vocab, jnp.int32)
-        stay = jax.random.uniform(side_key, shape, jnp.float32) < self.threshold[slot]
-        return jnp.where(stay, slot, self.alias[slot])
+        return draw_by_alias(key, shape, self.vocab, lambda k: (self.threshold[k], self.alias[k]))
 
     def log_probability(self, ids):
         ids = checks.as_integers("ids", ids)
         return self.log_p.at[safe_ids(ids, self.vocab)].get(mode="fill", fill_value=-jnp.inf)
+
+
+def draw_by_alias(key: jax.Array, shape: tuple[int, ...], vocab: int, look_up: Callable):
+    """int32 ids of ``shape``; ``look_up(slots)`` gives thresholds and aliases (Walker 1977)."""
+    slot_key, side_key = jax.random.split(key)
+    slot = jax.random.randint(slot_key, shape, 0, vocab, jnp.int32)
+    threshold, alias = look_up(slot)
+    stay = jax.random.uniform(side_key, shape, jnp.float32) < threshold
+    return jnp.where(stay, slot, alias)
 
 
 def _alias_table(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
