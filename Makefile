@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
 
-.PHONY: test bench bench-full examples peers clean
+.PHONY: test bench bench-full docs examples peers clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ bench-full: $(VENV)/installed
 	$(RUN) -m benchmarks softmax --full --output results
 	$(RUN) -m benchmarks sequences --full --output results
 	$(RUN) -m benchmarks pointwise --full --output results
+
+# The documentation site, in results/docs; a warning is an error.
+docs: $(VENV)/installed
+	$(RUN) -m pip install --quiet --editable '.[docs]'
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs results/docs
 
 # Every example on real data, one after the other: 40 minutes on 2 cores. Pictures in results/.
 examples: $(VENV)/installed

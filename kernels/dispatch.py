@@ -96,6 +96,9 @@ def compiling_for(platform: str, *, interpret: bool = False) -> Iterator[None]:
       platform: "cpu", "gpu" or "tpu".
       interpret: run Pallas kernels in interpret mode.
 
+    Raises:
+      ValueError: another platform.
+
     Example:
       >>> with compiling_for("tpu"):
       ...     target()
@@ -152,7 +155,7 @@ def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
     """Which implementation of an operation would run for these sizes, and why.
 
     Args:
-      operation: "linear_softmax_cross_entropy", "sampled_softmax_cross_entropy", "lstm" or
+      operation: "linear_softmax_cross_entropy", "sampled_softmax_cross_entropy", "lstm", "gru" or
         "pointwise_conv".
       dtype: of its arrays.
       **sizes: what its choice depends on; a missing or unknown one is named in the error.

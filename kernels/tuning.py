@@ -30,7 +30,14 @@ _ROUNDS = 5
 
 
 class Timing(NamedTuple):
-    """One candidate: its median seconds, or why it was left out."""
+    """One candidate: its median seconds, or why it was left out.
+
+    Attributes:
+      implementation: its name.
+      tiles: its tiles; None: its own.
+      seconds: the median, None where it was left out.
+      left_out: why it was, or None.
+    """
 
     implementation: str
     tiles: tuple[int, ...] | None
@@ -51,8 +58,9 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
       **sizes: what its choice depends on.
 
     Returns:
-      A :class:`Timing` for each candidate, the fastest first; that one is in the cache now. Where
-      the cache cannot be written a warning says so before anything is measured.
+      A :class:`jaxnets.kernels.tuning.Timing` for each candidate, the fastest first; that one is in
+      the cache now. Where the cache cannot be written a warning says so before anything is
+      measured.
 
     Raises:
       ValueError: an unknown operation, wrong sizes, options it has no problem for, or a cache file

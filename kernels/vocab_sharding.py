@@ -15,11 +15,12 @@ from jax.sharding import PartitionSpec as P
 class VocabSharding(NamedTuple):
     """Classes split over one or more axes of a mesh, tokens over others.
 
-    mesh: of devices, with axes of any type.
-    vocab: the axis, or the axes, over which the first axis of tables is split; None: every device
-      has the whole table (of gathered rows, say).
-    tokens: the axis, or the axes, over which the first axis of hidden states and labels is split;
-      None: every device sees all tokens.
+    Attributes:
+      mesh: of devices, with axes of any type.
+      vocab: the axis, or the axes, over which the first axis of tables is split; None: every device
+        has the whole table (of gathered rows, say).
+      tokens: the axis, or the axes, over which the first axis of hidden states and labels is split;
+        None: every device sees all tokens.
 
     Example:
       >>> import jax

@@ -38,6 +38,16 @@ class Checkpoints:
       ValueError: ``folder`` is not a local path.
       RuntimeError: another run is using it.
       OSError: it cannot be made or written to.
+
+    Example:
+      >>> import tempfile
+      >>> import jax.numpy as jnp
+      >>> checkpoints = Checkpoints(tempfile.mkdtemp(), {"rate": 0.1})
+      >>> checkpoints.save(5, {"weight": jnp.ones(2)}, {}, {"history": []})
+      >>> state, best, run = checkpoints.restore({"weight": jnp.zeros(2)}, {})
+      >>> state["weight"].tolist(), run
+      ([1.0, 1.0], {'history': []})
+      >>> checkpoints.close()
     """
 
     def __init__(self, folder: Path | str, setup: Mapping[str, Any]):
@@ -54,7 +64,11 @@ class Checkpoints:
             self._lock.release()
 
     def save(self, step: int, state: Any, best: Any, run: Mapping[str, Any]) -> None:
-        """Saves; ``run`` is JSON."""
+        """Saves ``state`` and ``best``, trees of arrays, and ``run``, which is JSON.
+
+        Raises:
+          RuntimeError: the folder has this step or a later one.
+        """
         latest = max(self._steps(), default=-1)
         if latest >= step:
             raise RuntimeError(f"step {step} was not saved in {self._folder}: it has step {latest}")

@@ -30,7 +30,7 @@ def dense_to_conv(
     *,
     flattened: str = "channels_last",
 ) -> Float[Array, "*window_and_in out"]:
-    """The convolution kernel [*window, channels, out] of a dense kernel [window * channels, out].
+    """The convolution kernel [..., channels, out] of a dense kernel [window * channels, out].
 
     Convolve without padding ("VALID"): on a map of the window's size the one output is the dense
     layer's.
@@ -39,8 +39,8 @@ def dense_to_conv(
       kernel: [in, out], an array or what holds one.
       window: the spatial size of the map that was flattened; (1, 1) for a dense layer applied at
         each position.
-      flattened: "channels_last" where the map was [*window, channels], "channels_first" where it
-        was [channels, *window] (PyTorch). From the shape alone the two cannot be told apart.
+      flattened: "channels_last" where the map was [..., channels], "channels_first" where it
+        was [channels, ...] (PyTorch). From the shape alone the two cannot be told apart.
 
     Raises:
       TypeError: a kernel that is not floating point, a window that is not of integers.
@@ -68,7 +68,11 @@ def dense_to_conv(
 
 
 def conv_to_dense(kernel: Any, *, flattened: str = "channels_last") -> Float[Array, "in out"]:
-    """The dense kernel [window * channels, out] of a convolution's [*window, channels, out].
+    """The dense kernel [window * channels, out] of a convolution's [..., channels, out].
+
+    Args:
+      kernel: [..., channels, out] with the axes of the window first, an array or what holds one.
+      flattened: as in :func:`dense_to_conv`.
 
     Raises:
       TypeError, ValueError: as :func:`dense_to_conv`; or a kernel of fewer than three axes.
@@ -100,8 +104,8 @@ def convolutionalise(
       TypeError, ValueError: as :func:`dense_to_conv`; or a layer that is no ``nnx.Linear``.
 
     Returns:
-      A convolution without padding: from [batch, *map, channels] to one output for each place of
-      the window, [batch, *(map - window + 1), out].
+      A convolution without padding, from [batch, ..., channels] to one output for each place of
+      the window, [batch, ..., out], each axis by ``window - 1`` smaller.
 
     Example:
       >>> import jax.numpy as jnp

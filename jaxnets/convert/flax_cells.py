@@ -53,7 +53,20 @@ def lstm_from_flax(params: Mapping[str, Any] | nnx.Module) -> LSTMParameters:
 
 
 def lstm_to_flax(parameters: LSTMParameters) -> dict[str, dict[str, Any]]:
-    """To the ``params`` of a linen ``LSTMCell`` or ``OptimizedLSTMCell``."""
+    """To the ``params`` of a linen ``LSTMCell`` or ``OptimizedLSTMCell``.
+
+    Raises:
+      TypeError: what is not :class:`jaxnets.kernels.LSTMParameters`.
+      ValueError: a projection, peepholes or layer normalisation, which flax's cells do not have.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import LSTMParameters
+      >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
+      >>> params = lstm_to_flax(parameters)
+      >>> sorted(params), params["hf"]["kernel"].shape
+      (['hf', 'hg', 'hi', 'ho', 'if', 'ig', 'ii', 'io'], (2, 2))
+    """
     check_plain_lstm(parameters, "flax")
     params: dict[str, dict[str, Any]] = {}
     arrays = zip(*(jnp.split(array, 4, axis=-1) for array in parameters[:3]), strict=True)
@@ -64,12 +77,33 @@ def lstm_to_flax(parameters: LSTMParameters) -> dict[str, dict[str, Any]]:
 
 
 def lstm_from_flax_optimized(params: Mapping[str, Any] | nnx.Module) -> LSTMParameters:
-    """As :func:`lstm_from_flax`, by its older name for ``nnx.OptimizedLSTMCell``."""
+    """As :func:`lstm_from_flax`, by its older name for ``nnx.OptimizedLSTMCell``.
+
+    Example:
+      >>> from flax import nnx
+      >>> cell = nnx.OptimizedLSTMCell(3, 2, rngs=nnx.Rngs(0))
+      >>> lstm_from_flax_optimized(cell).input_kernel.shape
+      (3, 8)
+    """
     return lstm_from_flax(params)
 
 
 def lstm_to_flax_optimized(parameters: LSTMParameters) -> dict[str, dict[str, Any]]:
-    """To the pure state of an ``nnx.OptimizedLSTMCell``."""
+    """To the pure state of an ``nnx.OptimizedLSTMCell``.
+
+    Raises:
+      TypeError, ValueError: as :func:`lstm_to_flax`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import LSTMParameters
+      >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
+      >>> from flax import nnx
+      >>> cell = nnx.OptimizedLSTMCell(3, 2, rngs=nnx.Rngs(0))
+      >>> nnx.update(cell, lstm_to_flax_optimized(parameters))
+      >>> float(cell.dense_i.kernel[0, 0])
+      1.0
+    """
     check_plain_lstm(parameters, "flax")
     kernel, recurrent, bias = parameters[:3]
     return {"dense_i": {"kernel": kernel}, "dense_h": {"kernel": recurrent, "bias": bias}}
@@ -80,13 +114,32 @@ def gru_from_flax(params: Mapping[str, Any] | nnx.Module) -> GRUParameters:
 
     Raises:
       TypeError, ValueError: as :func:`lstm_from_flax`.
+
+    Example:
+      >>> from flax import nnx
+      >>> gru_from_flax(nnx.GRUCell(3, 2, rngs=nnx.Rngs(0))).input_kernel.shape
+      (3, 6)
     """
     kernel, bias, recurrent, recurrent_bias = _read(params, "rzn")
     return GRUParameters(kernel, recurrent, bias, recurrent_bias)
 
 
 def gru_to_flax(parameters: GRUParameters) -> dict[str, dict[str, Any]]:
-    """To the ``params`` of a linen ``GRUCell``; the recurrent biases of r and z join the others."""
+    """To the ``params`` of a linen ``GRUCell``; the recurrent biases of r and z join the others.
+
+    Raises:
+      TypeError: what is not :class:`jaxnets.kernels.GRUParameters`.
+      ValueError: arrays that do not fit together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import GRUParameters
+      >>> zeros = jnp.zeros(6)
+      >>> parameters = GRUParameters(jnp.ones((3, 6)), jnp.ones((2, 6)), zeros, zeros)
+      >>> params = gru_to_flax(parameters)
+      >>> sorted(params), params["in"]["kernel"].shape
+      (['hn', 'hr', 'hz', 'in', 'ir', 'iz'], (3, 2))
+    """
     check_plain_gru(parameters)
     params: dict[str, dict[str, Any]] = {}
     arrays = zip(*(jnp.split(array, 3, axis=-1) for array in parameters), strict=True)

@@ -66,7 +66,23 @@ model with 'sigmoid', Keras' default since 2.3
 
 
 def lstm_to_keras(parameters: LSTMParameters) -> list[np.ndarray]:
-    """To the argument of ``set_weights`` of a Keras LSTM with bias."""
+    """To the argument of ``set_weights`` of a Keras LSTM with bias.
+
+    Returns:
+      ``[kernel, recurrent_kernel, bias]``, [features, 4 * hidden], [hidden, 4 * hidden] and
+      [4 * hidden].
+
+    Raises:
+      TypeError: what is not :class:`jaxnets.kernels.LSTMParameters`.
+      ValueError: a projection, peepholes or layer normalisation, which Keras' layer does not have.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import LSTMParameters
+      >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
+      >>> [array.shape for array in lstm_to_keras(parameters)]
+      [(3, 8), (2, 8), (8,)]
+    """
     check_plain_lstm(parameters, "Keras")
     return [np.asarray(array) for array in parameters[:3]]
 
@@ -89,6 +105,13 @@ def gru_from_keras(
 
     Raises:
       TypeError, ValueError: as :func:`lstm_from_keras`; or a bias of the other ``reset_after``.
+
+    Example:
+      >>> import numpy as np
+      >>> kernel = np.repeat([[1.0, 2.0, 3.0]], 2, 1)  # gates z, r, h; [1 feature, 3 * 2 hidden]
+      >>> parameters = gru_from_keras([kernel, np.ones((2, 6)), np.zeros((2, 6))])
+      >>> parameters.input_kernel.tolist()  # r, z, n
+      [[2.0, 2.0, 1.0, 1.0, 3.0, 3.0]]
     """
     _check_activations(activation, recurrent_activation)
     kernel, recurrent, bias = _read(weights, GRU_GATES)
@@ -110,7 +133,26 @@ def gru_from_keras(
 
 
 def gru_to_keras(parameters: GRUParameters, *, reset_after: bool = True) -> list[np.ndarray]:
-    """To the argument of ``set_weights`` of a Keras GRU with bias and the same ``reset_after``."""
+    """To the argument of ``set_weights`` of a Keras GRU with bias and the same ``reset_after``.
+
+    Returns:
+      ``[kernel, recurrent_kernel, bias]``, [features, 3 * hidden], [hidden, 3 * hidden] and
+      [2, 3 * hidden], or [3 * hidden] of ``reset_after=False``.
+
+    Raises:
+      TypeError: what is not :class:`jaxnets.kernels.GRUParameters`.
+      ValueError: arrays that do not fit together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import GRUParameters
+      >>> zeros = jnp.zeros(6)
+      >>> parameters = GRUParameters(jnp.ones((3, 6)), jnp.ones((2, 6)), zeros, zeros)
+      >>> [array.shape for array in gru_to_keras(parameters)]
+      [(3, 6), (2, 6), (2, 6)]
+      >>> gru_to_keras(parameters, reset_after=False)[2].shape
+      (6,)
+    """
     check_plain_gru(parameters)
     kernel, recurrent, *biases = (np.asarray(_swap_r_and_z(array)) for array in parameters)
     return [kernel, recurrent, np.stack(biases) if reset_after else biases[0] + biases[1]]

@@ -72,8 +72,30 @@ def lstm_to_torch(
 ) -> dict[str, np.ndarray]:
     """The arrays of one layer and direction, for ``load_state_dict`` by way of ``from_numpy``.
 
-    ``layer=None`` gives the names of a cell, ``nn.LSTMCell``. PyTorch takes bfloat16 as
-    ``torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)``.
+    PyTorch takes bfloat16 as ``torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)``.
+
+    Args:
+      parameters: of one layer and direction.
+      layer: in the names, from 0; None gives the names of a cell, ``nn.LSTMCell``.
+      reverse: the names of the backward direction.
+
+    Returns:
+      weight_ih [4 * hidden, features], weight_hh [4 * hidden, output], bias_ih [4 * hidden] and
+      bias_hh, which is zero; with a projection weight_hr [output, hidden].
+
+    Raises:
+      TypeError: what is not :class:`jaxnets.kernels.LSTMParameters`.
+      ValueError: peepholes, layer normalisation or a cell's projection, which PyTorch does not
+        have; ``layer`` below 0, or ``reverse`` of a cell.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import LSTMParameters
+      >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
+      >>> {name: array.shape for name, array in lstm_to_torch(parameters, reverse=True).items()}
+      ... # doctest: +NORMALIZE_WHITESPACE
+      {'weight_ih_l0_reverse': (8, 3), 'weight_hh_l0_reverse': (8, 2),
+       'bias_ih_l0_reverse': (8,), 'bias_hh_l0_reverse': (8,)}
     """
     check_plain_lstm(parameters, "PyTorch", allowed=("projection",) if layer is not None else ())
     kernel, recurrent, bias, projection = parameters[:4]
@@ -90,14 +112,38 @@ def gru_from_torch(
     reverse: bool = False,
     prefix: str | None = None,
 ) -> GRUParameters:
-    """One layer and direction of an ``nn.GRU``, or a cell; arguments as :func:`lstm_from_torch`."""
+    """One layer and direction of an ``nn.GRU``, or a cell.
+
+    Arguments and errors are those of :func:`lstm_from_torch`; an ``nn.GRU`` has no projection.
+
+    Example:
+      >>> import numpy as np
+      >>> state = {"weight_ih": np.ones((6, 3)), "weight_hh": np.ones((6, 2)),
+      ...          "bias_ih": np.ones(6), "bias_hh": np.zeros(6)}
+      >>> parameters = gru_from_torch(state)  # of an nn.GRUCell
+      >>> parameters.input_kernel.shape, float(parameters.bias[0])
+      ((3, 6), 1.0)
+    """
     return GRUParameters(*_read(state, layer, reverse, prefix, GRU_GATES)[:4])
 
 
 def gru_to_torch(
     parameters: GRUParameters, layer: SupportsIndex | None = 0, *, reverse: bool = False
 ) -> dict[str, np.ndarray]:
-    """The arrays of one layer and direction of an ``nn.GRU``; as :func:`lstm_to_torch`."""
+    """The arrays of one layer and direction of an ``nn.GRU``; otherwise as :func:`lstm_to_torch`.
+
+    Raises:
+      TypeError: what is not :class:`jaxnets.kernels.GRUParameters`.
+      ValueError: ``layer`` below 0, or ``reverse`` of a cell.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import GRUParameters
+      >>> zeros = jnp.zeros(6)
+      >>> parameters = GRUParameters(jnp.ones((3, 6)), jnp.ones((2, 6)), zeros, zeros)
+      >>> gru_to_torch(parameters, layer=1)["weight_ih_l1"].shape
+      (6, 3)
+    """
     check_plain_gru(parameters)
     return _write(layer, reverse, *parameters)
 

@@ -131,8 +131,9 @@ class LSTM(_Recurrent):
       projection: size of the projected output and carry; None: no projection.
       peepholes: the gates see the memory.
       layer_norm: normalise the gates and the memory.
-      dropout: of the outputs between layers; input_dropout: of the inputs of the first;
-        recurrent_dropout: of h, the same at each step.
+      dropout: of the outputs between layers.
+      input_dropout: of the inputs of the first.
+      recurrent_dropout: of h, the same at each step.
       forget_bias: of the forget gate, at the start.
       dtype: of the parameters.
       rngs: for the parameters, and for dropout its stream ``dropout``.

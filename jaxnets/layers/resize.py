@@ -76,6 +76,11 @@ def resize(
     Raises:
       TypeError: a size that is not of integers.
       ValueError: not two, or not positive ones.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> resize(jnp.ones((2, 5, 7, 3)), (11, 4)).shape
+      (2, 11, 4, 3)
     """
     sizes = as_sizes("size", size, 2)
     if maps.shape[1:3] == sizes:

@@ -36,15 +36,23 @@ class Seq2SeqConfig:
     """Sizes of the model, and how it is trained.
 
     Attributes:
-      source_vocab, target_vocab: words, of them 0 unknown (and padding), 1 the end, 2 the start.
+      source_vocab: words, of them 0 unknown (and padding), 1 the end, 2 the start.
+      target_vocab: words, likewise.
       features: of the embeddings, the memory and the hidden state.
       layers: of the encoder and of the decoder.
       bidirectional: the encoder reads both ways, each with half of the features.
       reverse_source: the encoder reads from the end (Sutskever et al. 2014, section 3.3).
       dropout: of embeddings and of what goes into the projection.
       num_sampled: classes that the training loss samples.
-      batch, learning_rate, clip_norm: of the training.
+      batch: rows of a batch of the training.
+      learning_rate: of the training.
+      clip_norm: of the training's gradients, the largest.
       buckets: pairs of the longest source and target; None: the best for the data.
+
+    Example:
+      >>> from dataclasses import replace
+      >>> replace(TENSORFLOW_TUTORIAL, features=64).layers
+      3
     """
 
     source_vocab: int
@@ -61,7 +69,7 @@ class Seq2SeqConfig:
     buckets: tuple[tuple[int, int], ...] | None = None
 
 
-# The translate.py of TensorFlow's sequence-to-sequence tutorial (2015): its flags and buckets.
+#: The translate.py of TensorFlow's sequence-to-sequence tutorial (2015): its flags and buckets.
 TENSORFLOW_TUTORIAL = Seq2SeqConfig(
     source_vocab=40_000, target_vocab=40_000, features=1024, layers=3, bidirectional=False,
     reverse_source=True, dropout=0.0, num_sampled=512, batch=64, learning_rate=0.5, clip_norm=5.0,

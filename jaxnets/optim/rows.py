@@ -54,7 +54,26 @@ class RowState(NamedTuple):
 
 
 def sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
-    """``update = -learning_rate g``. Equal to ``optax.sgd``."""
+    """``update = -learning_rate g``. Equal to ``optax.sgd``.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+
+    Raises:
+      TypeError: tables that are not floating point; by ``update``, a gradient that is not ``Rows``
+        of floats.
+      ValueError: a number out of its range; by ``update``, gradients of another tree or other
+        shapes than ``init`` was given.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import Rows
+      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> optimizer = sgd(0.1)
+      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> apply_updates(table, updates)[:, 0].round(3).tolist()
+      [1.0, 1.0, 0.6...]
+    """
 
     def rule(rate, gradient, state, count):
         return -rate * gradient, state
@@ -69,6 +88,22 @@ def momentum(
 
     A row's velocity neither decays nor moves it while the row is not touched; ``optax.sgd`` with
     momentum would do both.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      decay: in [0, 1].
+
+    Raises:
+      TypeError, ValueError: as :func:`sgd`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import Rows
+      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> optimizer = momentum(0.1)
+      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> apply_updates(table, updates)[:, 0].round(3).tolist()
+      [1.0, 1.0, 0.6...]
     """
 
     decay = _number("decay", decay, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
@@ -89,6 +124,23 @@ def adagrad(
     """``a = a + g^2; update = -learning_rate g / sqrt(a + eps)`` (Duchi et al. 2011).
 
     Equal to ``optax.adagrad``: a gradient of 0 changes nothing in either.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      initial_accumulator: of a, at least 0.
+      eps: at least 0.
+
+    Raises:
+      TypeError, ValueError: as :func:`sgd`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import Rows
+      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> optimizer = adagrad(0.1, initial_accumulator=0.0)
+      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> apply_updates(table, updates)[:, 0].round(3).tolist()
+      [1.0, 1.0, 0.9...]
     """
 
     initial_accumulator = _number("initial_accumulator", initial_accumulator)
@@ -109,7 +161,19 @@ def rowwise_adagrad(
 ) -> optax.GradientTransformation:
     """Adagrad with one accumulator a row, of the mean of g^2 over the row: 1/features the state.
 
-    As in DLRM (Naumov et al. 2019). Equal to :func:`adagrad` on a table of one feature.
+    As in DLRM (Naumov et al. 2019). Equal to :func:`adagrad` on a table of one feature; arguments
+    and errors are the same.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import Rows
+      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> optimizer = rowwise_adagrad(0.1)
+      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> apply_updates(table, updates)[:, 0].round(3).tolist()
+      [1.0, 1.0, 0.9...]
+      >>> state.tables[0]["sum"].shape
+      (3,)
     """
 
     initial_accumulator = _number("initial_accumulator", initial_accumulator)
@@ -140,6 +204,24 @@ def lazy_adam(
     The bias correction uses the number of all steps, as Adam's does. It differs from Adam in that a
     row that is not touched keeps its moments and stays; under Adam the moments decay and the row
     goes on moving. With every row touched at every step it equals ``optax.adam``.
+
+    Args:
+      learning_rate: a number of at least 0, or a schedule.
+      b1: decay of the first moment, in [0, 1).
+      b2: decay of the second, in [0, 1).
+      eps: at least 0.
+
+    Raises:
+      TypeError, ValueError: as :func:`sgd`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import Rows
+      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> optimizer = lazy_adam(0.1)
+      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> apply_updates(table, updates)[:, 0].round(3).tolist()
+      [1.0, 1.0, 0.9...]
     """
 
     b1 = _number("b1", b1, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
@@ -165,6 +247,22 @@ def apply_updates(tables: Any, updates: Any) -> Any:
 
     Updates that are arrays are added as ``optax.apply_updates`` does: in the wider dtype, and
     rounded once.
+
+    Args:
+      tables: a pytree of arrays, [vocab, ...] where the update is ``Rows``.
+      updates: of the same tree, with ``Rows`` or arrays.
+
+    Raises:
+      TypeError, ValueError: as :func:`jaxnets.kernels.add_rows`; or another tree.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import Rows
+      >>> parameters = {"table": jnp.ones((3, 1)), "bias": jnp.ones(1)}
+      >>> updates = {"table": Rows([2], jnp.ones((1, 1))), "bias": jnp.ones(1)}
+      >>> parameters = apply_updates(parameters, updates)
+      >>> parameters["table"][:, 0].tolist(), parameters["bias"].tolist()
+      ([1.0, 1.0, 2.0], [2.0])
     """
 
     def add(update, table):

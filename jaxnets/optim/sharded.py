@@ -23,6 +23,17 @@ def sharded_init(
       sharding: over which axes the tables' first axis is split.
       optimizer: of this package, for example :func:`jaxnets.optim.adagrad`.
       tables: of arrays [vocab, ...].
+
+    Raises:
+      TypeError: ``sharding`` is none, or tables that are not floating point.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxnets import optim
+      >>> sharding = VocabSharding(jax.make_mesh((1,), ("vocab",)), "vocab")
+      >>> state = sharded_init(sharding, optim.adagrad(0.1), {"weight": jnp.ones((4, 2))})
+      >>> state.tables[0]["sum"].shape, state.step.item()
+      ((4, 2), 0)
     """
     sharding = as_sharding(sharding)
     return sharding.run(optimizer.init, (sharding.table_spec,), _split(sharding), tables)
@@ -50,6 +61,9 @@ def sharded_update(
       gradients: like ``tables`` with :class:`jaxnets.kernels.Rows`, on all devices.
       state: of :func:`sharded_init`; it and ``tables`` are donated.
       tables: of arrays [vocab, ...].
+
+    Raises:
+      ValueError: gradients of another tree than the tables, or rows of another shape.
 
     Example:
       >>> import jax, jax.numpy as jnp

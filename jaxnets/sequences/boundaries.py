@@ -13,6 +13,9 @@ from jaxnets.sequences.lengths import as_lengths
 def boundaries_every(step: SupportsIndex, longest: SupportsIndex) -> tuple[int, ...]:
     """Fixed boundaries: multiples of ``step``, the last one at least ``longest``.
 
+    Raises:
+      TypeError, ValueError: ``step`` or ``longest`` is no integer, or below 1.
+
     Example:
       >>> boundaries_every(10, 34)
       (10, 20, 30, 40)
@@ -25,6 +28,13 @@ def boundaries_every(step: SupportsIndex, longest: SupportsIndex) -> tuple[int, 
 
 def quantile_boundaries(lengths: Any, buckets: SupportsIndex) -> tuple[int, ...]:
     """Boundaries at equal shares of the sequences; fewer than ``buckets`` where quantiles agree.
+
+    Args:
+      lengths: [sequences], integers of at least 1.
+      buckets: how many at most.
+
+    Raises:
+      TypeError, ValueError: as :func:`optimal_boundaries`.
 
     Example:
       >>> quantile_boundaries([1, 2, 3, 4, 5, 6, 7, 100], 2)
@@ -105,6 +115,16 @@ def optimal_pair_boundaries(
     """Boundaries (source, target) of buckets for pairs: optimal in the source, then in the target.
 
     Within each optimal source bucket the targets have optimal boundaries of their own.
+
+    Args:
+      sources: [sequences], integers of at least 1.
+      targets: [sequences], likewise.
+      source_buckets: how many at most.
+      target_buckets: how many at most in each source bucket.
+
+    Raises:
+      TypeError, ValueError: as :func:`optimal_boundaries`; or other numbers of sources than
+        targets.
 
     Example:
       >>> optimal_pair_boundaries([3, 3, 9, 9], [2, 8, 7, 12], 2, 2)

@@ -44,11 +44,11 @@ def last_step(
     What stands in ``outputs`` beyond has no effect and no gradient, NaN or not.
 
     Args:
-      outputs: [*batch, time, ...].
-      lengths: [*batch] integers of any width, in [0, time].
+      outputs: [..., time, ...], of which the first axes are those of ``lengths``.
+      lengths: [...] integers of any width, in [0, time].
 
     Returns:
-      [*batch, ...]: zeros for a length of 0.
+      ``outputs`` without the axis of time; zeros for a length of 0.
 
     Raises:
       TypeError: lengths that are not integers, outputs that are not floating point.
@@ -151,6 +151,9 @@ def masked_mean(
     Returns:
       The mean, in at least float32.
 
+    Raises:
+      ValueError: a mask of another shape.
+
     Example:
       >>> import jax.numpy as jnp
       >>> float(masked_mean(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([1, 1, 0])))
@@ -183,6 +186,9 @@ def masked_max(
       values: [...].
       mask: weights, or booleans, as for :func:`masked_mean`.
       axis: an axis or several of ``values`` to take the largest over; all by default.
+
+    Raises:
+      ValueError: a mask of another shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -219,9 +225,13 @@ def masked_accuracy(
     """The share of the labels that have the largest logit, where ``mask`` is not 0.
 
     Args:
-      logits: [*batch, classes].
-      labels: [*batch] integers of any width; one that is no class is wrong.
-      mask: [*batch] weights, or booleans.
+      logits: [..., classes].
+      labels: [...] integers of any width; one that is no class is wrong.
+      mask: [...] weights, or booleans.
+
+    Raises:
+      TypeError: logits that are not floating point, labels that are not integers.
+      ValueError: shapes that do not fit.
 
     Example:
       >>> import jax.numpy as jnp

@@ -106,11 +106,22 @@ def _pack_together(
 
 
 class Packed(NamedTuple):
-    """Rows of packed sequences."""
+    """Rows of packed sequences.
 
-    sequences: np.ndarray  # [rows, row_length, ...] in the common type of the rows' sequences
-    segment_ids: np.ndarray  # [rows, row_length] int32: 1, 2, ... in a row; 0 is padding
-    positions: np.ndarray  # [rows, row_length] int32: the step within its own sequence
+    Attributes:
+      sequences: [rows, row_length, ...] in the common type of the rows' sequences.
+      segment_ids: [rows, row_length] int32: 1, 2, ... in a row; 0 is padding.
+      positions: [rows, row_length] int32: the step within its own sequence.
+
+    Example:
+      >>> packed = pack_arrays([[5, 6], [7]], [[0, 1]], 4)
+      >>> packed.sequences.tolist(), packed.segment_ids.tolist(), packed.positions.tolist()
+      ([[5, 6, 7, 0]], [[1, 1, 2, 0]], [[0, 1, 0, 0]])
+    """
+
+    sequences: np.ndarray
+    segment_ids: np.ndarray
+    positions: np.ndarray
 
 
 def pack_arrays(sequences: Sequence[Any], rows: Sequence[Any], row_length: SupportsIndex) -> Packed:

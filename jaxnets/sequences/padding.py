@@ -13,12 +13,25 @@ from jaxnets.sequences.plan import Shape, as_shape
 
 
 class Batch(NamedTuple):
-    """Padded sequences, one array a side (one, or source and target), and their lengths."""
+    """Padded sequences, one array a side (one, or source and target), and their lengths.
 
-    sequences: tuple[Any, ...]  # [batch, time, ...] each
-    lengths: tuple[Any, ...]  # [batch] each, int32; 0 for a row without an example
-    rows: Any = ()  # a tree of arrays with one entry a row, [batch, ...]: labels, for example
-    examples: Any = None  # [batch] int32: which examples these are; -1 for a row without one
+    Attributes:
+      sequences: [batch, time, ...] each.
+      lengths: [batch] each, int32; 0 for a row without an example.
+      rows: a tree of arrays with one entry a row, [batch, ...]: labels, for example.
+      examples: [batch] int32: which examples these are; -1 for a row without one.
+
+    Example:
+      >>> from jaxnets.sequences import Shape, pad_batch
+      >>> batch = pad_batch([[[5, 6], [7]]], [1, -1], Shape(2, (3,)), rows=[10, 20])
+      >>> batch.sequences[0].tolist(), batch.lengths[0].tolist(), batch.rows.tolist()
+      ([[7, 0, 0], [0, 0, 0]], [1, 0], [20, 0])
+    """
+
+    sequences: tuple[Any, ...]
+    lengths: tuple[Any, ...]
+    rows: Any = ()
+    examples: Any = None
 
 
 def pad_batch(

@@ -13,10 +13,19 @@ from jaxnets.kernels.checks import as_int
 
 
 class Shape(NamedTuple):
-    """The shape of one bucket's batches: a program is compiled for each."""
+    """The shape of one bucket's batches: a program is compiled for each.
+
+    Attributes:
+      batch: rows.
+      times: steps of the sequence; of source and target for pairs.
+
+    Example:
+      >>> Shape(8, (20, 25)).steps
+      360
+    """
 
     batch: int
-    times: tuple[int, ...]  # of the sequence; of source and target for pairs
+    times: tuple[int, ...]
 
     @property
     def steps(self) -> int:
@@ -41,6 +50,14 @@ class Plan:
       buckets: [examples], the index into ``shapes``, or -1: dropped; read-only.
       processes: how many share each batch.
       seed: of the shuffling.
+
+    Example:
+      >>> from jaxnets.sequences import bucket_plan
+      >>> plan = bucket_plan([2, 3, 9], [3, 9], batch=2)
+      >>> plan.batches, plan.compiles, plan.cost, round(plan.padding_share, 3)
+      (2, 2, 24, 0.417)
+      >>> [(shape.times, len(examples)) for shape, examples in sorted(plan.epoch(0))]
+      [((3,), 2), ((9,), 2)]
     """
 
     shapes: tuple[Shape, ...]

@@ -38,6 +38,17 @@ class Result(NamedTuple):
       history: a dict for each evaluation: step, loss (the mean since the last), and the metrics.
       step: where it ended.
       best_step: whose parameters the model holds; ``step`` where nothing is monitored.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> from rich.console import Console
+      >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+      >>> result = fit(
+      ...     model, lambda model, batch, key: model(batch).mean() ** 2, [jnp.ones((4, 2))] * 3, 3,
+      ...     optimizer=optax.sgd(0.1), key=jax.random.key(0), console=Console(quiet=True),
+      ... )
+      >>> result.step, result.best_step, sorted(result.history[-1])
+      (3, 3, ['loss', 'step'])
     """
 
     history: list[dict[str, Any]]

@@ -108,7 +108,7 @@ def linear_softmax_cross_entropy(
         two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
 
     Returns:
-      The loss in float32 (float64 for float64 input): a scalar, or [...] for "none"; with
+      The loss, a scalar or [...] for "none", in float32 (float64 for float64 input); with
       ``return_log_sum_exp`` a pair of it and z, [...]. 0 without tokens.
 
     Raises:

@@ -76,7 +76,7 @@ def sharded_linear_softmax_cross_entropy(
         :func:`linear_softmax_cross_entropy`.
 
     Returns:
-      The loss in float32 (float64 for float64 input): a scalar on all devices, or [...].
+      The loss, a scalar on all devices or [...], in float32 (float64 for float64 input).
 
     Raises:
       TypeError, ValueError: as on one device; or a sharding that does not fit mesh and arrays.

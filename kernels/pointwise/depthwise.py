@@ -44,8 +44,9 @@ def depthwise_conv(
     Args:
       inputs: [batch, ..., channels], float, with one to three spatial axes; or [batch, channels,
         ...] with ``channels_first``.
-      kernel: [*window, channels]; with ``depth_multiplier`` also [*window, channels, multiplier]
-        (Keras) or [*window, channels * multiplier] (flax), which are the same numbers.
+      kernel: ``[*window, channels]``; with ``depth_multiplier`` also
+        ``[*window, channels, multiplier]`` (Keras) or ``[*window, channels * multiplier]`` (flax),
+        which are the same numbers.
       bias: [channels * multiplier], or None.
       depth_multiplier: outputs of each channel; they stand beside each other.
       strides: one integer, or one for each spatial axis.

@@ -65,6 +65,11 @@ def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: Rows) -> jax.Array:
     Raises:
       TypeError: what is not ``Rows``, or floats for a table of integers.
       ValueError: rows of another shape than the table's.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> add_rows(jnp.ones((4, 1)), Rows([1, 3], jnp.array([[2.0], [5.0]])))[:, 0].tolist()
+      [1.0, 3.0, 1.0, 6.0]
     """
     table = _check(table, rows)
     dtype = result_dtype(table, rows.values)
@@ -111,6 +116,16 @@ def _check(table: Any, rows: Any) -> jax.Array:
 
 
 def to_dense(rows: Rows, vocab: SupportsIndex) -> jax.Array:
-    """The dense gradient [vocab, ...] that ``rows`` stand for."""
+    """The dense gradient [vocab, ...] that ``rows`` stand for.
+
+    Raises:
+      TypeError: what is not ``Rows``, or a ``vocab`` that is no integer.
+      ValueError: a negative ``vocab``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> to_dense(Rows([1, 3], jnp.array([[2.0], [5.0]])), 5)[:, 0].tolist()
+      [0.0, 2.0, 0.0, 5.0, 0.0]
+    """
     vocab = as_int("vocab", vocab, 0)
     return add_rows(jnp.zeros((vocab, *rows.values.shape[1:]), rows.values.dtype), rows)

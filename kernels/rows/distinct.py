@@ -38,7 +38,7 @@ def gather_rows(tables: Any, ids: Any) -> tuple[Int32[Array, " rows"], Any, Any]
         shapes; in [0, vocab).
 
     Returns:
-      ``(row_ids, rows, local_ids)``: row_ids [rows] int32, sorted and distinct, filled up with
+      ``(row_ids, rows, local_ids)``; row_ids [rows] int32, sorted and distinct, filled up with
       ids of vocab and above to the number of ids; rows, like tables with [rows, ...]; and
       local_ids, like ids, with ``rows[local_ids]`` equal to ``tables[ids]``. An id outside
       [0, vocab) gives a local id outside [0, rows): the losses make it NaN, and so does

@@ -84,7 +84,7 @@ def sampled_softmax_cross_entropy(
         that all tokens share. None is "gathered", unless the tuner measured "pallas" to be faster.
 
     Returns:
-      The loss in float32 (float64 for float64 input): a scalar, or [...] for "none"; 0 for no
+      The loss, a scalar or [...] for "none", in float32 (float64 for float64 input); 0 for no
       tokens at all.
 
     Raises:

@@ -52,7 +52,7 @@ def in_batch_softmax_cross_entropy(
       reduction: "mean" (by weight), "sum" or "none".
 
     Returns:
-      The loss in float32 (float64 for float64 input): a scalar, or [batch] for "none".
+      The loss, a scalar or [batch] for "none", in float32 (float64 for float64 input).
 
     Raises:
       TypeError: float labels, or integer hidden, items or ``log_probability``.

@@ -62,7 +62,7 @@ def sharded_sampled_softmax_cross_entropy(
       subtract_log_q, remove_accidental_hits, reduction: of :func:`sampled_softmax_cross_entropy`.
 
     Returns:
-      The loss in float32 (float64 for float64 input): a scalar on all devices, or [...].
+      The loss, a scalar on all devices or [...], in float32 (float64 for float64 input).
 
     Raises:
       TypeError, ValueError: as on one device; samples for each token; or a sharding that does not

@@ -79,6 +79,7 @@ def sample(
 
     Example:
       >>> import jax, jax.numpy as jnp
+      >>> from jaxnets.kernels import LogUniform
       >>> samples = sample(LogUniform(1000), jax.random.key(0), 64, jnp.array([3, 5]))
       >>> samples.ids.shape, len(set(samples.ids.tolist())), bool(samples.tries >= 64)
       ((64,), 64, True)

@@ -30,8 +30,10 @@ _FAN_OUT = 128
 class LearnedUnigram(ByContents):
     """p = (1 + times seen) / total, of what :meth:`update` was shown.
 
-    levels: the counts, [nodes, 128] with zeros behind the last class, then each node's sum, and so
-      on up to a single node.
+    Attributes:
+      levels: the counts, [nodes, 128] with zeros behind the last class, then each node's sum, and
+        so on up to a single node.
+      vocab: how many classes.
 
     Example:
       >>> import jax.numpy as jnp

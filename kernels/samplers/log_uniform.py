@@ -33,6 +33,17 @@ class LogUniform:
     """Zipf's law for ids sorted by falling frequency: p(k) = log((k + 2) / (k + 1)) / log(V + 1).
 
     The "log-uniform" or Zipfian candidate sampler of TensorFlow.
+
+    Args:
+      vocab: how many classes.
+
+    Raises:
+      TypeError, ValueError: ``vocab`` is no integer, or not in [1, 2**31 - 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> jnp.exp(LogUniform(3).log_probability(jnp.arange(4))).round(3).tolist()
+      [0.5..., 0.29..., 0.20..., 0.0]
     """
 
     vocab: int

@@ -18,13 +18,21 @@ CLASS_IDS = "integer class ids"
 class Samples(NamedTuple):
     """Candidates and how often each class was to be expected among them.
 
-    ids: [num_sampled] int32, shared by all tokens, or [..., num_sampled], each token's own.
-    log_expected_count: as ``ids``, float32: log of the expected number of times it is drawn.
-      Infinity: this is no candidate, whatever its id, in any loss. -infinity, for a class that is
-      never drawn: its logit is not corrected.
-    labels_log_expected_count: as ``labels``, float32: the same for the true classes.
-    tries: [] or [...] int32: independent draws made; ``num_sampled`` with replacement, and at least
-      that without.
+    Attributes:
+      ids: [num_sampled] int32, shared by all tokens, or [..., num_sampled], each token's own.
+      log_expected_count: as ``ids``, float32: log of the expected number of times it is drawn.
+        Infinity: this is no candidate, whatever its id, in any loss. -infinity, for a class that is
+        never drawn: its logit is not corrected.
+      labels_log_expected_count: as ``labels``, float32: the same for the true classes.
+      tries: [] or [...] int32: independent draws made; ``num_sampled`` with replacement, and at
+        least that without.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jaxnets.kernels import Uniform, sample
+      >>> samples = sample(Uniform(8), jax.random.key(0), 4, jnp.array([3, 5]), unique=False)
+      >>> jnp.exp(samples.log_expected_count).tolist(), samples.tries.item()
+      ([0.5, 0.5, 0.5, 0.5], 4)
     """
 
     ids: jax.Array

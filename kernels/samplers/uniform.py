@@ -16,7 +16,19 @@ from jaxnets.kernels.samplers.classes import as_vocab, where_class
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class Uniform:
-    """Every class alike: p = 1 / vocab."""
+    """Every class alike: p = 1 / vocab.
+
+    Args:
+      vocab: how many classes.
+
+    Raises:
+      TypeError, ValueError: ``vocab`` is no integer, or not in [1, 2**31 - 1].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> jnp.exp(Uniform(4).log_probability(jnp.array([0, 3, 4]))).tolist()
+      [0.25, 0.25, 0.0]
+    """
 
     vocab: int
 
