@@ -189,9 +189,11 @@ def train(step, sampler, stream, validation, vocab, seconds, points=8):
             jax.block_until_ready(carried[0])
         spent += time.perf_counter() - start
         curve.append((spent, done, float(jnp.exp(exact_loss(carried[0], held_out)))))
+    memory = compiled.memory_analysis()
+    assert memory is not None, "this backend reports no memory"
     return {
         "curve": curve, "compile_s": compile_s, "ms_per_step": 1e3 * spent / max(done, 1),
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "temp_bytes": memory.temp_size_in_bytes,
     }  # fmt: skip
 
 

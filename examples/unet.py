@@ -72,7 +72,8 @@ PARTS = {"training": slice(0, TRAINING), "held out": slice(TRAINING, None)}
 
 def _patches(rng, image, mask):
     """Random patches of the training part, turned and mirrored at random."""
-    images, masks = [], []
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     for _ in range(BATCH):
         row = rng.integers(image.shape[0] - PATCH)
         column = rng.integers(TRAINING - PATCH)

@@ -6,7 +6,7 @@ import jaxtyping
 import pytest
 
 # Compiling is most of the tests' time, and many of the programs are the same in two modules, in the
-# other worker or in the last run: all are kept. By the environment, so that tests' processes do too.
+# other worker or in the last run: all are kept. By the environment, so tests' processes do too.
 _CACHE = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -83,9 +83,9 @@ class PointwiseConv(nnx.Module):
 
     def __call__(
         self,
-        inputs: Float[Array, "batch *positions_and_in"],
-        residual: Float[Array, "batch *positions_and_out"] | None = None,
-    ) -> Float[Array, "batch *positions_and_out"]:
+        inputs: Float[Array, " batch *positions_and_in"],
+        residual: Float[Array, " batch *positions_and_out"] | None = None,
+    ) -> Float[Array, " batch *positions_and_out"]:
         """As :func:`jaxnets.kernels.pointwise_conv`."""
         return pointwise_conv(
             inputs, self.kernel[...], None if self.bias is None else self.bias[...],
@@ -193,8 +193,8 @@ class SeparableConv(nnx.Module):
         )  # fmt: skip
 
     def __call__(
-        self, inputs: Float[Array, "batch *positions_and_in"]
-    ) -> Float[Array, "batch *outputs_and_out"]:
+        self, inputs: Float[Array, " batch *positions_and_in"]
+    ) -> Float[Array, " batch *outputs_and_out"]:
         """The block's outputs, each spatial axis divided by its stride where padding is "SAME"."""
         mixed = depthwise_conv(
             inputs, self.depthwise[...], depth_multiplier=self.depth_multiplier,

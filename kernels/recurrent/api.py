@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
 
 from jaxnets.kernels import dispatch
@@ -18,6 +20,7 @@ from jaxnets.kernels.recurrent.checks import (
     lstm_carry,
     names_arguments,
 )
+from jaxnets.kernels.recurrent.padding import Given
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.recurrent.programs import Call, common_dtype, run_gru, run_lstm
 
@@ -184,9 +187,23 @@ def gru(
 
 
 def _call(
-    operation, inputs, parameters, given, batch, time, key, masked_outputs, reverse, time_first,
-    batched, recurrent_dropout, recompute, truncate, chunk, implementation,
-) -> Call:  # fmt: skip
+    operation: dispatch.Operation,
+    inputs: Any,
+    parameters: LSTMParameters | GRUParameters,
+    given: Given,
+    batch: tuple[int, ...],
+    time: int,
+    key: jax.Array | None,
+    masked_outputs: str,
+    reverse: bool,
+    time_first: bool,
+    batched: bool,
+    recurrent_dropout: float,
+    recompute: bool | None,
+    truncate: int | None,
+    chunk: int | None,
+    implementation: str | None,
+) -> Call:
     """The options' checks that LSTM and GRU share, and the implementation."""
     truncate, chunk = check_options(recurrent_dropout, key, truncate, chunk, masked_outputs)
     extras = implementations.extras_of(

@@ -63,7 +63,7 @@ class ShardedUnigram(ByContents):
     def vocab(self) -> int:
         return self.log_p.shape[0]
 
-    def draw(self, key, shape):
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         slot_key, side_key = jax.random.split(key)
         slot = jax.random.randint(slot_key, shape, 0, self.vocab, jnp.int32)
         threshold = take_sharded(self.sharding, self.threshold, slot)
@@ -71,7 +71,7 @@ class ShardedUnigram(ByContents):
         stay = jax.random.uniform(side_key, shape, jnp.float32) < threshold
         return jnp.where(stay, slot, alias)
 
-    def log_probability(self, ids):
+    def log_probability(self, ids: Any) -> jax.Array:
         return take_sharded(self.sharding, self.log_p, ids)
 
     def race(self, key: jax.Array, known_ids: jax.Array) -> Arrivals:
