@@ -97,8 +97,10 @@ def _run(
     in_specs = {name: _specs(places[name], split) for name in arrays}
     placed = jax.tree.map(
         lambda spec, tree: jax.tree.map(lambda a: _reshard(a, split.mesh, spec), tree),
-        in_specs, arrays, is_leaf=lambda a: isinstance(a, P),
-    )  # fmt: skip
+        in_specs,
+        arrays,
+        is_leaf=lambda a: isinstance(a, P),
+    )
     return jax.shard_map(
         local, mesh=split.mesh, in_specs=(in_specs,), out_specs=out_specs,
         axis_names=set(split.axes), check_vma=False,

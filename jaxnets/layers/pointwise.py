@@ -107,12 +107,14 @@ class PointwiseConv(nnx.Module):
                 f"activation must be None to fold what stands behind it, got {self.activation!r}"
             )
         kernel, bias = fold_batch_norm(
-            self.kernel[...], None if self.bias is None else self.bias[...],
-            norm.mean[...], norm.var[...],
+            self.kernel[...],
+            None if self.bias is None else self.bias[...],
+            norm.mean[...],
+            norm.var[...],
             None if norm.scale is None else norm.scale[...],
             None if norm.bias is None else norm.bias[...],
             epsilon=norm.epsilon,
-        )  # fmt: skip
+        )
         folded = PointwiseConv(
             kernel.shape[0] * self.groups, kernel.shape[1], strides=self.strides,
             groups=self.groups, channels_first=self.channels_first, rngs=nnx.Rngs(0),

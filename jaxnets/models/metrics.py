@@ -71,9 +71,9 @@ def best_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
       array([0.35])
     """
     scores, has = _scores_and_labels(scores, labels)
-    return np.array([
-        _best_threshold(score, label) for score, label in zip(scores.T, has.T, strict=True)
-    ])  # fmt: skip
+    return np.array(
+        [_best_threshold(score, label) for score, label in zip(scores.T, has.T, strict=True)]
+    )
 
 
 def _best_threshold(score: np.ndarray, label: np.ndarray) -> float:

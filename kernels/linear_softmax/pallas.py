@@ -83,12 +83,14 @@ class FusedEngine(NamedTuple):
             fresh = jnp.ones(chunk) if tile.fresh is None else tile.fresh.astype(_FLOAT32)
             here = jnp.where((labels >= 0) & (labels < vocab), labels - tile.start, -1)
             (gradient,) = fused_matmul(
-                self.call, tile.weight, hidden,
+                self.call,
+                tile.weight,
+                hidden,
                 Inputs([tile.bias, fresh], [here, log_sum_exp, *factors]),
                 epilogue=partial(tile_gradient, options.soft_cap),
                 outputs=(Tile(hidden.dtype),),
                 name="softmax_gradient",
-            )  # fmt: skip
+            )
             rows = matmul(gradient, hidden, (1, 0)).astype(weight.dtype)
             return (
                 hidden_gradient + matmul(gradient, tile.weight, (0, 0)),

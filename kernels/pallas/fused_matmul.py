@@ -238,8 +238,9 @@ def _triton(
         input_refs, output_refs = refs[: sum(counts)], refs[sum(counts) :]
         i, j = _grouped(pl.program_id(0), row_tiles, column_tiles)
         row_slice, column_slice = (
-            pl.ds(i * block_rows, block_rows), pl.ds(j * block_columns, block_columns),
-        )  # fmt: skip
+            pl.ds(i * block_rows, block_rows),
+            pl.ds(j * block_columns, block_columns),
+        )
         row_ids = i * block_rows + jnp.arange(block_rows)
         row_inside = row_ids < rows
         column_inside = j * block_columns + jnp.arange(block_columns) < columns
@@ -257,14 +258,17 @@ def _triton(
             a = triton.load(at, mask=row_inside[:, None] & inside, other=0.0)
             b = triton.load(
                 right_ref.at[column_slice, depth_slice],
-                mask=column_inside[:, None] & inside, other=0.0,
-            )  # fmt: skip
+                mask=column_inside[:, None] & inside,
+                other=0.0,
+            )
             return total + _dot(a, b)
 
         total = lax.fori_loop(
-            0, pl.cdiv(depth, block_depth), over_depth,
+            0,
+            pl.cdiv(depth, block_depth),
+            over_depth,
             jnp.zeros((block_rows, block_columns), jnp.float32),
-        )  # fmt: skip
+        )
         tile_inside = row_inside[:, None] & column_inside[None, :]
         tile_index = (row_slice, column_slice)
         # A slice, its mask and the axis it lacks in a tile.

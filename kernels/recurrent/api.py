@@ -212,11 +212,12 @@ def _call(
         recurrent_dropout=recurrent_dropout > 0,
     )  # fmt: skip
     sizes = {
-        "batch": batch[0] if batch else 1, "time": time,
+        "batch": batch[0] if batch else 1,
+        "time": time,
         "features": parameters.input_kernel.shape[0],
         "hidden": parameters.recurrent_kernel.shape[0],
         "extras": extras,
-    }  # fmt: skip
+    }
     dtype = common_dtype(inputs, parameters)
     chosen = dispatch.choose(operation, dtype, sizes, implementation)
     target = chosen.target if chosen.implementation in ("pallas", "cudnn") else None

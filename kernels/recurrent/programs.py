@@ -178,9 +178,8 @@ def _lstm_steps(
     c, h = carry
     if call.target is not None:
         outputs, c, h = accelerated_lstm(
-            call.implementation, call.target, parameters, inputs, c, h, marks,
-            reverse=call.reverse,
-        )  # fmt: skip
+            call.implementation, call.target, parameters, inputs, c, h, marks, reverse=call.reverse
+        )
         return outputs, (c, h)
     weights = Weights(
         parameters.input_kernel, parameters.recurrent_kernel, parameters.bias, None,

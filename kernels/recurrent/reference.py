@@ -152,8 +152,9 @@ def unroll(
         return new, jnp.where(valid, output, 0)
 
     xs = (
-        jnp.arange(time), jnp.moveaxis(inputs, 1, 0),
+        jnp.arange(time),
+        jnp.moveaxis(inputs, 1, 0),
         None if resets is None else jnp.moveaxis(resets, 1, 0),
-    )  # fmt: skip
+    )
     state, outputs = lax.scan(over_time, state, xs, reverse=reverse)
     return jnp.moveaxis(outputs, 0, 1), state

@@ -108,9 +108,11 @@ def sampled_softmax_cross_entropy(
     *batch, features = arrays[0].shape
     ids = arrays[4].ids
     sizes = {
-        "tokens": math.prod(batch), "features": features,
-        "num_sampled": ids.shape[-1], "per_token": ids.ndim > 1,
-    }  # fmt: skip
+        "tokens": math.prod(batch),
+        "features": features,
+        "num_sampled": ids.shape[-1],
+        "per_token": ids.ndim > 1,
+    }
     choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, implementation)
     # The grid of a kernel is not empty.
     call = Call.of(choice) if math.prod(batch) and ids.size else None
