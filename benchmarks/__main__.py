@@ -121,9 +121,10 @@ def find_peers(console: Console, *names: str) -> dict[str, bool]:
 def finish(console: Console, output: Path, *, full: bool, **result: Any) -> None:
     """Prints and writes the report."""
     result |= {
-        "datetime": datetime.now(UTC).isoformat(timespec="seconds"), "version": "jaxnets 1",
+        "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
+        "version": "jaxnets 1",
         "suite": "full" if full else "quick",
-    }  # fmt: skip
+    }
     report.print_tables(result, console)
     for path in report.write(result, output):
         console.print(f"written: {path}")

@@ -280,8 +280,10 @@ def run(full: bool) -> tuple[dict, dict]:
     }
     result = {
         "corpus": f"Reina-Valera (Spanish, public domain), package {corpus.PACKAGE}",
-        "sentences": len(training), "tokens": tokens,
-        "longest": int(max(len(ids) for ids in training)), "ways": table,
+        "sentences": len(training),
+        "tokens": tokens,
+        "longest": int(max(len(ids) for ids in training)),
+        "ways": table,
         "plans": list(plans(distributions(training))),
-    }  # fmt: skip
+    }
     return result, bars

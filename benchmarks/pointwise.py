@@ -37,7 +37,7 @@ def problem(shape: tuple[int, ...], out: int):
 
 def flax_conv(inputs, kernel, bias):
     """``flax.nnx.Conv(kernel_size=(1, 1))`` with these parameters."""
-    conv = nnx.Conv(*kernel.shape, kernel_size=(1, 1), rngs=nnx.Rngs(0))
+    conv = nnx.Conv(kernel.shape[0], kernel.shape[1], kernel_size=(1, 1), rngs=nnx.Rngs(0))
     conv.kernel, conv.bias = nnx.Param(kernel[None, None]), nnx.Param(bias)
     return conv(inputs)
 

@@ -169,8 +169,9 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
                 compiled_case("ours", ours, *arrays[:2], flops=work / 3),
                 compiled_case("flax", flax_layer(*shape[2:]), *arrays[:2], flops=work / 3),
             ],
-            5, limits,
-        )  # fmt: skip
+            5,
+            limits,
+        )
     absent = "PyTorch is absent"
     torch = ratios.get("PyTorch nn.LSTM")
     bars = {

@@ -127,27 +127,31 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
     rows += measure(
         "step by num_sampled, 1,000,000 classes, 1024x128",
         [sampled_case(1_000_000, 128, 1024, n, name=f"{n:,} samples") for n in (64, 512, 4096)],
-        10, limits,
-    )  # fmt: skip
+        10,
+        limits,
+    )
     rows += measure(
         "step by tokens, 100,000 classes, 512 samples",
         [sampled_case(100_000, 128, n, 512, name=f"{n:,} tokens") for n in (256, 1024, 4096)],
-        10, limits,
-    )  # fmt: skip
+        10,
+        limits,
+    )
     if full:
         rows += measure(
             "step by features, 100,000 classes, 512 samples",
             [sampled_case(100_000, n, 1024, 512, name=f"{n} features") for n in (64, 256, 1024)],
-            10, limits,
-        )  # fmt: skip
+            10,
+            limits,
+        )
         rows += measure(
             "step by dtype, 100,000 classes, 1,024 samples, 1024x512",
             [
                 sampled_case(100_000, 512, 1024, 1024, dtype, jnp.dtype(dtype).name)
                 for dtype in (jnp.float32, jnp.bfloat16)
             ],
-            10, limits,
-        )  # fmt: skip
+            10,
+            limits,
+        )
         ten_million = [sampled_case(10_000_000, 128, 1024, 1024)]
         rows += measure("step, ten million classes", ten_million, 10, limits)
     return rows, bars

@@ -98,8 +98,10 @@ def draw(model: Autoencoder, split: data.Split):
         for axes, plane in zip(row, planes, strict=True):
             axes.imshow(plane[..., 0], cmap="gray", vmin=0, vmax=1)
             axes.tick_params(labelsize=6)
-    figure.suptitle(f"{images.shape[1]} x {images.shape[2]}, and decoded at {decoded.shape[1]} x "
-                    f"{decoded.shape[2]}")  # fmt: skip
+    figure.suptitle(
+        f"{images.shape[1]} x {images.shape[2]}, and decoded at {decoded.shape[1]} x "
+        f"{decoded.shape[2]}"
+    )
     figure.tight_layout()
     return figure
 

@@ -81,9 +81,11 @@ def split(tones: data.Tones) -> Domains:
     where = np.array([place[family] for family in tones.families])
     held_out = where > 0.8
     return Domains(
-        tones.light[where <= 0.4], tones.dark[(where > 0.4) & ~held_out],
-        tones.light[held_out], tones.dark[held_out],
-    )  # fmt: skip
+        tones.light[where <= 0.4],
+        tones.dark[(where > 0.4) & ~held_out],
+        tones.light[held_out],
+        tones.dark[held_out],
+    )
 
 
 _to_dark = nnx.jit(lambda model, images: model.a_to_b(images))

@@ -148,10 +148,11 @@ def records() -> tuple[list[np.ndarray], np.ndarray]:
         with tempfile.TemporaryDirectory(dir=folder) as there:  # all at once, or not at all
             whole = Path(there) / path.name
             np.savez(
-                whole, labels=np.stack([labels for _, labels in made]),
+                whole,
+                labels=np.stack([labels for _, labels in made]),
                 lengths=[len(signal) for signal, _ in made],
                 samples=np.concatenate([signal for signal, _ in made]),
-            )  # fmt: skip
+            )
             whole.replace(path)
     with np.load(path) as saved:
         ends = np.cumsum(saved["lengths"])[:-1]

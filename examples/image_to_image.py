@@ -47,7 +47,7 @@ def main(
             photograph = photographs[names[rng.integers(len(names))]]
             row, column = (rng.integers(size - PATCH) for size in photograph.shape[:2])
             patch = np.rot90(
-                photograph[row : row + PATCH, column : column + PATCH], rng.integers(4)
+                photograph[row : row + PATCH, column : column + PATCH], int(rng.integers(4))
             )
             patches.append(patch)
         return np.stack(patches)

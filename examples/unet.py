@@ -72,7 +72,8 @@ PARTS = {"training": slice(0, TRAINING), "held out": slice(TRAINING, None)}
 
 def _patches(rng, image, mask):
     """Random patches of the training part, turned and mirrored at random."""
-    images, masks = [], []
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     for _ in range(BATCH):
         row = rng.integers(image.shape[0] - PATCH)
         column = rng.integers(TRAINING - PATCH)
@@ -102,9 +103,11 @@ def draw(model: UNet, image: np.ndarray, mask: np.ndarray):
     other = nnx.sigmoid(_logits(model, jnp.asarray(part), size=(256, 200)))[0]
     figure, grid = plt.subplots(1, 4, figsize=(11, 8))
     planes = {
-        "held out": part[0, ..., 0], "nuclei": mask[:, PARTS["held out"]], "found": own,
+        "held out": part[0, ..., 0],
+        "nuclei": mask[:, PARTS["held out"]],
+        "found": own,
         f"at {other.shape[0]} x {other.shape[1]}, untrained": other,
-    }  # fmt: skip
+    }
     for axes, (title, plane) in zip(grid, planes.items(), strict=True):
         axes.imshow(plane, cmap="gray")
         axes.set_title(title, fontsize=9)

@@ -61,7 +61,7 @@ def checked(loss: Callable[..., Any]) -> Callable[..., tuple[checkify.Error, Any
     return checking
 
 
-def _by_name(loss, args, options) -> dict[str, Any]:
+def _by_name(loss: Callable, args: tuple, options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call, by the names of ``loss`` or, if it has none, by the usual order."""
     try:
         bound = inspect.signature(loss).bind_partial(*args, **options)
@@ -91,12 +91,18 @@ def _check(given: dict[str, Any]) -> checkify.Error:
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # outside of it checkify knows no mesh
-def _error(vocab: int, ignore_index: int | None, *arrays) -> checkify.Error:
+def _error(vocab: int, ignore_index: int | None, *arrays: Any) -> checkify.Error:
     check = checkify.checkify(partial(_check_values, vocab, ignore_index), checkify.user_checks)
     return check(*meshes.replicated(arrays))[0]
 
 
-def _check_values(vocab: int, ignore_index: int | None, hidden, labels, weights) -> None:
+def _check_values(
+    vocab: int,
+    ignore_index: int | None,
+    hidden: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None,
+) -> None:
     several = labels.ndim == hidden.ndim
     left_out = jnp.zeros(labels.shape, bool)
     if ignore_index is not None:

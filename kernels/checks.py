@@ -75,7 +75,9 @@ def holds_tracers(values: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def check_range(name: str, ids: Any, lowest: int, end: int, axes: str, *, except_for=None) -> None:
+def check_range(
+    name: str, ids: Any, lowest: int, end: int, axes: str, *, except_for: Any = None
+) -> None:
     """Raise ``ValueError`` if ``ids`` are known and one of them lies outside [lowest, end).
 
     Args:

@@ -203,7 +203,9 @@ def anywhere(_target: Target, _dtype: Any, _sizes: Mapping[str, Any]) -> None:
     """No obstacle."""
 
 
-def pallas_obstacle(where: Target, dtype: Any, _sizes: Mapping[str, Any] | None = None):
+def pallas_obstacle(
+    where: Target, dtype: Any, _sizes: Mapping[str, Any] | None = None
+) -> str | None:
     """What stands in the way of any Pallas kernel of this package."""
     if where.platform == "cpu":
         return "Pallas kernels need a GPU or TPU, this is cpu"

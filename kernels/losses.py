@@ -20,7 +20,9 @@ from jaxnets.kernels.checks import (
 REDUCTIONS = ("mean", "sum", "none")
 
 
-def check_projection(hidden, weight, bias) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def check_projection(
+    hidden: Any, weight: Any, bias: Any
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """``hidden [..., features]``, ``weight [vocab, features]`` and ``bias [vocab]`` as arrays.
 
     Raises unless they fit.
@@ -54,7 +56,7 @@ def check_ignore_index(ignore_index: Any) -> int | None:
 
 
 def check_labels(
-    labels,
+    labels: Any,
     shape: tuple[int, ...],
     vocab: int,
     ignore_index: int | None = None,
@@ -85,7 +87,7 @@ def check_labels(
     return labels
 
 
-def check_weights(weights, shape: tuple[int, ...]) -> jax.Array | None:
+def check_weights(weights: Any, shape: tuple[int, ...]) -> jax.Array | None:
     """``weights`` as an array of one number (or bool) a token, or None."""
     if weights is None:
         return None
@@ -118,7 +120,13 @@ def safe_ids(ids: jax.Array, vocab: int) -> jax.Array:
     return jnp.where((ids < 0) | (ids >= vocab), vocab, ids).astype(jnp.int32)
 
 
-def leave_out(weights, labels, ignore_index: int | None, vocab: int, dtype):
+def leave_out(
+    weights: jax.Array | None,
+    labels: jax.Array,
+    ignore_index: int | None,
+    vocab: int,
+    dtype: jnp.dtype,
+) -> tuple[jax.Array | None, jax.Array]:
     """Weights [...] of ``dtype`` that are 0 at ignored labels, or None; and safe labels [...].
 
     The label of a token that is left out becomes 0: it must not make what it does not count NaN.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels import meshes
@@ -13,7 +15,7 @@ from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.samplers.samples import Samples
 
 
-def losses_over_rows(**axes: Any):
+def losses_over_rows(**axes: Any) -> Callable:
     """:func:`jaxnets.kernels.meshes.over_rows` for a loss with ``reduction`` and ``weights``.
 
     A mean by weight over all devices is the sum by weights that add up to 1.
@@ -34,7 +36,14 @@ def losses_over_rows(**axes: Any):
     return decorate
 
 
-def _shares(hidden, weight, labels, weights, ignore_index=None, **_):
+def _shares(
+    hidden: jax.Array,
+    weight: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    ignore_index: int | None = None,
+    **_: Any,
+) -> jax.Array:
     """Of each token in the mean, [...]."""
     batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
     weights = jnp.ones(batch, dtype) if weights is None else weights.astype(dtype)

@@ -70,7 +70,14 @@ def over_rows(*, results: Any = 0, **axes: Any) -> Callable:
     return decorate
 
 
-def _run(function, split: _Split, given, arrays, places, results):
+def _run(
+    function: Callable,
+    split: _Split,
+    given: dict[str, Any],
+    arrays: dict[str, Any],
+    places: dict[str, Any],
+    results: Any,
+) -> Any:
     def local(arrays):
         token = _current.set(split)
         try:
@@ -90,15 +97,17 @@ def _run(function, split: _Split, given, arrays, places, results):
     in_specs = {name: _specs(places[name], split) for name in arrays}
     placed = jax.tree.map(
         lambda spec, tree: jax.tree.map(lambda a: _reshard(a, split.mesh, spec), tree),
-        in_specs, arrays, is_leaf=lambda a: isinstance(a, P),
-    )  # fmt: skip
+        in_specs,
+        arrays,
+        is_leaf=lambda a: isinstance(a, P),
+    )
     return jax.shard_map(
         local, mesh=split.mesh, in_specs=(in_specs,), out_specs=out_specs,
         axis_names=set(split.axes), check_vma=False,
     )(placed)  # fmt: skip
 
 
-def _specs(places, split: _Split):
+def _specs(places: Any, split: _Split) -> Any:
     return jax.tree.map(lambda at: P() if at < 0 else P(*(None,) * at, split.axes), places)
 
 
@@ -117,7 +126,7 @@ def split_of(arrays: dict[str, Any], places: dict[str, Any]) -> _Split | None:
     return None
 
 
-def explicit_mesh(arrays: Any):
+def explicit_mesh(arrays: Any) -> Any:
     """The mesh of the first array that has ``Explicit`` axes, or None."""
     for leaf in jax.tree.leaves(arrays):
         mesh = jax.typeof(leaf).sharding.mesh
@@ -142,7 +151,7 @@ def placed_like(like: Any, arrays: Any) -> Any:
     return jax.tree.map(lambda a, b: _reshard(b, mesh, jax.typeof(a).sharding.spec), like, arrays)
 
 
-def _reshard(array, mesh, spec: P):
+def _reshard(array: Any, mesh: Any, spec: P) -> Any:
     sharding = jax.typeof(array).sharding
     if sharding.mesh == mesh and tuple(sharding.spec) == tuple(spec):
         return array
@@ -176,7 +185,7 @@ def eager_gradients(function: Callable) -> Callable:
     return with_gradients
 
 
-def _differentiable(array):
+def _differentiable(array: Any) -> Any:
     value = array
     while isinstance(value, jax.core.Tracer) and hasattr(value, "primal"):
         value = value.primal
@@ -190,14 +199,14 @@ def _differentiable(array):
     return jax.device_put(array, NamedSharding(auto, P()))
 
 
-def _varying(array) -> frozenset[str]:
+def _varying(array: Any) -> frozenset[str]:
     """The axes of a ``shard_map`` with ``check_vma`` over which ``array`` differs."""
     kind = jax.typeof(array)
     of = getattr(kind, "manual_axis_type", None)
     return getattr(kind, "vma", frozenset()) if of is None else of.varying
 
 
-def _in_checked_shard_map(function, given, arrays):
+def _in_checked_shard_map(function: Callable, given: dict[str, Any], arrays: dict[str, Any]) -> Any:
     every = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(arrays)))
 
     def vary(array):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -130,7 +130,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _candidates(operation: dispatch.Operation):
+def _candidates(operation: dispatch.Operation) -> Iterator[tuple[str, tuple[int, ...] | None]]:
     """Implementations, the default first and no reference, each with the tiles to try."""
     platform = dispatch.target().platform
     for implementation in operation.implementations:
@@ -151,7 +151,7 @@ def value_and_gradients(function: Callable) -> Callable:
     return both
 
 
-def _agree(results, wanted, dtype) -> bool:
+def _agree(results: Any, wanted: Any, dtype: Any) -> bool:
     """Equal up to the rounding of long sums, by norm."""
     tolerance = 64 * float(jnp.finfo(dtype).eps)
     return all(
@@ -161,7 +161,7 @@ def _agree(results, wanted, dtype) -> bool:
     )
 
 
-def _normal(number: int, dtype, *shape: int, scale: float = 1.0) -> jax.Array:
+def _normal(number: int, dtype: Any, *shape: int, scale: float = 1.0) -> jax.Array:
     return (scale * jax.random.normal(jax.random.key(number), shape)).astype(dtype)
 
 
@@ -170,7 +170,7 @@ def labels_of(tokens: int, vocab: int) -> jax.Array:
     return jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
 
 
-def _full(dtype, tokens, features, vocab):
+def _full(dtype: Any, tokens: int, features: int, vocab: int) -> tuple[Callable, tuple]:
     labels = labels_of(tokens, vocab)
 
     def function(implementation, hidden, weight, bias):
@@ -182,7 +182,9 @@ def _full(dtype, tokens, features, vocab):
     return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab))
 
 
-def _sampled(dtype, tokens, features, num_sampled, per_token):
+def _sampled(
+    dtype: Any, tokens: int, features: int, num_sampled: int, per_token: bool
+) -> tuple[Callable, tuple]:
     vocab = 4 * num_sampled  # the choice does not depend on it: only rows are read
     labels = labels_of(tokens, vocab)
     samples = sample(Uniform(vocab), jax.random.key(4), num_sampled, labels)
@@ -196,7 +198,9 @@ def _sampled(dtype, tokens, features, num_sampled, per_token):
     return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab))
 
 
-def _pointwise(dtype, positions, features, out, groups, channels_first):
+def _pointwise(
+    dtype: Any, positions: int, features: int, out: int, groups: int, channels_first: bool
+) -> tuple[Callable, tuple]:
     def function(implementation, inputs, kernel, bias):
         return pointwise_conv(
             inputs, kernel, bias, activation="relu", groups=groups, channels_first=channels_first,
@@ -208,7 +212,9 @@ def _pointwise(dtype, positions, features, out, groups, channels_first):
     return function, (_normal(0, dtype, *shape), kernel, _normal(2, dtype, out))
 
 
-def _lstm(dtype, batch, time, features, hidden, extras):
+def _lstm(
+    dtype: Any, batch: int, time: int, features: int, hidden: int, extras: Any
+) -> tuple[Callable, tuple]:
     def function(implementation, inputs, *parameters):
         return lstm(inputs, None, LSTMParameters(*parameters), implementation=implementation)[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -82,7 +83,7 @@ class VocabSharding(NamedTuple):
                 f"{self.tokens!r}, got shape {tokens_shape}"
             )
 
-    def place(self, array, spec: P):
+    def place(self, array: Any, spec: P) -> Any:
         """``array`` laid out as ``spec`` says over those of the mesh's axes that are explicit.
 
         XLA lays arrays out by itself over the others.
@@ -94,11 +95,11 @@ class VocabSharding(NamedTuple):
         named = (tuple(a for a in _as_axes(axes) if a in explicit) or None for axes in spec)
         return jax.sharding.reshard(array, NamedSharding(self.mesh, P(*named)))
 
-    def place_tokens(self, *arrays):
+    def place_tokens(self, *arrays: Any) -> list[Any]:
         """``arrays`` [tokens, ...] laid out alike, so that they can be computed with."""
         return [self.place(array, self.token_spec) for array in arrays]
 
-    def run(self, function, in_specs, out_specs, *arrays):
+    def run(self, function: Callable, in_specs: Any, out_specs: Any, *arrays: Any) -> Any:
         """``shard_map`` of a function that does its own collectives and is not differentiated."""
         placed = jax.tree.map(self.place, arrays, jax.tree.broadcast(in_specs, arrays))
         return jax.shard_map(
@@ -114,19 +115,19 @@ class VocabSharding(NamedTuple):
         own = (local >= 0) & (local < size)
         return jnp.where(own, local, size).astype(jnp.int32), own
 
-    def start(self, size: int):
+    def start(self, size: int) -> jax.Array | int:
         """Inside ``run``: the first class of this device."""
         return lax.axis_index(self.vocab_axes) * size if self.vocab_axes else 0
 
-    def sum_over_vocab(self, tree):
+    def sum_over_vocab(self, tree: Any) -> Any:
         """Inside ``run``: the sum over the shards of the vocabulary."""
         return lax.psum(tree, self.vocab_axes) if self.vocab_axes else tree
 
-    def max_over_vocab(self, array):
+    def max_over_vocab(self, array: jax.Array) -> jax.Array:
         """Inside ``run``: the maximum over the shards of the vocabulary."""
         return lax.pmax(array, self.vocab_axes) if self.vocab_axes else array
 
-    def sum_over_tokens(self, tree):
+    def sum_over_tokens(self, tree: Any) -> Any:
         """Inside ``run``: the sum over the devices that have other tokens."""
         return lax.psum(tree, self.token_axes) if self.token_axes else tree
 

@@ -81,9 +81,11 @@ def test_metrics(message, users_checks):
     error, metrics, evaluated = METRICS[message]
     with pytest.raises(error, match=message):
         run(
-            1, loss=lambda *args: (loss(*args), metrics), evaluate=lambda model: evaluated,
+            1,
+            loss=lambda *args: (loss(*args), metrics),
+            evaluate=lambda model: evaluated,
             clip_norm=1.0,
-        )  # fmt: skip
+        )
 
 
 LOSSES = {

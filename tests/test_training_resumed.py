@@ -99,8 +99,9 @@ def on_mesh(kind, devices):
             linear.kernel[...] = put(linear.kernel[...], P("d", None))
         elif kind == "replicated":
             linear.kernel[...], linear.bias[...] = (
-                put(linear.kernel[...], P()), put(linear.bias[...], P()),
-            )  # fmt: skip
+                put(linear.kernel[...], P()),
+                put(linear.bias[...], P()),
+            )
 
     def batch_at(step):
         batch = np.random.default_rng(step).normal(size=(16, 8)).astype(np.float32)

@@ -244,7 +244,9 @@ def _write(
 ) -> dict[str, np.ndarray]:
     suffix = _suffix(layer, reverse)
     arrays = {
-        "weight_ih": kernel.T, "weight_hh": recurrent.T,
-        "bias_ih": bias, "bias_hh": recurrent_bias,
-    }  # fmt: skip
+        "weight_ih": kernel.T,
+        "weight_hh": recurrent.T,
+        "bias_ih": bias,
+        "bias_hh": recurrent_bias,
+    }
     return {f"{field}{suffix}": np.asarray(array) for field, array in arrays.items()}

@@ -110,9 +110,10 @@ class OutputProjection(nnx.Module):
             )
         dtype = result_dtype(hidden, weight)
         logits = jnp.matmul(
-            hidden.astype(dtype), weight.astype(dtype).T,
+            hidden.astype(dtype),
+            weight.astype(dtype).T,
             preferred_element_type=accumulator_dtype(dtype),
-        )  # fmt: skip
+        )
         if bias is not None:
             logits = logits + jnp.expand_dims(bias, range(logits.ndim - 1)).astype(logits.dtype)
         return logits.astype(dtype)

@@ -83,9 +83,9 @@ class PointwiseConv(nnx.Module):
 
     def __call__(
         self,
-        inputs: Float[Array, "batch *positions_and_in"],
-        residual: Float[Array, "batch *positions_and_out"] | None = None,
-    ) -> Float[Array, "batch *positions_and_out"]:
+        inputs: Float[Array, " batch *positions_and_in"],
+        residual: Float[Array, " batch *positions_and_out"] | None = None,
+    ) -> Float[Array, " batch *positions_and_out"]:
         """As :func:`jaxnets.kernels.pointwise_conv`."""
         return pointwise_conv(
             inputs, self.kernel[...], None if self.bias is None else self.bias[...],
@@ -107,12 +107,14 @@ class PointwiseConv(nnx.Module):
                 f"activation must be None to fold what stands behind it, got {self.activation!r}"
             )
         kernel, bias = fold_batch_norm(
-            self.kernel[...], None if self.bias is None else self.bias[...],
-            norm.mean[...], norm.var[...],
+            self.kernel[...],
+            None if self.bias is None else self.bias[...],
+            norm.mean[...],
+            norm.var[...],
             None if norm.scale is None else norm.scale[...],
             None if norm.bias is None else norm.bias[...],
             epsilon=norm.epsilon,
-        )  # fmt: skip
+        )
         folded = PointwiseConv(
             kernel.shape[0] * self.groups, kernel.shape[1], strides=self.strides,
             groups=self.groups, channels_first=self.channels_first, rngs=nnx.Rngs(0),
@@ -193,8 +195,8 @@ class SeparableConv(nnx.Module):
         )  # fmt: skip
 
     def __call__(
-        self, inputs: Float[Array, "batch *positions_and_in"]
-    ) -> Float[Array, "batch *outputs_and_out"]:
+        self, inputs: Float[Array, " batch *positions_and_in"]
+    ) -> Float[Array, " batch *outputs_and_out"]:
         """The block's outputs, each spatial axis divided by its stride where padding is "SAME"."""
         mixed = depthwise_conv(
             inputs, self.depthwise[...], depth_multiplier=self.depth_multiplier,

@@ -56,9 +56,10 @@ class _Recurrent(nnx.Module):
         dropout: float, input_dropout: float, recurrent_dropout: float, rngs: nnx.Rngs,
     ):  # fmt: skip
         shares = {
-            "dropout": dropout, "input_dropout": input_dropout,
+            "dropout": dropout,
+            "input_dropout": input_dropout,
             "recurrent_dropout": recurrent_dropout,
-        }  # fmt: skip
+        }
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {share}")
@@ -105,9 +106,11 @@ class _Recurrent(nnx.Module):
         drops: dict[str, Any] = {}
         if self.rngs is not None and not deterministic:
             drops = {
-                "dropout": self.dropout, "input_dropout": self.input_dropout,
-                "recurrent_dropout": self.recurrent_dropout, "key": self.rngs(),
-            }  # fmt: skip
+                "dropout": self.dropout,
+                "input_dropout": self.input_dropout,
+                "recurrent_dropout": self.recurrent_dropout,
+                "key": self.rngs(),
+            }
         return recurrent_layers(
             inputs, carries, self.parameters(), lengths=lengths, segment_ids=segment_ids,
             mask=mask, merge_mode=self.merge_mode, **self._cell_options(), **drops,
@@ -193,9 +196,11 @@ jnp.swapaxes(inputs, 1, 2)
         def direction(features):
             gates = 4 * hidden
             norm = LayerNorm(
-                jnp.ones(gates, dtype), jnp.ones(gates, dtype),
-                jnp.ones(hidden, dtype), jnp.zeros(hidden, dtype),
-            )  # fmt: skip
+                jnp.ones(gates, dtype),
+                jnp.ones(gates, dtype),
+                jnp.ones(hidden, dtype),
+                jnp.zeros(hidden, dtype),
+            )
             return LSTMParameters(
                 draw(nnx.initializers.glorot_uniform(), rngs, (features, gates), dtype),
                 _orthogonal(rngs, output, hidden, 4, dtype),

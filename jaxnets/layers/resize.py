@@ -50,9 +50,11 @@ class ResizeConv(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.conv = nnx.Conv(
-            as_int("in_features", in_features, 1), as_int("out_features", out_features, 1),
-            as_sizes("kernel_size", kernel_size, 2), rngs=rngs,
-        )  # fmt: skip
+            as_int("in_features", in_features, 1),
+            as_int("out_features", out_features, 1),
+            as_sizes("kernel_size", kernel_size, 2),
+            rngs=rngs,
+        )
 
     def __call__(
         self,

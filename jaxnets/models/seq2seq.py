@@ -175,9 +175,10 @@ class Seq2Seq(nnx.Module):
         """
         inputs, labels, weights = _targets(target, target_lengths)
         hidden = self.hidden(
-            look_up(self.source_embedding[...], source, "source"), source_lengths,
+            look_up(self.source_embedding[...], source, "source"),
+            source_lengths,
             look_up(self.target_embedding[...], inputs, "target"),
-        )  # fmt: skip
+        )
         return jnp.asarray(
             self.projection.evaluate(hidden, labels, weights=weights, reduction=reduction)
         )
@@ -264,9 +265,10 @@ def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
         nnx.replace_by_pure_dict(merged, {**pure, **dense})
         module = nnx.merge(graph, merged, state)
         hidden = module.hidden(
-            look_up(rows["source_embedding"], local["source_embedding"]), source_lengths,
+            look_up(rows["source_embedding"], local["source_embedding"]),
+            source_lengths,
             look_up(rows["target_embedding"], local["target_embedding"]),
-        )  # fmt: skip
+        )
         own, ids = local["projection"]
         loss = sampled_softmax_cross_entropy(
             hidden, rows["projection"]["weight"], rows["projection"]["bias"], own,

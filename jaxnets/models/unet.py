@@ -46,9 +46,9 @@ class UNet(nnx.Module):
     ):
         before = (in_features, *features[:-1])
         steps = list(zip(features[1:], features[:-1], strict=True))[::-1]
-        self.down = nnx.List([
-            ConvPair(*pair, rngs=rngs) for pair in zip(before, features, strict=True)
-        ])  # fmt: skip
+        self.down = nnx.List(
+            [ConvPair(*pair, rngs=rngs) for pair in zip(before, features, strict=True)]
+        )
         self.up = nnx.List([ResizeConv(deep, shallow, rngs=rngs) for deep, shallow in steps])
         self.joined = nnx.List([ConvPair(2 * shallow, shallow, rngs=rngs) for _, shallow in steps])
         self.resized = ResizeConv(features[0], features[0], rngs=rngs)

@@ -80,9 +80,11 @@ def sharded_update(
 
     def on_device(gradients, state, tables):
         local = jax.tree.map(
-            lambda rows, table: local_rows(sharding, rows, table.shape[0]), gradients, tables,
+            lambda rows, table: local_rows(sharding, rows, table.shape[0]),
+            gradients,
+            tables,
             is_leaf=is_rows,
-        )  # fmt: skip
+        )
         updates, state = optimizer.update(local, state, tables)
         return apply_updates(tables, updates), state
 

@@ -96,7 +96,7 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
         """Flax's layers told so too: a float32 statistic would make what follows float32."""
         if compute_dtype is not None:
             for _, node in nnx.iter_graph(model):
-                if isinstance(node, nnx.Module) and getattr(node, "dtype", 0) is None:
+                if isinstance(node, nnx.Module) and hasattr(node, "dtype") and node.dtype is None:
                     node.dtype = jnp.dtype(compute_dtype)
         return model
 

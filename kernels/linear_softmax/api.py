@@ -142,7 +142,9 @@ def linear_softmax_cross_entropy(
     )  # fmt: skip
 
 
-def choose_engine(hidden, weight, tokens: int, vocab: int, implementation: str | None) -> Engine:
+def choose_engine(
+    hidden: jax.Array, weight: jax.Array, tokens: int, vocab: int, implementation: str | None
+) -> Engine:
     """The engine for so many tokens and classes on a device, in the dtype of the arrays."""
     sizes = {"tokens": tokens, "features": hidden.shape[-1], "vocab": vocab}
     dtype = result_dtype(hidden, weight)
@@ -150,7 +152,9 @@ def choose_engine(hidden, weight, tokens: int, vocab: int, implementation: str |
     return TiledEngine() if call is None else FusedEngine(call)
 
 
-def check_options(label_smoothing, z_loss, soft_cap, token_tile=128, vocab_tile=1024) -> Options:
+def check_options(
+    label_smoothing: Any, z_loss: Any, soft_cap: Any, token_tile: Any = 128, vocab_tile: Any = 1024
+) -> Options:
     """The options, each in its range: they are static, so plain numbers."""
     smoothing, z_loss = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
     if not 0 <= smoothing <= 1:
@@ -165,7 +169,7 @@ def check_options(label_smoothing, z_loss, soft_cap, token_tile=128, vocab_tile=
     return Options(smoothing, z_loss, soft_cap, *tiles)
 
 
-def _check_temperature(temperature, shape: tuple[int, ...], kept) -> jax.Array | None:
+def _check_temperature(temperature: Any, shape: tuple[int, ...], kept: Any) -> jax.Array | None:
     """``temperature``, [] or of ``shape``, as an array; None where it is the number 1.
 
     Raises unless it is above 0 where that is known; of one a token, where ``kept`` [...] (or
@@ -197,7 +201,9 @@ def _check_temperature(temperature, shape: tuple[int, ...], kept) -> jax.Array |
     return temperature
 
 
-def _known_as_kept(labels, ignore_index: int | None, weights) -> np.ndarray | None:
+def _known_as_kept(
+    labels: jax.Array, ignore_index: int | None, weights: jax.Array | None
+) -> np.ndarray | None:
     """Which tokens are not left out, [...] bool; None where the values are not known."""
     if not is_known(labels) or not is_known(weights):
         return None
@@ -217,9 +223,18 @@ def _temperature_axis(of: dict[str, Any]) -> int:
     hidden=0, weight=WHOLE, bias=WHOLE, labels=0, weights=0, temperature=_temperature_axis
 )
 def _loss(
-    engine, options, reduction, return_log_sum_exp, ignore_index,
-    hidden, weight, bias, labels, weights, temperature,
-):  # fmt: skip
+    engine: Engine,
+    options: Options,
+    reduction: str,
+    return_log_sum_exp: bool,
+    ignore_index: int | None,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    weights: jax.Array | None,
+    temperature: jax.Array | None,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
     batch = labels.shape
     accumulator = accumulator_dtype(hidden, weight)
     if not labels.size:
@@ -256,7 +271,14 @@ def _loss(
     return (loss, log_sum_exp.reshape(batch)) if return_log_sum_exp else loss
 
 
-def _divide(hidden, weight, bias, temperature, kept, accumulator):
+def _divide(
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    temperature: jax.Array,
+    kept: jax.Array | None,
+    accumulator: jnp.dtype,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """A projection whose logits are those of the given one divided by ``temperature``."""
     temperature = temperature.astype(accumulator)
     if temperature.ndim and kept is not None:

@@ -12,9 +12,11 @@ gradients by atomics.)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -39,7 +41,14 @@ class FusedEngine(NamedTuple):
 
     call: Call
 
-    def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
+    def statistics(
+        self,
+        options: Options,
+        hidden: jax.Array,
+        weight: jax.Array,
+        bias: jax.Array,
+        labels: jax.Array,
+    ) -> Statistics:
         smoothing = bool(options.label_smoothing)
         partials = fused_matmul(
             self.call, weight, hidden, Inputs([bias], [labels]),
@@ -54,8 +63,15 @@ class FusedEngine(NamedTuple):
         )
 
     def gradient(
-        self, options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors
-    ):
+        self,
+        options: Options,
+        hidden: jax.Array,
+        weight: jax.Array,
+        bias: jax.Array,
+        labels: jax.Array,
+        log_sum_exp: jax.Array,
+        factors: Factors,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         (tokens, features), vocab = hidden.shape, weight.shape[0]
         # In whole hardware tiles, and no larger than the vocabulary.
         chunk = min(vocab, max(512, _CHUNK // tokens // 512 * 512))
@@ -67,12 +83,14 @@ class FusedEngine(NamedTuple):
             fresh = jnp.ones(chunk) if tile.fresh is None else tile.fresh.astype(_FLOAT32)
             here = jnp.where((labels >= 0) & (labels < vocab), labels - tile.start, -1)
             (gradient,) = fused_matmul(
-                self.call, tile.weight, hidden,
+                self.call,
+                tile.weight,
+                hidden,
                 Inputs([tile.bias, fresh], [here, log_sum_exp, *factors]),
                 epilogue=partial(tile_gradient, options.soft_cap),
                 outputs=(Tile(hidden.dtype),),
                 name="softmax_gradient",
-            )  # fmt: skip
+            )
             rows = matmul(gradient, hidden, (1, 0)).astype(weight.dtype)
             return (
                 hidden_gradient + matmul(gradient, tile.weight, (0, 0)),
@@ -88,7 +106,16 @@ class FusedEngine(NamedTuple):
         return lax.fori_loop(0, tile_count(vocab, chunked), over_vocab, zeros)
 
 
-def tile_statistics(soft_cap, vocab: int, smoothing: bool, product, row_ids, rows, columns, _tiles):
+def tile_statistics(
+    soft_cap: float | None,
+    vocab: int,
+    smoothing: bool,
+    product: jax.Array,
+    row_ids: jax.Array,
+    rows: Sequence[jax.Array],
+    columns: Sequence[jax.Array],
+    _tiles: Sequence[jax.Array],
+) -> list[jax.Array]:
     """Maximum, sum of exponentials above it, logit of the label and, if asked, sum of logits."""
     (bias,), (labels,) = rows, columns
     bias = bias.astype(jnp.float32)
@@ -102,7 +129,14 @@ def tile_statistics(soft_cap, vocab: int, smoothing: bool, product, row_ids, row
     return results
 
 
-def tile_gradient(soft_cap, product, row_ids, rows, columns, _tiles):
+def tile_gradient(
+    soft_cap: float | None,
+    product: jax.Array,
+    row_ids: jax.Array,
+    rows: Sequence[jax.Array],
+    columns: Sequence[jax.Array],
+    _tiles: Sequence[jax.Array],
+) -> tuple[jax.Array]:
     """The gradient of a tile of logits, times their slope under the cap."""
     bias, fresh = rows
     labels, log_sum_exp, softmax, uniform, label = columns

@@ -12,8 +12,9 @@ XLA, ``pallas.py`` the one on Pallas; ``sharded.py`` has one on each shard of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -44,17 +45,38 @@ class Engine(Protocol):
     A label outside [0, vocab) is no class: it has no effect on a gradient.
     """
 
-    def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
+    def statistics(
+        self,
+        options: Options,
+        hidden: jax.Array,
+        weight: jax.Array,
+        bias: jax.Array,
+        labels: jax.Array,
+    ) -> Statistics:
         """The forward pass."""
 
     def gradient(
-        self, options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors
+        self,
+        options: Options,
+        hidden: jax.Array,
+        weight: jax.Array,
+        bias: jax.Array,
+        labels: jax.Array,
+        log_sum_exp: jax.Array,
+        factors: Factors,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """The gradients of hidden, weight and bias, each in its dtype or wider."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def per_token(engine: Engine, options: Options, hidden, weight, bias, labels):
+def per_token(
+    engine: Engine,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """The loss of ``api.py`` and the log-sum-exp, each [tokens].
 
     ``hidden [tokens, features]``, ``weight [vocab, features]``, ``bias [vocab]``,
@@ -63,19 +85,28 @@ def per_token(engine: Engine, options: Options, hidden, weight, bias, labels):
     return token_losses(engine, options, hidden, weight, bias, labels)
 
 
-def token_losses(engine: Engine, options: Options, hidden, weight, bias, labels):
+def token_losses(
+    engine: Engine,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
     """What :func:`per_token` computes, without its gradient rule."""
     statistics = engine.statistics(options, hidden, weight, bias, labels)
     losses = losses_of(options, weight.shape[0], _classes(options, bias), statistics, labels)
     return losses, statistics.log_sum_exp
 
 
-def _classes(options: Options, bias):
+def _classes(options: Options, bias: jax.Array) -> jax.Array | int:
     """What smoothing divides by, or 1 without it."""
     return class_count(bias) if options.label_smoothing else 1
 
 
-def losses_of(options: Options, vocab: int, classes, statistics: Statistics, labels) -> jax.Array:
+def losses_of(
+    options: Options, vocab: int, classes: Any, statistics: Statistics, labels: jax.Array
+) -> jax.Array:
     """The losses [tokens], smoothed over so many ``classes``; NaN where a label is out of range."""
     log_sum_exp, logit_sum, label_logit = statistics
     label_logit = jnp.where(_in_range(labels, vocab), label_logit, jnp.nan)
@@ -85,7 +116,9 @@ def losses_of(options: Options, vocab: int, classes, statistics: Statistics, lab
     return losses - (options.label_smoothing / classes).astype(losses.dtype) * logit_sum
 
 
-def losses_without_smoothing(options: Options, log_sum_exp, label_logit) -> jax.Array:
+def losses_without_smoothing(
+    options: Options, log_sum_exp: jax.Array, label_logit: jax.Array
+) -> jax.Array:
     """What is left of the losses [tokens]; a term of factor 0 is none, even if infinite."""
     losses = log_sum_exp
     if options.label_smoothing < 1:
@@ -95,13 +128,15 @@ def losses_without_smoothing(options: Options, log_sum_exp, label_logit) -> jax.
     return losses + options.z_loss * log_sum_exp**2 if options.z_loss else losses
 
 
-def softmax_slope(options: Options, log_sum_exp) -> jax.Array:
+def softmax_slope(options: Options, log_sum_exp: jax.Array) -> jax.Array:
     """The derivative of the losses by the log-sum-exp, [tokens]."""
     ones = jnp.ones_like(log_sum_exp)
     return ones + 2 * options.z_loss * log_sum_exp if options.z_loss else ones
 
 
-def factors_of(options: Options, classes, log_sum_exp, cotangents) -> Factors:
+def factors_of(
+    options: Options, classes: Any, log_sum_exp: jax.Array, cotangents: Sequence[jax.Array]
+) -> Factors:
     """The factors by the cotangents of losses and log-sum-exp, [tokens] each."""
     loss_cotangent, log_sum_exp_cotangent = cotangents
     uniform = jnp.zeros_like(loss_cotangent)
@@ -114,12 +149,21 @@ def factors_of(options: Options, classes, log_sum_exp, cotangents) -> Factors:
     )
 
 
-def _forward(engine: Engine, options: Options, hidden, weight, bias, labels):
+def _forward(
+    engine: Engine,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     losses, log_sum_exp = token_losses(engine, options, hidden, weight, bias, labels)
     return (losses, log_sum_exp), (hidden, weight, bias, labels, log_sum_exp)
 
 
-def _backward(engine: Engine, options: Options, residuals, cotangents):
+def _backward(
+    engine: Engine, options: Options, residuals: tuple, cotangents: Sequence[jax.Array]
+) -> tuple[jax.Array | None, ...]:
     hidden, weight, bias, labels, log_sum_exp = residuals
     factors = factors_of(options, _classes(options, bias), log_sum_exp, cotangents)
     unused, hidden, log_sum_exp, factors = without_unused(hidden, log_sum_exp, factors, cotangents)
@@ -136,7 +180,9 @@ def _backward(engine: Engine, options: Options, residuals, cotangents):
 per_token.defvjp(_forward, _backward)
 
 
-def without_unused(hidden, log_sum_exp, factors: Factors, cotangents):
+def without_unused(
+    hidden: jax.Array, log_sum_exp: jax.Array, factors: Factors, cotangents: Sequence[jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array, Factors]:
     """Zeros for the tokens that nothing depends on: they must not spread a NaN of their own.
 
     Their log-sum-exp is infinite, as a softmax of 0 is: exp(bias - 0) may overflow.
@@ -147,11 +193,13 @@ def without_unused(hidden, log_sum_exp, factors: Factors, cotangents):
     return unused, hidden, log_sum_exp, jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
 
 
-def mark_bad_labels(hidden_gradient, labels, vocab: int, unused):
+def mark_bad_labels(
+    hidden_gradient: jax.Array, labels: jax.Array, vocab: int, unused: jax.Array
+) -> jax.Array:
     """NaN for the tokens whose label is out of range."""
     fine = unused | _in_range(labels, vocab)
     return jnp.where(fine[:, None], hidden_gradient, jnp.nan)
 
 
-def _in_range(labels, vocab: int):
+def _in_range(labels: jax.Array, vocab: int) -> jax.Array:
     return (labels >= 0) & (labels < vocab)

@@ -5,21 +5,23 @@ Everything here makes the whole [tokens, vocab] array of logits and leaves the g
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 
 def linear_softmax_cross_entropy(
-    hidden,
-    weight,
-    bias,
-    labels,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
     *,
-    label_smoothing=0.0,
-    z_loss=0.0,
-    soft_cap=None,
-    temperature=1.0,
-):
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    soft_cap: float | None = None,
+    temperature: Any = 1.0,
+) -> tuple[jax.Array, jax.Array]:
     """Loss and log-sum-exp, [...] each, by the equation in
     :mod:`jaxnets.kernels.linear_softmax.api`.
 

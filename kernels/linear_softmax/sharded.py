@@ -108,7 +108,16 @@ def sharded_linear_softmax_cross_entropy(
 @eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("sharded_linear_softmax_cross_entropy")
-def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights):
+def _loss(
+    static: tuple,
+    reduction: str,
+    ignore_index: int | None,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    weights: jax.Array | None,
+) -> jax.Array:
     vocab, accumulator = weight.shape[0], accumulator_dtype(hidden, weight)
     if not labels.size:
         return jnp.zeros(labels.shape if reduction == "none" else (), accumulator)
@@ -123,7 +132,9 @@ def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, weights
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _per_token(static, hidden, weight, bias, labels):
+def _per_token(
+    static: tuple, hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Losses and log-sum-exp [...]; ``shard_map`` is not differentiated, so its sums are ours."""
     sharding, engine, options = static
     vocab = weight.shape[0]
@@ -147,12 +158,16 @@ def _per_token(static, hidden, weight, bias, labels):
     return sharding.run(on_device, specs, (tokens, tokens), hidden, weight, bias, labels)
 
 
-def _forward(static, hidden, weight, bias, labels):
+def _forward(
+    static: tuple, hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     losses, log_sum_exp = _per_token(static, hidden, weight, bias, labels)
     return (losses, log_sum_exp), (hidden, weight, bias, labels, log_sum_exp)
 
 
-def _backward(static, residuals, cotangents):
+def _backward(
+    static: tuple, residuals: tuple, cotangents: Sequence[jax.Array]
+) -> tuple[jax.Array | None, ...]:
     sharding, engine, options = static
     vocab = residuals[1].shape[0]
 
@@ -185,6 +200,6 @@ def _backward(static, residuals, cotangents):
 _per_token.defvjp(_forward, _backward)
 
 
-def _classes(sharding: VocabSharding, options: Options, bias):
+def _classes(sharding: VocabSharding, options: Options, bias: jax.Array) -> jax.Array | int:
     """Inside ``run``: how many classes of all shards are in, where smoothing asks."""
     return sharding.sum_over_vocab(class_count(bias)) if options.label_smoothing else 1

@@ -49,7 +49,9 @@ def tile_count(vocab: int, options: Options) -> int:
     return -(-vocab // options.vocab_tile)
 
 
-def vocab_tile(weight: jax.Array, bias: jax.Array, index, options: Options) -> VocabTile:
+def vocab_tile(
+    weight: jax.Array, bias: jax.Array, index: int | jax.Array, options: Options
+) -> VocabTile:
     """The ``index``-th tile of the projection ``weight [vocab, features]``, ``bias [vocab]``."""
     vocab = weight.shape[0]
     size = min(options.vocab_tile, vocab)
@@ -65,7 +67,7 @@ def vocab_tile(weight: jax.Array, bias: jax.Array, index, options: Options) -> V
     )
 
 
-def cap_logits(logits: jax.Array, soft_cap: float | None):
+def cap_logits(logits: jax.Array, soft_cap: float | None) -> tuple[jax.Array, jax.Array | None]:
     """The soft-capped logits and their slope, d capped / d logits (None: nothing is capped)."""
     if soft_cap is None:
         return logits, None
@@ -73,7 +75,9 @@ def cap_logits(logits: jax.Array, soft_cap: float | None):
     return soft_cap * bent, 1 - bent * bent
 
 
-def tile_logits(hidden: jax.Array, tile: VocabTile, options: Options):
+def tile_logits(
+    hidden: jax.Array, tile: VocabTile, options: Options
+) -> tuple[jax.Array, jax.Array | None]:
     """Logits [tokens, size] of one tile, and their slope under the cap.
 
     -inf where a class is not fresh or is out, which a cap would bring back.
@@ -89,7 +93,9 @@ def tile_logits(hidden: jax.Array, tile: VocabTile, options: Options):
     return logits, slope
 
 
-def label_logits(hidden, weight, bias, labels, options: Options):
+def label_logits(
+    hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: jax.Array, options: Options
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The logits [tokens] at ``labels``, their slope, and the rows of ``weight`` they used.
 
     A label out of range gives NaN, that of a class that is out -inf, with slope 0.

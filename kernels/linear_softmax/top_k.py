@@ -67,7 +67,9 @@ def linear_top_k(
 @partial(jax.jit, static_argnums=(0, 1))
 @jax.named_scope("linear_top_k")
 @over_rows(hidden=0, weight=WHOLE, bias=WHOLE)
-def _top_k(options, k, hidden, weight, bias):
+def _top_k(
+    options: Options, k: int, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
     dtype = accumulator_dtype(hidden, weight)
     if bias is None:
         bias = jnp.zeros(weight.shape[0], dtype)

@@ -44,7 +44,14 @@ from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum, matmul
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def weighted_sum(options: Options, hidden, weight, bias, labels, factors):
+def weighted_sum(
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+    factors: jax.Array,
+) -> jax.Array:
     """Sum over tokens of ``factors`` times the loss: the scalar of ``api.py``.
 
     ``hidden [tokens, features]``, ``weight [vocab, features]``, ``bias [vocab]``,
@@ -54,11 +61,18 @@ def weighted_sum(options: Options, hidden, weight, bias, labels, factors):
     return _total(losses, factors)
 
 
-def _total(losses, factors):
+def _total(losses: jax.Array, factors: jax.Array) -> jax.Array:
     return jnp.where(factors == 0, 0, losses * factors).sum()
 
 
-def _forward(options: Options, hidden, weight, bias, labels, factors):
+def _forward(
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+    factors: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     tokens, vocab = hidden.shape[0], weight.shape[0]
     dtype = accumulator_dtype(hidden, weight)
     smoothing = options.label_smoothing
@@ -154,7 +168,9 @@ def _forward(options: Options, hidden, weight, bias, labels, factors):
     return _total(losses, factors), gradients
 
 
-def _backward(_options: Options, gradients, cotangent):
+def _backward(
+    _options: Options, gradients: tuple[jax.Array, ...], cotangent: jax.Array
+) -> tuple[jax.Array | None, ...]:
     hidden, weight, bias, factors = (
         (cotangent * gradient.astype(cotangent.dtype)).astype(gradient.dtype)
         for gradient in gradients

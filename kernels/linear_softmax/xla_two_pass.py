@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -28,16 +29,32 @@ _TOKENS = 512
 class TiledEngine(NamedTuple):
     """An :class:`Engine` that runs wherever XLA does."""
 
-    def statistics(self, options: Options, hidden, weight, bias, labels) -> Statistics:
+    def statistics(
+        self,
+        options: Options,
+        hidden: jax.Array,
+        weight: jax.Array,
+        bias: jax.Array,
+        labels: jax.Array,
+    ) -> Statistics:
         return _statistics(options, hidden, weight, bias, labels)
 
     def gradient(
-        self, options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors
-    ):
+        self,
+        options: Options,
+        hidden: jax.Array,
+        weight: jax.Array,
+        bias: jax.Array,
+        labels: jax.Array,
+        log_sum_exp: jax.Array,
+        factors: Factors,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         return _gradient(options, hidden, weight, bias, labels, log_sum_exp, factors)
 
 
-def _statistics(options: Options, hidden, weight, bias, labels) -> Statistics:
+def _statistics(
+    options: Options, hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: jax.Array
+) -> Statistics:
     """Online, over tiles of the vocabulary."""
     tokens = hidden.shape[0]
     dtype = accumulator_dtype(hidden, weight)
@@ -69,7 +86,15 @@ def _statistics(options: Options, hidden, weight, bias, labels) -> Statistics:
     return Statistics(log_sum_exp.reshape(-1)[:tokens], logit_sum.reshape(-1)[:tokens], label_logit)
 
 
-def _gradient(options: Options, hidden, weight, bias, labels, log_sum_exp, factors: Factors):
+def _gradient(
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+    log_sum_exp: jax.Array,
+    factors: Factors,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     tokens, vocab = hidden.shape[0], weight.shape[0]
     dtype = accumulator_dtype(hidden, weight)
     size = min(_TOKENS, tokens)

@@ -20,7 +20,7 @@ tile, and moving single rows there was not worth a kernel that nobody here can t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +133,16 @@ def reference(
     return [r.astype(o.dtype) for r, o in zip(results, outputs, strict=True)]
 
 
-def _mosaic(target, tiles, epilogue, outputs, name, left, right, inputs):
+def _mosaic(
+    target: Target,
+    tiles: Tiles,
+    epilogue: Epilogue,
+    outputs: tuple[Tile | Reduced, ...],
+    name: str,
+    left: jax.Array,
+    right: jax.Array,
+    inputs: Inputs,
+) -> Sequence[jax.Array]:
     (rows, depth), columns = left.shape, right.shape[0]
     # A block is a multiple of the hardware's tiles or the whole axis.
     block_rows, block_columns, block_depth = (
@@ -203,7 +212,17 @@ def _mosaic(target, tiles, epilogue, outputs, name, left, right, inputs):
     return [r if isinstance(o, Tile) else r[:, 0] for r, o in zip(results, outputs, strict=True)]
 
 
-def _triton(target, tiles, epilogue, outputs, name, left, right, inputs, left_ids):
+def _triton(
+    target: Target,
+    tiles: Tiles,
+    epilogue: Epilogue,
+    outputs: tuple[Tile | Reduced, ...],
+    name: str,
+    left: jax.Array,
+    right: jax.Array,
+    inputs: Inputs,
+    left_ids: jax.Array | None,
+) -> Sequence[jax.Array]:
     depth, columns = right.shape[1], right.shape[0]
     rows = left.shape[0] if left_ids is None else left_ids.shape[0]
     block_rows, block_columns, block_depth = (
@@ -219,12 +238,13 @@ def _triton(target, tiles, epilogue, outputs, name, left, right, inputs, left_id
         input_refs, output_refs = refs[: sum(counts)], refs[sum(counts) :]
         i, j = _grouped(pl.program_id(0), row_tiles, column_tiles)
         row_slice, column_slice = (
-            pl.ds(i * block_rows, block_rows), pl.ds(j * block_columns, block_columns),
-        )  # fmt: skip
+            pl.ds(i * block_rows, block_rows),
+            pl.ds(j * block_columns, block_columns),
+        )
         row_ids = i * block_rows + jnp.arange(block_rows)
         row_inside = row_ids < rows
         column_inside = j * block_columns + jnp.arange(block_columns) < columns
-        if gathered:
+        if ids_ref is not None:
             ids = triton.load(ids_ref.at[row_slice], mask=row_inside, other=0)
 
         def over_depth(k, total):
@@ -238,14 +258,17 @@ def _triton(target, tiles, epilogue, outputs, name, left, right, inputs, left_id
             a = triton.load(at, mask=row_inside[:, None] & inside, other=0.0)
             b = triton.load(
                 right_ref.at[column_slice, depth_slice],
-                mask=column_inside[:, None] & inside, other=0.0,
-            )  # fmt: skip
+                mask=column_inside[:, None] & inside,
+                other=0.0,
+            )
             return total + _dot(a, b)
 
         total = lax.fori_loop(
-            0, pl.cdiv(depth, block_depth), over_depth,
+            0,
+            pl.cdiv(depth, block_depth),
+            over_depth,
             jnp.zeros((block_rows, block_columns), jnp.float32),
-        )  # fmt: skip
+        )
         tile_inside = row_inside[:, None] & column_inside[None, :]
         tile_index = (row_slice, column_slice)
         # A slice, its mask and the axis it lacks in a tile.
@@ -283,7 +306,7 @@ def _triton(target, tiles, epilogue, outputs, name, left, right, inputs, left_id
     )(left, right, *([left_ids] if gathered else []), *inputs.rows, *inputs.columns, *inputs.tiles)
 
 
-def _grouped(program, row_tiles, column_tiles):
+def _grouped(program: jax.Array, row_tiles: int, column_tiles: int) -> tuple[jax.Array, jax.Array]:
     """Row and column tile of a program: down ``_GROUP`` row tiles, then to the next column."""
     in_group = _GROUP * column_tiles
     first = program // in_group * _GROUP
@@ -291,11 +314,11 @@ def _grouped(program, row_tiles, column_tiles):
     return first + program % in_group % height, program % in_group // height
 
 
-def _dot(a, b):
+def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _cost(rows, columns, depth, dtype):
+def _cost(rows: int, columns: int, depth: int, dtype: Any) -> pl.CostEstimate:
     return pl.CostEstimate(
         flops=2 * rows * columns * depth,
         transcendentals=rows * columns,

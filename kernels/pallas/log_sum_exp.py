@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxnets.kernels.numerics import log_of_sum
 
 
-def tile_log_sum_exp(logits):
+def tile_log_sum_exp(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum over the rows, and the sum of exponentials above it; -inf is no class."""
     largest = jnp.maximum(logits.max(0, keepdims=True), jnp.finfo(jnp.float32).min)
     return largest, jnp.exp(logits - largest).sum(0, keepdims=True)

@@ -21,19 +21,19 @@ class Activation(NamedTuple):
     in_kernel: Callable[[jax.Array], jax.Array] | None = None
 
 
-def _slope_of(function):
+def _slope_of(function: Callable) -> Callable:
     def slope(total):
         return jax.jvp(function, (total,), (jnp.ones_like(total),))[1]
 
     return slope
 
 
-def _gelu_exact(total):
+def _gelu_exact(total: jax.Array) -> jax.Array:
     """x times the normal distribution's share below x (Hendrycks and Gimpel 2016, section 2)."""
     return jax.nn.gelu(total, approximate=False)
 
 
-def _gelu_exact_in_kernel(total):
+def _gelu_exact_in_kernel(total: jax.Array) -> jax.Array:
     """The same in float32 and in arithmetic: Triton has no error function in JAX.
 
     Its complement is Numerical Recipes' ``erfcc`` (Press et al. 1992, section 6.2), good to 1.2e-7

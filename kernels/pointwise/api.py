@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from jaxnets.kernels.pointwise.xla import (
 )
 
 
-def _pallas_obstacle(where, dtype, sizes):
+def _pallas_obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
     if sizes["channels_first"]:
         return "the kernel takes channels last, got channels_first"
     if sizes["groups"] > 1:
@@ -48,17 +48,17 @@ OPERATION = dispatch.register(
 
 
 def pointwise_conv(
-    inputs: Float[ArrayLike, "batch *positions_and_in"],
+    inputs: Float[ArrayLike, " batch *positions_and_in"],
     kernel: Float[ArrayLike, "in_per_group out"],
     bias: Float[ArrayLike, " out"] | None = None,
     *,
-    residual: Float[ArrayLike, "batch *positions_and_out"] | None = None,
+    residual: Float[ArrayLike, " batch *positions_and_out"] | None = None,
     activation: str | None = None,
     strides: SupportsIndex | Iterable[SupportsIndex] = 1,
     groups: SupportsIndex = 1,
     channels_first: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "batch *positions_and_out"]:
+) -> Float[Array, " batch *positions_and_out"]:
     r"""A convolution whose window is one position: a matmul over the channels.
 
     .. math::
@@ -144,7 +144,13 @@ class _Call(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("pointwise_conv")
 @over_rows(inputs=0, kernel=WHOLE, bias=WHOLE, residual=0)
-def _pointwise_conv(call: _Call, inputs, kernel, bias, residual):
+def _pointwise_conv(
+    call: _Call,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+) -> jax.Array:
     dtype = result_dtype(inputs, kernel)
     if call.implementation == "reference":
         return _reference(call, inputs, kernel, bias, residual).astype(dtype)
@@ -159,21 +165,26 @@ def _pointwise_conv(call: _Call, inputs, kernel, bias, residual):
     return outputs.reshape(*strided.shape[:-1], channels)
 
 
-def _reference(call: _Call, inputs, kernel, bias, residual):
+def _reference(
+    call: _Call,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+) -> jax.Array:
     wide = accumulator_dtype(inputs, kernel)
     if call.channels_first:
         inputs = jnp.moveaxis(inputs, 1, -1)
         residual = None if residual is None else jnp.moveaxis(residual, 1, -1)
-    inputs, kernel, bias, residual = (
-        a if a is None else a.astype(wide) for a in (inputs, kernel, bias, residual)
-    )
+    inputs, kernel = inputs.astype(wide), kernel.astype(wide)
+    bias, residual = (None if a is None else a.astype(wide) for a in (bias, residual))
     outputs = reference.pointwise_conv(
         inputs, kernel, bias, residual, call.strides, call.groups, call.activation
     )
     return jnp.moveaxis(outputs, -1, 1) if call.channels_first else outputs
 
 
-def _subsample(call: _Call, inputs):
+def _subsample(call: _Call, inputs: jax.Array) -> jax.Array:
     """The positions that the outputs look at; its gradient pads with zeros."""
     if set(call.strides) <= {1}:
         return inputs
@@ -182,7 +193,7 @@ def _subsample(call: _Call, inputs):
     return inputs[(every, every, *spatial) if call.channels_first else (every, *spatial)]
 
 
-def _flat(call: _Call, array):
+def _flat(call: _Call, array: jax.Array) -> jax.Array:
     """The spatial axes as one: [batch, positions, channels] or [batch, channels, positions]."""
     if call.channels_first:
         return array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
@@ -193,20 +204,32 @@ def _channels(call: _Call) -> int:
     return 1 if call.channels_first else 2
 
 
-def _split(call: _Call, array, axis):
+def _split(call: _Call, array: jax.Array, axis: int) -> list[jax.Array]:
     return [array] if call.groups == 1 else jnp.split(array, call.groups, axis)
 
 
-def _join(parts, axis):
+def _join(parts: list[jax.Array], axis: int) -> jax.Array:
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(call: _Call, inputs, kernel, bias, residual):
+def _convolve(
+    call: _Call,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+) -> jax.Array:
     return _forward(call, inputs, kernel, bias, residual)[0]
 
 
-def _forward(call: _Call, inputs, kernel, bias, residual):
+def _forward(
+    call: _Call,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
     """The outputs, and what the activation's slope is told by (None without an activation)."""
     if call.fused is not None:
         return pallas.forward(call.fused, call.activation, inputs, kernel, bias, residual)
@@ -228,14 +251,22 @@ def _forward(call: _Call, inputs, kernel, bias, residual):
     return outputs, outputs if activation.keeps_output else total.astype(inputs.dtype)
 
 
-def _convolve_forward(call: _Call, inputs, kernel, bias, residual):
+def _convolve_forward(
+    call: _Call,
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+) -> tuple[jax.Array, tuple]:
     outputs, kept = _forward(call, inputs, kernel, bias, residual)
     # Gradients have the dtypes of what they belong to; of bias and residual nothing else is kept.
     empty = [None if a is None else jnp.empty(0, a.dtype) for a in (bias, residual)]
     return outputs, (inputs, kernel, kept, *empty)
 
 
-def _convolve_backward(call: _Call, kept_arrays, gradient):
+def _convolve_backward(
+    call: _Call, kept_arrays: tuple, gradient: jax.Array
+) -> tuple[jax.Array | None, ...]:
     inputs, kernel, kept, bias, residual = kept_arrays
     if call.activation is not None:
         wide = accumulator_dtype(gradient)
@@ -255,7 +286,9 @@ def _convolve_backward(call: _Call, kept_arrays, gradient):
     )
 
 
-def _whole(call: _Call, inputs, kernel, gradient):
+def _whole(
+    call: _Call, inputs: jax.Array, kernel: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of inputs, kernel and bias; XLA drops that of a bias that is not there."""
     axis, layout = _channels(call), {"channels_first": call.channels_first}
     positions = (0, 2) if call.channels_first else (0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -10,12 +11,19 @@ from jaxnets.kernels.checks import as_floats, as_int, as_sizes
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 
-def optional_floats(name: str, values) -> jax.Array | None:
+def optional_floats(name: str, values: Any) -> jax.Array | None:
     """``values`` as an array of floats, or None."""
     return None if values is None else as_floats(name, values)
 
 
-def check_arrays(inputs, kernel, bias, groups: int, *, channels_first: bool) -> None:
+def check_arrays(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    groups: int,
+    *,
+    channels_first: bool,
+) -> None:
     """Raise unless ``inputs`` fit ``kernel [in // groups, out]`` and ``bias [out]``."""
     if kernel.ndim != 2:
         hint = ""
@@ -44,7 +52,9 @@ def check_arrays(inputs, kernel, bias, groups: int, *, channels_first: bool) -> 
         raise ValueError(f"bias must be [out] = {kernel.shape[1:]}, got shape {bias.shape}")
 
 
-def check_epilogue(activation: str | None, residual, shape: tuple[int, ...]) -> None:
+def check_epilogue(
+    activation: str | None, residual: jax.Array | None, shape: tuple[int, ...]
+) -> None:
     """Raise unless ``activation`` is known and ``residual`` has the output's shape."""
     if activation is not None and activation not in ACTIVATIONS:
         raise ValueError(
@@ -56,7 +66,9 @@ def check_epilogue(activation: str | None, residual, shape: tuple[int, ...]) -> 
         raise ValueError(f"residual must have the output's shape {shape}, got {residual.shape}")
 
 
-def check_depthwise(inputs, kernel, bias, multiplier: int) -> None:
+def check_depthwise(
+    inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None, multiplier: int
+) -> None:
     """Raise unless ``inputs [batch, ..., channels]`` fit the kernel of :func:`depthwise_conv`."""
     axes = inputs.ndim - 2
     if not 1 <= axes <= 3:
@@ -80,7 +92,13 @@ def check_depthwise(inputs, kernel, bias, multiplier: int) -> None:
         raise ValueError(f"bias must be [channels * multiplier] = {wanted[0]}, got {bias.shape}")
 
 
-def pads_of(padding, spatial, window, strides, dilation) -> tuple[tuple[int, int], ...]:
+def pads_of(
+    padding: Any,
+    spatial: tuple[int, ...],
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> tuple[tuple[int, int], ...]:
     """How many zeros stand before and behind each spatial axis.
 
     ``padding`` is "SAME", "VALID", "CAUSAL" (one spatial axis: all of it in front), or numbers: one
@@ -115,6 +133,6 @@ def pads_of(padding, spatial, window, strides, dilation) -> tuple[tuple[int, int
     return tuple((low, high) for low, high in pairs)
 
 
-def _check_kernel_not_empty(kernel) -> None:
+def _check_kernel_not_empty(kernel: jax.Array) -> None:
     if 0 in kernel.shape:
         raise ValueError(f"kernel must not be empty, got shape {kernel.shape}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, SupportsIndex
 
@@ -22,7 +22,7 @@ IMPLEMENTATIONS = ("shifts", "convolution")
 
 
 def depthwise_conv(
-    inputs: Float[ArrayLike, "batch *positions_and_channels"],
+    inputs: Float[ArrayLike, " batch *positions_and_channels"],
     kernel: Float[ArrayLike, "*window_and_channels"],
     bias: Float[ArrayLike, " outputs"] | None = None,
     *,
@@ -32,7 +32,7 @@ def depthwise_conv(
     dilation: SupportsIndex | Iterable[SupportsIndex] = 1,
     channels_first: bool = False,
     implementation: str | None = None,
-) -> Float[Array, "batch *outputs_and_channels"]:
+) -> Float[Array, " batch *outputs_and_channels"]:
     r"""A convolution that mixes positions and no channels.
 
     .. math:: y_{b, p, c m} = \sum_t x_{b, s p + d t - l, c} \, K_{t c m} + b_{c m}
@@ -126,7 +126,9 @@ class _Call(NamedTuple):
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("depthwise_conv")
 @over_rows(inputs=0, kernel=WHOLE, bias=WHOLE)
-def _depthwise_conv(call: _Call, inputs, kernel, bias):
+def _depthwise_conv(
+    call: _Call, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
+) -> jax.Array:
     dtype, wide = result_dtype(inputs, kernel), accumulator_dtype(inputs, kernel)
     axes, channels = len(call.strides), inputs.shape[-1]
     outputs = math.prod(kernel.shape[axes:])
@@ -158,15 +160,17 @@ def _depthwise_conv(call: _Call, inputs, kernel, bias):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _shifts(call: _Call, inputs, kernel):
+def _shifts(call: _Call, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
     return _correlate(_pad(inputs, call.around), kernel, call.strides, call.dilation)
 
 
-def _shifts_forward(call: _Call, inputs, kernel):
+def _shifts_forward(call: _Call, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
     return _shifts(call, inputs, kernel), (inputs, kernel)
 
 
-def _shifts_backward(call: _Call, kept, gradient):
+def _shifts_backward(
+    call: _Call, kept: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = kept
     axes = tuple(range(len(call.strides)))
     # The inputs' gradient is the same sum over the flipped window, of the gradient spread out by
@@ -202,13 +206,21 @@ def _shifts_backward(call: _Call, kept, gradient):
 _shifts.defvjp(_shifts_forward, _shifts_backward)
 
 
-def _pad(array, around, between=None):
+def _pad(
+    array: jax.Array, around: Sequence[tuple[int, int]], between: list[int] | None = None
+) -> jax.Array:
     between = between or [0] * len(around)
     spatial = [(*pads, gap) for pads, gap in zip(around, between, strict=True)]
     return lax.pad(array, jnp.zeros((), array.dtype), [(0, 0, 0), *spatial, (0, 0, 0)])
 
 
-def _taps(padded, window, strides, dilation, outputs):
+def _taps(
+    padded: jax.Array,
+    window: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilation: tuple[int, ...],
+    outputs: Sequence[int],
+) -> Iterator[tuple[tuple[int, ...], jax.Array]]:
     """For each place in the window: that place, and the inputs [..., *outputs, channels] there."""
     every = padded.shape[: -1 - len(window)]
     for place in itertools.product(*map(range, window)):
@@ -228,7 +240,9 @@ def _taps(padded, window, strides, dilation, outputs):
         )
 
 
-def _correlate(padded, kernel, strides, dilation):
+def _correlate(
+    padded: jax.Array, kernel: jax.Array, strides: tuple[int, ...], dilation: tuple[int, ...]
+) -> jax.Array:
     window = kernel.shape[:-1]
     outputs = [
         (size - (width - 1) * gap - 1) // stride + 1

@@ -6,6 +6,7 @@ left, at which XLA's libraries are hard to beat.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -45,7 +46,15 @@ def forward(
     return outputs, total[0] if keeps_sum else outputs
 
 
-def _epilogue(activation, keeps_sum: bool, product, _row_ids, _rows, columns, tiles):
+def _epilogue(
+    activation: str | None,
+    keeps_sum: bool,
+    product: jax.Array,
+    _row_ids: jax.Array,
+    _rows: Sequence[jax.Array],
+    columns: Sequence[jax.Array],
+    tiles: Sequence[jax.Array],
+) -> tuple[jax.Array, ...]:
     total = product
     for extra in (*columns, *tiles):
         total = total + extra.astype(jnp.float32)

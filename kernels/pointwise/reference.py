@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 
-def pointwise_conv(inputs, kernel, bias, residual, strides, groups, activation):
+def pointwise_conv(
+    inputs: jax.Array,
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    residual: jax.Array | None,
+    strides: tuple[int, ...],
+    groups: int,
+    activation: str | None,
+) -> jax.Array:
     """As :func:`jaxnets.kernels.pointwise_conv`; ``strides`` has one integer a spatial axis."""
     inputs = inputs[(slice(None), *(slice(None, None, stride) for stride in strides))]
     grouped = inputs.reshape(*inputs.shape[:-1], groups, kernel.shape[0])

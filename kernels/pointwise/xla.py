@@ -47,7 +47,9 @@ def kernel_gradient(inputs: jax.Array, gradient: jax.Array, *, channels_first: b
 MANY_GROUPS = 16
 
 
-def apply_grouped(inputs, kernel, groups: int, *, channels_first: bool) -> jax.Array:
+def apply_grouped(
+    inputs: jax.Array, kernel: jax.Array, groups: int, *, channels_first: bool
+) -> jax.Array:
     """As :func:`apply_kernel` with ``kernel [in // groups, out]``, all groups in one matmul."""
     dtype = accumulator_dtype(inputs, kernel)
     x, w = _grouped(inputs, groups, channels_first=channels_first), _by_group(kernel, groups)
@@ -56,7 +58,9 @@ def apply_grouped(inputs, kernel, groups: int, *, channels_first: bool) -> jax.A
     return _ungrouped(outputs, kernel.shape[1], channels_first=channels_first)
 
 
-def grouped_gradients(inputs, kernel, gradient, groups: int, *, channels_first: bool):
+def grouped_gradients(
+    inputs: jax.Array, kernel: jax.Array, gradient: jax.Array, groups: int, *, channels_first: bool
+) -> tuple[jax.Array, jax.Array]:
     """The gradients of inputs and kernel of :func:`apply_grouped`."""
     dtype = accumulator_dtype(inputs, gradient)
     x, g = (_grouped(a, groups, channels_first=channels_first) for a in (inputs, gradient))
@@ -72,18 +76,18 @@ def grouped_gradients(inputs, kernel, gradient, groups: int, *, channels_first: 
     )
 
 
-def _grouped(array, groups: int, *, channels_first: bool):
+def _grouped(array: jax.Array, groups: int, *, channels_first: bool) -> jax.Array:
     batch, first, last = array.shape
     if channels_first:
         return array.reshape(batch, groups, first // groups, last)
     return array.reshape(batch, first, groups, last // groups)
 
 
-def _by_group(kernel, groups: int):
+def _by_group(kernel: jax.Array, groups: int) -> jax.Array:
     return kernel.reshape(kernel.shape[0], groups, kernel.shape[1] // groups)
 
 
-def _ungrouped(array, channels: int, *, channels_first: bool):
+def _ungrouped(array: jax.Array, channels: int, *, channels_first: bool) -> jax.Array:
     if channels_first:
         return array.reshape(array.shape[0], channels, array.shape[3])
     return array.reshape(*array.shape[:2], channels)
@@ -102,7 +106,9 @@ def wants_tiles(inputs: jax.Array, gradient: jax.Array) -> bool:
     return gradient.nbytes > _TILED_BYTES and gradient.shape[2] > inputs.shape[2]
 
 
-def tiled_gradients(inputs: jax.Array, kernel: jax.Array, gradient: jax.Array):
+def tiled_gradients(
+    inputs: jax.Array, kernel: jax.Array, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of inputs, kernel and bias, a tile of rows at a time; channels last."""
     dtype = accumulator_dtype(inputs, gradient)
     rows, d_rows = inputs.reshape(-1, inputs.shape[2]), gradient.reshape(-1, gradient.shape[2])

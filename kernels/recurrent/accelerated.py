@@ -23,7 +23,7 @@ def accelerated_lstm(
     marks: Marks,
     *,
     reverse: bool,
-):
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Outputs [batch, time, hidden] and the last ``c``, ``h``, by "pallas" or "cudnn"."""
     batch, time = inputs.shape[:2]
     lengths, resets = marks.lengths, marks.resets
@@ -42,7 +42,16 @@ def accelerated_lstm(
     return flip(outputs, lengths) if reverse else outputs, c, h
 
 
-def _persistent(target: Target, parameters, inputs, c, h, lengths, resets, marks: Marks):
+def _persistent(
+    target: Target,
+    parameters: LSTMParameters,
+    inputs: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    lengths: jax.Array,
+    resets: jax.Array | None,
+    marks: Marks,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     hidden = h.shape[1]
     padded = padded_hidden(target.platform, hidden)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
@@ -20,6 +21,7 @@ from jaxnets.kernels.recurrent.checks import (
     lstm_carry,
     names_arguments,
 )
+from jaxnets.kernels.recurrent.padding import Given
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.recurrent.programs import Call, run_gru, run_lstm
 
@@ -186,9 +188,23 @@ def gru(
 
 
 def _call(
-    operation, inputs, parameters, given, batch, time, key, masked_outputs, reverse, time_first,
-    batched, recurrent_dropout, recompute, truncate, chunk, implementation,
-) -> Call:  # fmt: skip
+    operation: dispatch.Operation,
+    inputs: Any,
+    parameters: LSTMParameters | GRUParameters,
+    given: Given,
+    batch: tuple[int, ...],
+    time: int,
+    key: jax.Array | None,
+    masked_outputs: str,
+    reverse: bool,
+    time_first: bool,
+    batched: bool,
+    recurrent_dropout: float,
+    recompute: bool | None,
+    truncate: int | None,
+    chunk: int | None,
+    implementation: str | None,
+) -> Call:
     """The options' checks that LSTM and GRU share, and the implementation."""
     truncate, chunk = check_options(recurrent_dropout, key, truncate, chunk, masked_outputs)
     extras = implementations.extras_of(
@@ -197,11 +213,12 @@ def _call(
         recurrent_dropout=recurrent_dropout > 0,
     )  # fmt: skip
     sizes = {
-        "batch": batch[0] if batch else 1, "time": time,
+        "batch": batch[0] if batch else 1,
+        "time": time,
         "features": parameters.input_kernel.shape[0],
         "hidden": parameters.recurrent_kernel.shape[0],
         "extras": extras,
-    }  # fmt: skip
+    }
     dtype = result_dtype(inputs, *jax.tree.leaves(parameters))
     chosen = dispatch.choose(operation, dtype, sizes, implementation)
     target = chosen.target if chosen.implementation in ("pallas", "cudnn") else None

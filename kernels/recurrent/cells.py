@@ -15,7 +15,7 @@ cell ``resets``, what comes back to r through its matmul is added in ``xla_chunk
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,9 @@ class Cell(NamedTuple):
     resets: bool = False  # the last block of h_gates is (r h) U_n
 
 
-def _lstm_forward(_extra, x_gates, h_gates, c):
+def _lstm_forward(
+    _extra: Any, x_gates: jax.Array, h_gates: jax.Array, c: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
     i, f, g, o = jnp.split(x_gates + h_gates, 4, axis=-1)
     gates = [jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)]
     # The activated gates are made once, for the three places that read them.
@@ -42,7 +44,9 @@ def _lstm_forward(_extra, x_gates, h_gates, c):
     return (gates,), c, o * jnp.tanh(c)
 
 
-def _lstm_backward(_extra, saved, c_before, dc, dh):
+def _lstm_backward(
+    _extra: Any, saved: tuple[jax.Array, ...], c_before: jax.Array, dc: jax.Array, dh: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, None]:
     i, f, g, o = jnp.split(saved[0], 4, axis=-1)
     tanh_c = jnp.tanh(f * c_before + i * g)
     dc = dc + dh * o * (1 - tanh_c * tanh_c)
@@ -58,12 +62,16 @@ def _lstm_backward(_extra, saved, c_before, dc, dh):
     return (d_gates,), dc * f, None
 
 
-def _gru_forward(_extra, x_gates, h_gates, h):
+def _gru_forward(
+    _extra: Any, x_gates: jax.Array, h_gates: jax.Array, h: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
     h = reference.gru_update(x_gates, h_gates, h)
     return (x_gates, h_gates), h, h
 
 
-def _gru_backward(_extra, saved, h_before, dc, dh):
+def _gru_backward(
+    _extra: Any, saved: tuple[jax.Array, ...], h_before: jax.Array, dc: jax.Array, dh: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, None]:
     (x_r, x_z, x_n), (h_r, h_z, h_n) = (jnp.split(gates, 3, axis=-1) for gates in saved)
     r, z = jax.nn.sigmoid(x_r + h_r), jax.nn.sigmoid(x_z + h_z)
     n = jnp.tanh(x_n + r * h_n)
@@ -76,7 +84,9 @@ def _gru_backward(_extra, saved, h_before, dc, dh):
     return (d_x, d_h), dh * z, None
 
 
-def _reset_before_gru_forward(_extra, x_gates, h_gates, h):
+def _reset_before_gru_forward(
+    _extra: Any, x_gates: jax.Array, h_gates: jax.Array, h: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
     r, z, n = jnp.split(x_gates + h_gates, 3, axis=-1)
     gates = [jax.nn.sigmoid(r), jax.nn.sigmoid(z), jnp.tanh(n)]
     gates = jax.lax.optimization_barrier(jnp.concatenate(gates, axis=-1))
@@ -85,7 +95,9 @@ def _reset_before_gru_forward(_extra, x_gates, h_gates, h):
     return (gates,), h, h
 
 
-def _reset_before_gru_backward(_extra, saved, h_before, dc, dh):
+def _reset_before_gru_backward(
+    _extra: Any, saved: tuple[jax.Array, ...], h_before: jax.Array, dc: jax.Array, dh: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, None]:
     _, z, n = jnp.split(saved[0], 3, axis=-1)
     dh = dh + dc
     dn = dh * (1 - z) * (1 - n * n)

@@ -46,7 +46,7 @@ def names_arguments(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_inputs(
-    inputs, features: int, *, time_first: bool = False, batched: bool = True
+    inputs: Any, features: int, *, time_first: bool = False, batched: bool = True
 ) -> tuple[tuple[int, ...], int]:
     """Their batch, (batch,) or () for one sequence, and their time.
 
@@ -90,14 +90,14 @@ def check_inputs(
     return (batch,), time
 
 
-def _check_shape(name: str, array, axes: str, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, array: Any, axes: str, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"{name} must be {axes} = {shape}, got shape {array.shape}")
     if not jnp.issubdtype(jnp.result_type(array), jnp.floating):
         raise TypeError(f"{name} must be floating point, got {jnp.result_type(array)}")
 
 
-def _check_kernel(name: str, kernel, blocks: int) -> None:
+def _check_kernel(name: str, kernel: Any, blocks: int) -> None:
     if kernel.ndim != 2 or kernel.shape[1] % blocks or not kernel.shape[1]:
         raise ValueError(
             f"{name} must be [features, {blocks} * hidden], got shape {kernel.shape}"
@@ -141,7 +141,9 @@ def check_gru(parameters: GRUParameters) -> int:
     return gates // 3
 
 
-def lstm_carry(carry, batch: tuple[int, ...], hidden: int, output: int):
+def lstm_carry(
+    carry: Any, batch: tuple[int, ...], hidden: int, output: int
+) -> tuple[jax.Array, jax.Array] | None:
     """``(c, h)`` as two arrays, or None; ``batch`` is (batch,), or () for one sequence."""
     if carry is None:
         return None
@@ -157,7 +159,7 @@ def lstm_carry(carry, batch: tuple[int, ...], hidden: int, output: int):
     return c, h
 
 
-def gru_carry(carry, batch: tuple[int, ...], hidden: int):
+def gru_carry(carry: Any, batch: tuple[int, ...], hidden: int) -> jax.Array | None:
     """``h`` as an array, or None; ``batch`` as in :func:`lstm_carry`."""
     if carry is None:
         return None
@@ -179,7 +181,13 @@ def _kind(value: Any) -> str:
 
 
 def as_given(
-    lengths, segment_ids, mask, batch: tuple[int, ...], time: int, *, time_first: bool
+    lengths: Any,
+    segment_ids: Any,
+    mask: Any,
+    batch: tuple[int, ...],
+    time: int,
+    *,
+    time_first: bool,
 ) -> Given:
     """The padding as arrays, of which there is one at most; ``batch`` as in :func:`lstm_carry`.
 
@@ -211,7 +219,7 @@ def as_given(
     return Given(lengths, segment_ids, mask)
 
 
-def _as_mask(mask):
+def _as_mask(mask: Any) -> jax.Array:
     array = mask if isinstance(mask, jax.Array) else np.asarray(mask)
     if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
         raise TypeError(f"mask must be booleans, got dtype {array.dtype}")
@@ -223,7 +231,9 @@ def _as_mask(mask):
     return jnp.asarray(array)
 
 
-def _check_axes(name: str, array, axes: str, shape, transposed) -> None:
+def _check_axes(
+    name: str, array: Any, axes: str, shape: tuple[int, ...], transposed: tuple[int, ...]
+) -> None:
     """Raise unless ``array`` has ``shape``; ``transposed`` is that of the other order of axes."""
     if array.shape == shape:
         return
@@ -234,7 +244,7 @@ def _check_axes(name: str, array, axes: str, shape, transposed) -> None:
 
 
 def check_options(
-    recurrent_dropout, key, truncate, chunk, masked_outputs
+    recurrent_dropout: float, key: Any, truncate: Any, chunk: Any, masked_outputs: str
 ) -> tuple[int | None, int | None]:
     """Raise unless the options are in range and fit together; returns ``truncate, chunk``."""
     if not 0 <= recurrent_dropout < 1:

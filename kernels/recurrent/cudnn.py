@@ -45,7 +45,9 @@ def cudnn_lstm(
     )
 
 
-def flat_weights(input_kernel, recurrent_kernel, bias) -> jax.Array:
+def flat_weights(
+    input_kernel: jax.Array, recurrent_kernel: jax.Array, bias: jax.Array
+) -> jax.Array:
     """cuDNN's one array of a layer: both kernels transposed, and two biases (one of them 0)."""
     parts = (input_kernel.T, recurrent_kernel.T, bias, jnp.zeros_like(bias))
     return jnp.concatenate([part.reshape(-1) for part in parts])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxnets.kernels import dispatch
@@ -9,7 +12,7 @@ from jaxnets.kernels.recurrent import pallas_gpu, pallas_tpu
 from jaxnets.kernels.recurrent.pallas import padded_hidden
 
 
-def extras_of(parameters, **options: bool) -> tuple[str, ...]:
+def extras_of(parameters: Any, **options: bool) -> tuple[str, ...]:
     """What a call uses beyond the plain layer, by name; ``options`` say which of them it uses.
 
     ``lengths`` and ``reverse`` are no extras: all implementations have them.
@@ -19,18 +22,20 @@ def extras_of(parameters, **options: bool) -> tuple[str, ...]:
     return tuple(name for name, is_used in used.items() if is_used)
 
 
-def _lacks(sizes, *supported: str) -> str | None:
+def _lacks(sizes: Mapping[str, Any], *supported: str) -> str | None:
     lacking = [extra for extra in sizes["extras"] if extra not in supported]
     return f"it has no {', '.join(lacking)}" if lacking else None
 
 
-def _reference_obstacle(_where, _dtype, sizes):
+def _reference_obstacle(
+    _where: dispatch.Target, _dtype: Any, sizes: Mapping[str, Any]
+) -> str | None:
     if {"recompute", "chunk"} & set(sizes["extras"]):
         return "it is one plain loop: no recompute, no chunk"
     return None
 
 
-def _pallas_obstacle(where, dtype, sizes):
+def _pallas_obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
     obstacle = dispatch.pallas_obstacle(where, dtype)
     obstacle = obstacle or _lacks(sizes, "segment_ids", "recurrent_dropout")
     if obstacle:
@@ -53,7 +58,7 @@ def _pallas_obstacle(where, dtype, sizes):
     return None
 
 
-def _cudnn_obstacle(where, dtype, sizes):
+def _cudnn_obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
     if where.platform != "gpu":
         return f"cuDNN needs an NVIDIA GPU, this is {where.platform}"
     if where.interpret:

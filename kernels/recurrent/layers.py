@@ -33,7 +33,7 @@ def recurrent_layers(
     key: Key[Array, ""] | None = None,
     time_first: bool = False,
     batched: bool = True,
-    **options,
+    **options: Any,
 ) -> tuple[Float[Array, "*steps output"], list[list]]:
     r"""LSTM or GRU layers on top of each other, each in one direction or in both.
 
@@ -131,7 +131,9 @@ _MERGES: dict[str, Callable] = {
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _drop(share: float, time_axis: int, inputs, key, given: Given):
+def _drop(
+    share: float, time_axis: int, inputs: jax.Array, key: jax.Array, given: Given
+) -> jax.Array:
     kept = jax.random.bernoulli(key, jnp.float32(1 - share), inputs.shape)
     valid = steps_that_count(given, inputs.shape[:-1], time_axis)
     if valid is not None:  # padding may hold anything
@@ -139,6 +141,6 @@ def _drop(share: float, time_axis: int, inputs, key, given: Given):
     return jnp.where(kept, inputs / (1 - share), 0).astype(inputs.dtype)
 
 
-def _fold(key, number: int, which: int):
+def _fold(key: Any, number: int, which: int) -> jax.Array:
     """A key of its own for each layer's two directions and for the dropout before it."""
     return jax.random.fold_in(key, 3 * number + which)

@@ -10,7 +10,7 @@ A row of which only its values tell that they mean nothing (a length beyond the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def padding_of(given: Given, time: int, *, reverse: bool) -> Padding:
     return Padding(None)
 
 
-def steps_that_count(given: Given, shape: tuple[int, ...], time_axis: int):
+def steps_that_count(given: Given, shape: tuple[int, ...], time_axis: int) -> jax.Array | None:
     """Whether each counts, of ``shape``, or None where all do; axes as the caller gave them."""
     if given.lengths is not None:
         steps = lax.broadcasted_iota(jnp.int32, shape, time_axis)
@@ -66,7 +66,7 @@ def steps_that_count(given: Given, shape: tuple[int, ...], time_axis: int):
     return None if given.mask is None else given.mask.astype(bool)
 
 
-def _gathered(valid) -> Padding:
+def _gathered(valid: jax.Array) -> Padding:
     """The steps that count in front, those that do not behind them, each in their order."""
     batch, time = valid.shape
     lengths = valid.sum(1, dtype=jnp.int32)
@@ -79,7 +79,7 @@ def _gathered(valid) -> Padding:
     return Padding(lengths, valid=valid, order=order, place=place)
 
 
-def _resets(segment_ids, order, lengths, reverse: bool):
+def _resets(segment_ids: jax.Array, order: Any, lengths: Any, reverse: bool) -> jax.Array:
     """Where the id is not that of the step before it, in the order of running."""
     ids = jnp.take_along_axis(segment_ids, order, axis=1, mode="promise_in_bounds")
     inside = jnp.arange(1, ids.shape[1])[None] < lengths[:, None]
@@ -88,7 +88,7 @@ def _resets(segment_ids, order, lengths, reverse: bool):
     return jnp.concatenate([changes, never] if reverse else [never, changes], axis=1)
 
 
-def poisoned(state, padding: Padding):
+def poisoned(state: Any, padding: Padding) -> Any:
     """The state to begin with: NaN in rows of values that mean nothing."""
     if padding.wrong is None:
         return state
@@ -96,7 +96,7 @@ def poisoned(state, padding: Padding):
     return jax.tree.map(lambda s: jnp.where(wrong, jnp.nan, s), state)
 
 
-def to_front(inputs, padding: Padding, *, copied: bool):
+def to_front(inputs: jax.Array, padding: Padding, *, copied: bool) -> jax.Array:
     """``inputs [batch, time, features]`` as they are run.
 
     ``copied``: they are no longer the caller's own array. What is kept of such for the gradient
@@ -110,7 +110,9 @@ def to_front(inputs, padding: Padding, *, copied: bool):
     return jnp.where(inside[:, :, None], _take(inputs, padding.order), 0)
 
 
-def put_back(outputs, h, padding: Padding, *, repeat: bool, reverse: bool):
+def put_back(
+    outputs: jax.Array, h: jax.Array, padding: Padding, *, repeat: bool, reverse: bool
+) -> jax.Array:
     """Outputs as they were run, each at its own step; zeros, or h repeated, in the padding.
 
     ``h [batch, output]`` is that before the first step.
@@ -126,5 +128,5 @@ def put_back(outputs, h, padding: Padding, *, repeat: bool, reverse: bool):
     return outputs if padding.place is None else _take(outputs, padding.place)
 
 
-def _take(array, steps):
+def _take(array: jax.Array, steps: jax.Array) -> jax.Array:
     return jnp.take_along_axis(array, steps[:, :, None], axis=1, mode="promise_in_bounds")

@@ -13,7 +13,9 @@ gates are those of zeros: c = f 0 + i tanh(0) = 0.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,16 @@ from jaxnets.kernels.recurrent import pallas_gpu, pallas_tpu
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def persistent_lstm(target: Target, x_gates, kernel, c, h, lengths, keep, mask):
+def persistent_lstm(
+    target: Target,
+    x_gates: jax.Array,
+    kernel: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    lengths: jax.Array,
+    keep: jax.Array | None,
+    mask: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Outputs [time, batch, hidden], and the last ``c``, ``h``.
 
     Args:
@@ -40,11 +51,20 @@ def persistent_lstm(target: Target, x_gates, kernel, c, h, lengths, keep, mask):
     return _forward(target, x_gates, kernel, c, h, lengths, keep, mask)[0]
 
 
-def _platform(target: Target):
+def _platform(target: Target) -> ModuleType:
     return pallas_tpu if target.platform == "tpu" else pallas_gpu
 
 
-def _forward(target: Target, x_gates, kernel, c, h, lengths, keep, mask):
+def _forward(
+    target: Target,
+    x_gates: jax.Array,
+    kernel: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    lengths: jax.Array,
+    keep: jax.Array | None,
+    mask: jax.Array | None,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple]:
     with jax.enable_x64(False):  # indices are int32 in a kernel, whatever the user's default
         outputs, gates, before_c, last_c, last_h = _platform(target).forward(
             target.interpret, x_gates, kernel, c, h, lengths, keep, mask
@@ -53,7 +73,9 @@ def _forward(target: Target, x_gates, kernel, c, h, lengths, keep, mask):
     return (outputs, last_c, last_h), residuals
 
 
-def _backward(target: Target, residuals, cotangents):
+def _backward(
+    target: Target, residuals: tuple, cotangents: Sequence[jax.Array]
+) -> tuple[jax.Array | None, ...]:
     kernel, h, lengths, keep, mask, outputs, gates, before_c = residuals
     d_outputs, dc, dh = cotangents
     with jax.enable_x64(False):

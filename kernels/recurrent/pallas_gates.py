@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def gate_forward(sums, c):
+def gate_forward(
+    sums: Sequence[jax.Array], c: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
     """``(gates, c, h)`` of the next step from the sums of the gates, i, f, g, o."""
     i, f, g, o = sums
     i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o)
@@ -18,7 +23,9 @@ def gate_forward(sums, c):
     return (i, f, g, o), c, o * jnp.tanh(c)
 
 
-def gate_backward(gates, before_c, dc, dh):
+def gate_backward(
+    gates: Sequence[jax.Array], before_c: jax.Array, dc: jax.Array, dh: jax.Array
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
     """``(d_sums, dc)`` before the step, from the activated gates and the memory before it."""
     i, f, g, o = gates
     tanh_c = jnp.tanh(f * before_c + i * g)
@@ -32,7 +39,9 @@ def gate_backward(gates, before_c, dc, dh):
     return d_sums, dc * f
 
 
-def take_optional(refs, keep, mask):
+def take_optional(
+    refs: Sequence, keep: jax.Array | None, mask: jax.Array | None
+) -> tuple[Any, Any, list]:
     """The references of ``keep`` and ``mask``, None where there is none, and the others."""
     refs = list(refs)
     keep_ref = None if keep is None else refs.pop(0)
@@ -40,7 +49,7 @@ def take_optional(refs, keep, mask):
     return keep_ref, mask_ref, refs
 
 
-def dot(a, b, contract: int):
+def dot(a: jax.Array, b: jax.Array, contract: int) -> jax.Array:
     """``a @ b`` (contract 0) or ``a @ b.T`` (1), accumulated in float32."""
     dimensions = (((1,), (contract,)), ((), ()))
     return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)

@@ -7,8 +7,10 @@ multiprocessors that wait for each other at every step, which is what cuDNN does
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -28,15 +30,24 @@ _ROWS = 16  # the least that a tensor core takes; more programs are better than 
 LARGEST_HIDDEN = {4: 64, 2: 128}  # by bytes of a number: four gates' kernels in 64 to 128 KiB
 
 
-def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
+def forward(
+    interpret: bool,
+    x_gates: jax.Array,
+    kernel: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    lengths: jax.Array,
+    keep: jax.Array | None,
+    mask: jax.Array | None,
+) -> Sequence[jax.Array]:
     """``outputs, gates, before_c, c, h``; arguments as in ``persistent.py``."""
     time, batch, width = x_gates.shape
     hidden = width // 4
     optional = [a for a in (keep, mask) if a is not None]
 
     def run(x_ref, kernel_ref, c_ref, h_ref, lengths_ref, *refs):
-        keep_ref, mask_ref, refs = take_optional(refs, keep, mask)
-        out_ref, gates_ref, before_ref, last_c_ref, last_h_ref = refs
+        keep_ref, mask_ref, rest = take_optional(refs, keep, mask)
+        out_ref, gates_ref, before_ref, last_c_ref, last_h_ref = rest
         rows, inside, tile, whole = _places(batch, hidden)
         kernels, ends, seen_of_h = _constants(
             kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden
@@ -74,15 +85,26 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
     )(x_gates, kernel.astype(x_gates.dtype), c, h, lengths, *optional)  # fmt: skip
 
 
-def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, keep, mask):
+def backward(
+    interpret: bool,
+    gates: jax.Array,
+    before_c: jax.Array,
+    kernel: jax.Array,
+    d_outputs: jax.Array,
+    dc: jax.Array,
+    dh: jax.Array,
+    lengths: jax.Array,
+    keep: jax.Array | None,
+    mask: jax.Array | None,
+) -> Sequence[jax.Array]:
     """``d_gates [time, batch, 4 * hidden], dc, dh`` before the first step."""
     time, batch, width = gates.shape
     hidden = width // 4
     optional = [a for a in (keep, mask) if a is not None]
 
     def run(gates_ref, before_ref, kernel_ref, d_out_ref, dc_ref, dh_ref, lengths_ref, *refs):
-        keep_ref, mask_ref, refs = take_optional(refs, keep, mask)
-        d_gates_ref, first_dc_ref, first_dh_ref = refs
+        keep_ref, mask_ref, rest = take_optional(refs, keep, mask)
+        d_gates_ref, first_dc_ref, first_dh_ref = rest
         rows, inside, tile, whole = _places(batch, hidden)
         kernels, ends, seen_of_h = _constants(
             kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden
@@ -123,7 +145,7 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
     )  # fmt: skip
 
 
-def _places(batch: int, hidden: int):
+def _places(batch: int, hidden: int) -> tuple[Any, jax.Array, tuple, jax.Array]:
     """This program's rows, which of them exist, their place in [batch, hidden], and its mask."""
     first = pl.program_id(0) * _ROWS
     inside = first + jnp.arange(_ROWS) < batch
@@ -132,13 +154,22 @@ def _places(batch: int, hidden: int):
     return rows, inside, (rows, _gate(0, hidden)), whole
 
 
-def _gate(n: int, hidden: int):
+def _gate(n: int, hidden: int) -> Any:
     # int32, as a step's number is: what interprets the kernel asks the user's default else.
     start: Any = np.int32(n * hidden)
     return pl.ds(start, hidden)
 
 
-def _constants(kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hidden: int):
+def _constants(
+    kernel_ref: Any,
+    lengths_ref: Any,
+    mask_ref: Any,
+    rows: Any,
+    inside: jax.Array,
+    tile: tuple,
+    whole: jax.Array,
+    hidden: int,
+) -> tuple[list[jax.Array], jax.Array, jax.Array | None]:
     """What is loaded once: each gate's kernel, the rows' lengths [rows, 1], and the mask of h."""
     kernels = [kernel_ref[:, n * hidden : (n + 1) * hidden] for n in range(4)]
     ends = triton.load(lengths_ref.at[rows], mask=inside, other=0)[:, None]
@@ -148,11 +179,13 @@ def _constants(kernel_ref, lengths_ref, mask_ref, rows, inside, tile, whole, hid
     return kernels, ends, seen_of_h
 
 
-def _load_gates(ref, t, rows, whole, hidden: int):
+def _load_gates(
+    ref: Any, t: jax.Array, rows: Any, whole: jax.Array, hidden: int
+) -> list[jax.Array]:
     """The four gates of a step, float32."""
     places = (ref.at[t, rows, _gate(n, hidden)] for n in range(4))
     return [triton.load(place, mask=whole, other=0.0).astype(jnp.float32) for place in places]
 
 
-def _parameters():
+def _parameters() -> triton.CompilerParams:
     return triton.CompilerParams(num_warps=4, num_stages=1)

@@ -7,6 +7,9 @@ computed. On the way back the same grid runs with its time axis reversed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -36,7 +39,16 @@ def vmem_limit() -> int:
     return (tpu.get_tpu_info().vmem_capacity_bytes if here else 64 * 2**20) * 3 // 4
 
 
-def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
+def forward(
+    interpret: bool,
+    x_gates: jax.Array,
+    kernel: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    lengths: jax.Array,
+    keep: jax.Array | None,
+    mask: jax.Array | None,
+) -> Sequence[jax.Array]:
     """``outputs, gates, before_c, c, h``; arguments as in ``persistent.py``."""
     width = x_gates.shape[2]
     hidden = width // 4
@@ -86,7 +98,18 @@ def forward(interpret, x_gates, kernel, c, h, lengths, keep, mask):
     )(*arrays)  # fmt: skip
 
 
-def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, keep, mask):
+def backward(
+    interpret: bool,
+    gates: jax.Array,
+    before_c: jax.Array,
+    kernel: jax.Array,
+    d_outputs: jax.Array,
+    dc: jax.Array,
+    dh: jax.Array,
+    lengths: jax.Array,
+    keep: jax.Array | None,
+    mask: jax.Array | None,
+) -> Sequence[jax.Array]:
     """``d_gates [time, batch, 4 * hidden], dc, dh`` before the first step."""
     width = gates.shape[2]
     hidden = width // 4
@@ -109,9 +132,9 @@ def backward(interpret, gates, before_c, kernel, d_outputs, dc, dh, lengths, kee
             parts = [part.astype(jnp.float32) for part in jnp.split(gates_ref[n], 4, axis=1)]
             d_hidden = dh + d_out_ref[n].astype(jnp.float32)
             d_sums, new_dc = gate_backward(parts, before_ref[n], dc, d_hidden)
-            d_sums = jnp.where(valid, jnp.concatenate(d_sums, axis=1), 0).astype(d_gates_ref.dtype)
-            d_gates_ref[n] = d_sums
-            new_dh = dot(d_sums.astype(kernel_ref.dtype), kernel_ref[...], 1)
+            d_step = jnp.where(valid, jnp.concatenate(d_sums, axis=1), 0).astype(d_gates_ref.dtype)
+            d_gates_ref[n] = d_step
+            new_dh = dot(d_step.astype(kernel_ref.dtype), kernel_ref[...], 1)
             if mask_ref is not None:
                 new_dh = new_dh * mask_ref[...]
             if keep_ref is not None:
@@ -145,7 +168,7 @@ def vmem_bytes(hidden: int, itemsize: int) -> int:
 class _Plan:
     """The grid (rows of the batch, chunks of time) and the blocks of each kind of array."""
 
-    def __init__(self, x_gates, *, backward: bool):
+    def __init__(self, x_gates: jax.Array, *, backward: bool) -> None:
         time, batch, width = x_gates.shape
         self.block_rows = min(batch, _ROWS)
         self.chunk = max(1, min(time, vmem_limit() // _SHARE // (4 * self.block_rows * width)))
@@ -153,24 +176,24 @@ class _Plan:
         self.grid = (pl.cdiv(batch, self.block_rows), self.chunks)
         self.backward = backward
 
-    def _index(self, n):
+    def _index(self, n: Any) -> Any:
         return self.chunks - 1 - n if self.backward else n
 
-    def first_step(self):
+    def first_step(self) -> Any:
         """The number of the first step of this program's chunk."""
         return self._index(pl.program_id(1)) * self.chunk
 
-    def steps(self, width: int):
+    def steps(self, width: int) -> pl.BlockSpec:
         """Of [time, batch, width]."""
         return pl.BlockSpec(
             (self.chunk, self.block_rows, width), lambda b, n: (self._index(n), b, 0)
         )
 
-    def rows(self, width: int):
+    def rows(self, width: int) -> pl.BlockSpec:
         """Of [batch, width]."""
         return pl.BlockSpec((self.block_rows, width), lambda b, n: (b, 0))
 
-    def inputs(self, kinds):
+    def inputs(self, kinds: list[tuple]) -> tuple[list, list]:
         """The arrays that are there, and their blocks."""
         arrays, specs = [], []
         for array, kind in kinds:
@@ -184,7 +207,7 @@ class _Plan:
         return arrays, specs
 
 
-def _parameters():
+def _parameters() -> tpu.CompilerParams:
     return tpu.CompilerParams(
         dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem_limit()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,7 +61,9 @@ _own_rows = over_rows(
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("lstm")
 @_own_rows
-def run_lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given, key):
+def run_lstm(
+    call: Call, inputs: jax.Array, carry: Any, parameters: LSTMParameters, given: Given, key: Any
+) -> tuple[jax.Array, Any]:
     """Outputs and ``(c, h)``."""
     return _turned_around(call, _lstm, inputs, carry, parameters, given, key)
 
@@ -68,12 +71,22 @@ def run_lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("gru")
 @_own_rows
-def run_gru(call: Call, inputs, carry, parameters: GRUParameters, given: Given, key):
+def run_gru(
+    call: Call, inputs: jax.Array, carry: Any, parameters: GRUParameters, given: Given, key: Any
+) -> tuple[jax.Array, Any]:
     """Outputs and ``h``."""
     return _turned_around(call, _gru, inputs, carry, parameters, given, key)
 
 
-def _turned_around(call: Call, rows_first, inputs, carry, parameters, given: Given, key):
+def _turned_around(
+    call: Call,
+    rows_first: Callable,
+    inputs: jax.Array,
+    carry: Any,
+    parameters: Any,
+    given: Given,
+    key: Any,
+) -> tuple[jax.Array, Any]:
     """``rows_first`` of the same arguments, whose arrays begin with the batch's axis."""
 
     def turned(array):
@@ -90,17 +103,30 @@ def _turned_around(call: Call, rows_first, inputs, carry, parameters, given: Giv
     return turned(outputs), carry
 
 
-def _lstm(call: Call, inputs, carry, parameters: LSTMParameters, given: Given, key):
+def _lstm(
+    call: Call, inputs: jax.Array, carry: Any, parameters: LSTMParameters, given: Given, key: Any
+) -> tuple[jax.Array, Any]:
     sizes = parameters.bias.shape[0] // 4, parameters.recurrent_kernel.shape[0]
     return _around(call, _lstm_steps, inputs, carry, sizes, parameters, given, key)
 
 
-def _gru(call: Call, inputs, carry, parameters: GRUParameters, given: Given, key):
+def _gru(
+    call: Call, inputs: jax.Array, carry: Any, parameters: GRUParameters, given: Given, key: Any
+) -> tuple[jax.Array, Any]:
     size = parameters.recurrent_kernel.shape[0]
     return _around(call, _gru_steps, inputs, carry, size, parameters, given, key)
 
 
-def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, key):
+def _around(
+    call: Call,
+    steps: Callable,
+    inputs: jax.Array,
+    carry: Any,
+    sizes: Any,
+    parameters: Any,
+    given: Given,
+    key: Any,
+) -> tuple[jax.Array, Any]:
     """What both do before and after ``steps(call, parameters, inputs, carry, marks)``.
 
     ``sizes``: of each array of the carry, the last that of an output.
@@ -125,7 +151,7 @@ def _around(call: Call, steps, inputs, carry, sizes, parameters, given: Given, k
     return outputs, carry
 
 
-def _dropout_mask(call: Call, key, h):
+def _dropout_mask(call: Call, key: Any, h: jax.Array) -> jax.Array | None:
     if not call.recurrent_dropout:
         return None
     share = jnp.float32(1 - call.recurrent_dropout)
@@ -133,20 +159,22 @@ def _dropout_mask(call: Call, key, h):
     return kept.astype(h.dtype) / (1 - call.recurrent_dropout)
 
 
-def _lstm_steps(call: Call, parameters: LSTMParameters, inputs, carry, marks: Marks):
+def _lstm_steps(
+    call: Call, parameters: LSTMParameters, inputs: jax.Array, carry: Any, marks: Marks
+) -> tuple[jax.Array, Any]:
     if call.implementation == "reference":
 
         def step(x, state):
-            c, h = reference.lstm_step(parameters, x, *state, marks.recurrent_mask)
+            c, h = state
+            c, h = reference.lstm_step(parameters, x, c, h, marks.recurrent_mask)
             return (c, h), h
 
         return _reference(call, step, inputs, carry, marks)
     c, h = carry
     if call.target is not None:
         outputs, c, h = accelerated_lstm(
-            call.implementation, call.target, parameters, inputs, c, h, marks,
-            reverse=call.reverse,
-        )  # fmt: skip
+            call.implementation, call.target, parameters, inputs, c, h, marks, reverse=call.reverse
+        )
         return outputs, (c, h)
     weights = Weights(
         parameters.input_kernel, parameters.recurrent_kernel, parameters.bias, None,
@@ -160,7 +188,9 @@ def _lstm_steps(call: Call, parameters: LSTMParameters, inputs, carry, marks: Ma
     return outputs, (c, h)
 
 
-def _gru_steps(call: Call, parameters: GRUParameters, inputs, h, marks: Marks):
+def _gru_steps(
+    call: Call, parameters: GRUParameters, inputs: jax.Array, h: jax.Array, marks: Marks
+) -> tuple[jax.Array, Any]:
     if call.implementation == "reference":
 
         def step(x, h):
@@ -174,7 +204,9 @@ def _gru_steps(call: Call, parameters: GRUParameters, inputs, h, marks: Marks):
     return outputs, h
 
 
-def _reference(call: Call, step, inputs, state, marks: Marks):
+def _reference(
+    call: Call, step: Callable, inputs: jax.Array, state: Any, marks: Marks
+) -> tuple[jax.Array, Any]:
     outputs, state = reference.unroll(
         step, inputs.astype(jax.tree.leaves(state)[0].dtype), state, lengths=marks.lengths,
         resets=marks.resets, reverse=call.reverse, truncate=call.truncate,
@@ -182,7 +214,15 @@ def _reference(call: Call, step, inputs, state, marks: Marks):
     return outputs.astype(inputs.dtype), state
 
 
-def _scan(call: Call, cell, weights: Weights, inputs, c, h, marks: Marks):
+def _scan(
+    call: Call,
+    cell: cells.Cell,
+    weights: Weights,
+    inputs: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    marks: Marks,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     (batch, time, features), gates = inputs.shape, weights.input_kernel.shape[1]
     staged = marks.lengths is not None and xla_chunk_size.stages_pay(batch, time, gates)
     recompute, chunk = call.recompute, call.truncate or call.chunk

@@ -6,6 +6,9 @@ forward and reverse mode, second derivatives, ``vmap``, ``jit``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,14 +16,18 @@ from jax import lax
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
 
 
-def lstm_update(x_gates, h_gates, c):
+def lstm_update(
+    x_gates: jax.Array, h_gates: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c')."""
     i, f, g, o = jnp.split(x_gates + h_gates, 4, axis=-1)
     c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
     return c, jax.nn.sigmoid(o) * jnp.tanh(c)
 
 
-def peephole_update(peepholes, x_gates, h_gates, c):
+def peephole_update(
+    peepholes: jax.Array, x_gates: jax.Array, h_gates: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The gates i and f also see c, and o sees c'; ``peepholes [3, hidden]`` are p_i, p_f, p_o."""
     i, f, g, o = jnp.split(x_gates + h_gates, 4, axis=-1)
     p_i, p_f, p_o = peepholes[:, None]
@@ -28,7 +35,9 @@ def peephole_update(peepholes, x_gates, h_gates, c):
     return c_new, jax.nn.sigmoid(o + p_o * c_new) * jnp.tanh(c_new)
 
 
-def layer_norm_update(layer_norm, x_gates, h_gates, c):
+def layer_norm_update(
+    layer_norm: Any, x_gates: jax.Array, h_gates: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Gates are s_x LN(x W) + s_h LN(h U) + b, and h' = sigmoid(o) tanh(s_c LN(c') + b_c)."""
     scales, bias = layer_norm
     scales = jax.tree.map(lambda scale: scale[None], scales)
@@ -38,13 +47,13 @@ def layer_norm_update(layer_norm, x_gates, h_gates, c):
     return c, jax.nn.sigmoid(o) * jnp.tanh(normalize(c) * scales.memory + scales.memory_bias)
 
 
-def normalize(x, epsilon=1e-5):
+def normalize(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) over the last axis."""
     centred = x - x.mean(-1, keepdims=True)
     return centred * lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
 
 
-def gru_update(x_gates, h_gates, h):
+def gru_update(x_gates: jax.Array, h_gates: jax.Array, h: jax.Array) -> jax.Array:
     """n = tanh(x_n + r h_n);  h' = (1 - z) n + z h."""
     x_r, x_z, x_n = jnp.split(x_gates, 3, axis=-1)
     h_r, h_z, h_n = jnp.split(h_gates, 3, axis=-1)
@@ -53,7 +62,13 @@ def gru_update(x_gates, h_gates, h):
     return (1 - z) * n + z * h
 
 
-def lstm_step(parameters: LSTMParameters, inputs, c, h, recurrent_mask=None):
+def lstm_step(
+    parameters: LSTMParameters,
+    inputs: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    recurrent_mask: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
     """One step of an LSTM: ``inputs [batch, features]`` to ``(c, h)``."""
     if recurrent_mask is not None:
         h = h * recurrent_mask
@@ -71,7 +86,13 @@ def lstm_step(parameters: LSTMParameters, inputs, c, h, recurrent_mask=None):
     return c, h
 
 
-def gru_step(parameters: GRUParameters, inputs, h, recurrent_mask=None, reset_after=True):
+def gru_step(
+    parameters: GRUParameters,
+    inputs: jax.Array,
+    h: jax.Array,
+    recurrent_mask: jax.Array | None = None,
+    reset_after: bool = True,
+) -> jax.Array:
     """One step of a GRU: ``inputs [batch, features]`` to ``h``."""
     masked = h if recurrent_mask is None else h * recurrent_mask
     x_gates = inputs @ parameters.input_kernel + parameters.bias[None]
@@ -88,7 +109,16 @@ def gru_step(parameters: GRUParameters, inputs, h, recurrent_mask=None, reset_af
     return (1 - z) * n + z * h
 
 
-def unroll(step, inputs, state, *, lengths=None, resets=None, reverse=False, truncate=None):
+def unroll(
+    step: Callable,
+    inputs: jax.Array,
+    state: Any,
+    *,
+    lengths: jax.Array | None = None,
+    resets: jax.Array | None = None,
+    reverse: bool = False,
+    truncate: int | None = None,
+) -> tuple[jax.Array, Any]:
     """``step(inputs [batch, features], state) -> (state, output)`` over the steps of a batch.
 
     ``inputs [batch, time, features]``; past its own length a row's state stays, and its output is
@@ -122,8 +152,9 @@ def unroll(step, inputs, state, *, lengths=None, resets=None, reverse=False, tru
         return new, jnp.where(valid, output, 0)
 
     xs = (
-        jnp.arange(time), jnp.moveaxis(inputs, 1, 0),
+        jnp.arange(time),
+        jnp.moveaxis(inputs, 1, 0),
         None if resets is None else jnp.moveaxis(resets, 1, 0),
-    )  # fmt: skip
+    )
     state, outputs = lax.scan(over_time, state, xs, reverse=reverse)
     return jnp.moveaxis(outputs, 0, 1), state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,19 +32,19 @@ class Kept(NamedTuple):
     hidden: jax.Array | None  # [chunk, rows, hidden]: h before its projection
 
 
-def matmul(a, b, dtype):
+def matmul(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     """``a [..., m, k] @ b [k, n]``, accumulated in ``dtype``."""
     contract = (((a.ndim - 1,), (0,)), ((), ()))
     return lax.dot_general(a.astype(b.dtype), b, contract, preferred_element_type=dtype)
 
 
-def flat_matmul(a, b, dtype):
+def flat_matmul(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
     """The same over the flattened steps and rows: one large matmul."""
     flat = matmul(a.reshape(-1, a.shape[-1]), b, dtype)
     return flat.reshape(*a.shape[:-1], b.shape[1])
 
 
-def outer(a, b, like):
+def outer(a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
     """The sum over steps and rows of ``a b^T``: the gradient of a kernel, as one matmul."""
     a, b = (v.reshape(-1, v.shape[-1]).astype(like.dtype) for v in (a, b))
     return lax.dot_general(
@@ -52,7 +52,9 @@ def outer(a, b, like):
     )
 
 
-def nothing_kept(cell: Cell, keep: str, weights, chunk: int, count: int, c):
+def nothing_kept(
+    cell: Cell, keep: str, weights: Any, chunk: int, count: int, c: jax.Array
+) -> Kept | jax.Array | None:
     """Room for what ``keep`` wants of each of ``count`` chunks: a ``Kept``, or its first c."""
     if keep == "nothing":
         return None
@@ -67,36 +69,45 @@ def nothing_kept(cell: Cell, keep: str, weights, chunk: int, count: int, c):
     )
 
 
-def transpose(weights):
+def transpose(weights: Any) -> Any:
     """The kernels transposed once, ahead of the loops; XLA must not fold it into each step."""
     kernels = (weights.input_kernel, weights.recurrent_kernel, weights.projection)
     return jax.tree.map(lambda w: lax.optimization_barrier(w.T), kernels)
 
 
-def _put(array, value, t):
+def _put(array: jax.Array, value: jax.Array, t: int | jax.Array) -> jax.Array:
     return lax.dynamic_update_index_in_dim(array, value, t, 0)
 
 
-def _at(array, t):
+def _at(array: jax.Array, t: int | jax.Array) -> jax.Array:
     if isinstance(t, int):
         return array[t]
     return lax.dynamic_index_in_dim(array, t, 0, keepdims=False)
 
 
-def _within(t, chunk: int):
+def _within(t: int | jax.Array, chunk: int) -> int | jax.Array:
     if isinstance(t, int):
         return min(max(t, 0), chunk - 1)
     return jnp.clip(t, 0, chunk - 1)
 
 
-def _restart(view: View, t, *carries):
+def _restart(view: View, t: int | jax.Array, *carries: jax.Array) -> tuple[jax.Array, ...]:
     if view.keep is None:
         return carries
     keep = _at(view.keep, t)[:, None]
     return tuple(jnp.where(keep, a, 0) for a in carries)
 
 
-def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, known=None):
+def forward(
+    cell: Cell,
+    reverse: bool,
+    keep: str,
+    weights: Any,
+    view: View,
+    c: jax.Array,
+    h: jax.Array,
+    known: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array, Any]:
     """``c, h, outputs [chunk, rows, output]`` and what ``keep`` wants of the chunk.
 
     ``known``, [chunk, rows, output]: h as each step's matmul sees it, where that is known: what h
@@ -104,7 +115,7 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
     """
     chunk = view.inputs.shape[0]
     dtype = c.dtype
-    projected = flat_matmul(view.inputs, weights.input_kernel, dtype)
+    projected: Any = flat_matmul(view.inputs, weights.input_kernel, dtype)
     known_gates = None
     if known is not None:
         known_gates = gates_of_h(cell, weights, projected, known)
@@ -126,7 +137,7 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
         c, h, x_gates, projected, outputs, kept = state
         t = order(n)
         start_c, start_h = _restart(view, t, c, h)
-        if known is None:
+        if known_gates is None:
             masked = start_h if view.recurrent_mask is None else start_h * view.recurrent_mask
             h_gates = gates_of_h(cell, weights, x_gates, masked)
         else:
@@ -168,7 +179,7 @@ def forward(cell: Cell, reverse: bool, keep: str, weights, view: View, c, h, kno
     return c, h, outputs, first_c if keep == "carries" else kept
 
 
-def gates_of_h(cell: Cell, weights, x_gates, h):
+def gates_of_h(cell: Cell, weights: Any, x_gates: jax.Array, h: jax.Array) -> jax.Array:
     """h U of one step or of many, [..., rows, gates]; (r h) U_n in its last block by a reset."""
     kernel, dtype = weights.recurrent_kernel, x_gates.dtype
     if not cell.resets:
@@ -182,7 +193,9 @@ def gates_of_h(cell: Cell, weights, x_gates, h):
     return jnp.concatenate([first, last], axis=-1)
 
 
-def _through_reset(r, d_gates, h, kernel):
+def _through_reset(
+    r: jax.Array, d_gates: jax.Array, h: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """``d_gates`` with that of r, the gradient of h, and r h; ``kernel [gates, hidden]`` is U^T."""
     hidden = h.shape[-1]
     _, dz, dn = jnp.split(d_gates, 3, axis=-1)
@@ -192,7 +205,7 @@ def _through_reset(r, d_gates, h, kernel):
     return d_gates, d_h, r * h
 
 
-def add_biases(weights, x_gates, h_gates):
+def add_biases(weights: Any, x_gates: jax.Array, h_gates: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The gates with the biases that the weights have."""
 
     def add(gates, bias):
@@ -204,7 +217,9 @@ def add_biases(weights, x_gates, h_gates):
     return add(x_gates, weights.bias), add(h_gates, weights.recurrent_bias)
 
 
-def again(cell: Cell, reverse: bool, weights, view: View, before, c) -> Kept:
+def again(
+    cell: Cell, reverse: bool, weights: Any, view: View, before: jax.Array, c: jax.Array
+) -> Kept:
     """A chunk's ``Kept`` from its first ``c`` and h before each step, [chunk, rows, output]."""
     h = jnp.zeros_like(before[0])
     *_, kept = forward(cell, reverse, "gates", weights, view, c, h, before)
@@ -212,9 +227,17 @@ def again(cell: Cell, reverse: bool, weights, view: View, before, c) -> Kept:
 
 
 def backward(
-    cell: Cell, reverse: bool, weights, transposed, view: View, kept: Kept, before_h,
-    d_outputs, dc, dh,
-):  # fmt: skip
+    cell: Cell,
+    reverse: bool,
+    weights: Any,
+    transposed: tuple,
+    view: View,
+    kept: Kept,
+    before_h: jax.Array,
+    d_outputs: jax.Array,
+    dc: jax.Array,
+    dh: jax.Array,
+) -> tuple[jax.Array, jax.Array, Any, jax.Array]:
     """``dc, dh, d_weights, d_inputs [chunk, rows, features]``."""
     chunk = view.inputs.shape[0]
     dtype = dc.dtype
@@ -273,7 +296,7 @@ def backward(
         bias=None if weights.bias is None else gates[0].sum((0, 1)),
         recurrent_bias=None if weights.recurrent_bias is None else gates[-1].sum((0, 1)),
         projection=None
-        if projection is None
+        if kept.hidden is None
         else outer(kept.hidden, d_projected, weights.projection),
         extra=d_extra,
     )

@@ -10,6 +10,9 @@ A chunk of those rows is read and written where it is: no array is sorted or pad
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -23,7 +26,17 @@ def row_counts(batch: int) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def sweep(rows, chunk, time, lengths, body, rowwise, whole, *, descending):
+def sweep(
+    rows: tuple[int, ...],
+    chunk: int,
+    time: int,
+    lengths: jax.Array | None,
+    body: Callable,
+    rowwise: Any,
+    whole: Any,
+    *,
+    descending: bool,
+) -> tuple[Any, Any]:
     """Runs ``body(rows, index, rowwise, whole) -> (rowwise, whole)`` over the chunks of all stages.
 
     ``rowwise`` is a tree of arrays [batch, ...]; the body sees and returns their first ``rows``.
@@ -45,24 +58,24 @@ def sweep(rows, chunk, time, lengths, body, rowwise, whole, *, descending):
     return rowwise, whole
 
 
-def falling(lengths):
+def falling(lengths: jax.Array | None) -> jax.Array | None:
     """The rows from the longest to the shortest; None without lengths."""
     return None if lengths is None else jnp.argsort(lengths, descending=True)
 
 
-def take_rows(tree, order):
+def take_rows(tree: Any, order: jax.Array | None) -> Any:
     """The rows of each array in the order ``order``, or as they are where it is None."""
     if order is None:
         return tree
     return jax.tree.map(lambda array: array[order], tree)
 
 
-def put_rows(tree, order):
+def put_rows(tree: Any, order: jax.Array | None) -> Any:
     """The inverse of ``take_rows``."""
     return take_rows(tree, None if order is None else jnp.argsort(order))
 
 
-def _stages(rows, chunk, time, lengths):
+def _stages(rows: tuple[int, ...], chunk: int, time: int, lengths: jax.Array | None) -> list[tuple]:
     """(rows, first chunk, chunk after the last) of each stage, in the order of time."""
     if lengths is None or (len(rows) == 1 and time <= chunk):  # one chunk needs no loop around it
         return [(rows[0], 0, -(-time // chunk))]
@@ -72,7 +85,9 @@ def _stages(rows, chunk, time, lengths):
     return list(zip(rows, starts, ends, strict=True))
 
 
-def read(array, order, rows: int, start, chunk: int):
+def read(
+    array: jax.Array, order: jax.Array | None, rows: int, start: jax.Array, chunk: int
+) -> jax.Array:
     """Steps from ``start`` of the first ``rows`` rows of ``order``: [chunk, rows, ...].
 
     Steps beyond the end are zeros, so that no array is padded to whole chunks.
@@ -86,7 +101,9 @@ def read(array, order, rows: int, start, chunk: int):
     return lax.dynamic_slice_in_dim(longer, start - inside, chunk)
 
 
-def write(array, part, order, index):
+def write(
+    array: jax.Array, part: jax.Array, order: jax.Array | None, index: jax.Array
+) -> jax.Array:
     """Writes a chunk, [chunk, rows, ...], where ``read`` would read it."""
     (chunk, rows), time = part.shape[:2], array.shape[1]
     start, part = index * chunk, part.astype(array.dtype)
@@ -101,7 +118,9 @@ def write(array, part, order, index):
     return _write_inside(array, part, order, inside)
 
 
-def _read_inside(array, order, rows: int, start, chunk: int):
+def _read_inside(
+    array: jax.Array, order: jax.Array | None, rows: int, start: jax.Array, chunk: int
+) -> jax.Array:
     if order is None:
         part = lax.dynamic_slice_in_dim(array, start, chunk, axis=1)
     else:
@@ -116,7 +135,9 @@ def _read_inside(array, order, rows: int, start, chunk: int):
     return jnp.moveaxis(part, 1, 0)
 
 
-def _write_inside(array, part, order, start):
+def _write_inside(
+    array: jax.Array, part: jax.Array, order: jax.Array | None, start: jax.Array
+) -> jax.Array:
     part = jnp.moveaxis(part, 0, 1)
     if order is None:
         return lax.dynamic_update_slice_in_dim(array, part, start, axis=1)
@@ -130,11 +151,11 @@ def _write_inside(array, part, order, start):
     )  # fmt: skip
 
 
-def _starts(rows, start):
+def _starts(rows: jax.Array, start: jax.Array) -> jax.Array:
     return jnp.stack([rows, jnp.full_like(rows, start)], axis=1)
 
 
-def put(array, part, index):
+def put(array: jax.Array, part: jax.Array, index: jax.Array) -> jax.Array:
     """Writes ``part``, of fewer rows perhaps, into ``array[index]``."""
     starts = (index, *(jnp.zeros_like(index) for _ in part.shape))
     return lax.dynamic_update_slice(array, part[None], starts)

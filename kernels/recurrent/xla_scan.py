@@ -63,13 +63,23 @@ class Marks(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def recur(options: Options, weights: Weights, inputs, c, h, marks: Marks):
+def recur(
+    options: Options, weights: Weights, inputs: jax.Array, c: jax.Array, h: jax.Array, marks: Marks
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Outputs [batch, time, output], and the last ``c [batch, hidden]``, ``h [batch, output]``."""
     options = options._replace(keep="nothing")
     return _run(options, options.short_chunk, weights, inputs, c, h, marks)[0]
 
 
-def _run(options: Options, chunk: int, weights, inputs, c, h, marks):
+def _run(
+    options: Options,
+    chunk: int,
+    weights: Weights,
+    inputs: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    marks: Marks,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     """Results, and what is kept for the gradient."""
     time = inputs.shape[1]
     order = _order(options, marks)
@@ -95,29 +105,33 @@ def _run(options: Options, chunk: int, weights, inputs, c, h, marks):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _run_and_keep(options: Options, weights, inputs, c, h, marks):
+def _run_and_keep(
+    options: Options, weights: Weights, inputs: jax.Array, c: jax.Array, h: jax.Array, marks: Marks
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     """``recur`` and what it keeps, with a rule of its own for when ``recur`` is derived twice."""
     return _run(options, options.chunk, weights, inputs, c, h, marks)
 
 
-def _run_and_keep_forward(options: Options, *arguments):
+def _run_and_keep_forward(options: Options, *arguments: Any) -> tuple[Any, tuple]:
     results, kept = _run(options, options.chunk, *arguments)
     return (results, kept), (*arguments, (results[0], kept))
 
 
-def _run_and_keep_backward(options: Options, residuals, cotangents):
+def _run_and_keep_backward(options: Options, residuals: tuple, cotangents: Any) -> tuple:
     return _backward(options, residuals, cotangents[0])  # of what is kept no gradient is taken
 
 
 _run_and_keep.defvjp(_run_and_keep_forward, _run_and_keep_backward)
 
 
-def _forward(options: Options, *arguments):
+def _forward(
+    options: Options, *arguments: Any
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple]:
     results, kept = _run_and_keep(options, *arguments)
     return results, (*arguments, (results[0], kept))
 
 
-def _backward(options: Options, residuals, cotangents):
+def _backward(options: Options, residuals: tuple, cotangents: Any) -> tuple:
     weights, inputs, c, h, marks, saved = residuals
     return (*_gradient(options, (weights, inputs, c, h), marks, saved, cotangents), None)
 
@@ -126,7 +140,9 @@ recur.defvjp(_forward, _backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradient(options: Options, arguments, marks, saved, cotangents):
+def _gradient(
+    options: Options, arguments: Any, marks: Marks, saved: Any, cotangents: Any
+) -> tuple[Weights, jax.Array, jax.Array, jax.Array]:
     """The gradients of ``arguments = (weights, inputs, c, h)``, from what the way there kept."""
     weights, inputs, c, h = arguments
     outputs, kept = saved
@@ -169,12 +185,14 @@ def _gradient(options: Options, arguments, marks, saved, cotangents):
     return d_weights, d_inputs, dc, dh
 
 
-def _gradient_forward(options: Options, arguments, marks, saved, cotangents):
+def _gradient_forward(
+    options: Options, arguments: Any, marks: Marks, saved: Any, cotangents: Any
+) -> tuple[Any, tuple]:
     gradients = _gradient(options, arguments, marks, saved, cotangents)
     return gradients, (arguments, marks, cotangents)
 
 
-def _gradient_backward(options: Options, residuals, cotangents):
+def _gradient_backward(options: Options, residuals: tuple, cotangents: Any) -> tuple:
     """Second derivatives: the gradient is a function of the arguments, whatever was kept for it."""
     arguments, marks, first = residuals
 
@@ -189,7 +207,9 @@ def _gradient_backward(options: Options, residuals, cotangents):
 _gradient.defvjp(_gradient_forward, _gradient_backward)
 
 
-def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
+def unfused(
+    options: Options, marks: Marks, weights: Weights, inputs: jax.Array, c: jax.Array, h: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The same recurrence as one plain loop, for JAX to differentiate."""
 
     def step(x, state):
@@ -210,12 +230,21 @@ def unfused(options: Options, marks: Marks, weights: Weights, inputs, c, h):
     return outputs.astype(inputs.dtype), c, h
 
 
-def _order(options: Options, marks: Marks):
+def _order(options: Options, marks: Marks) -> jax.Array | None:
     """The rows by falling length, where there are stages to use it."""
     return falling(marks.lengths) if len(options.rows) > 1 else None
 
 
-def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, index, time: int):
+def _view(
+    options: Options,
+    chunk: int,
+    inputs: jax.Array,
+    marks: Marks,
+    order: jax.Array | None,
+    rows: int,
+    index: jax.Array,
+    time: int,
+) -> xla_chunk.View:
     """The ``index``-th chunk of the first ``rows`` rows, time first."""
     x = read(inputs, order, rows, index * chunk, chunk)
     valid, keep, mask = None, None, None
@@ -235,13 +264,22 @@ def _view(options: Options, chunk: int, inputs, marks: Marks, order, rows: int, 
     return xla_chunk.View(x, valid, keep, mask, count)
 
 
-def _lengths(marks: Marks, order, rows: int, time: int):
+def _lengths(marks: Marks, order: jax.Array | None, rows: int, time: int) -> jax.Array:
     if marks.lengths is None:
         return jnp.full(rows, time)
     return take_rows(marks.lengths, order)[:rows]
 
 
-def _before(options: Options, view, outputs, marks: Marks, order, h, index, time: int):
+def _before(
+    options: Options,
+    view: xla_chunk.View,
+    outputs: jax.Array,
+    marks: Marks,
+    order: jax.Array | None,
+    h: jax.Array,
+    index: jax.Array,
+    time: int,
+) -> jax.Array:
     """h before each step of a chunk, [chunk, rows, output], as its matmul saw it."""
     rows, chunk, start = h.shape[0], options.chunk, index * options.chunk
     here = read(outputs, order, rows, start, chunk).astype(h.dtype)
@@ -260,7 +298,9 @@ def _before(options: Options, view, outputs, marks: Marks, order, h, index, time
     return before if view.recurrent_mask is None else before * view.recurrent_mask[None]
 
 
-def _crosses(options: Options, marks: Marks, order, rows: int, index, time: int):
+def _crosses(
+    options: Options, marks: Marks, order: jax.Array | None, rows: int, index: jax.Array, time: int
+) -> jax.Array:
     """[rows, 1]: whether a row's carry comes into the chunk from another one it has run."""
     lengths, start = _lengths(marks, order, rows, time), index * options.chunk
     entered = (

@@ -10,7 +10,7 @@ of random key, the one way that JAX has to declare such a dtype.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.extend
@@ -21,7 +21,7 @@ from jaxtyping import ArrayLike, Integer, Shaped
 from jaxnets.kernels.checks import INT32_MAX, as_integers, is_known
 
 
-def _refuse(*_args):
+def _refuse(*_args: Any) -> NoReturn:
     raise TypeError("the ids of jaxnets.kernels.Rows are no random keys")
 
 
@@ -73,7 +73,7 @@ class Rows:
 
     def __init__(
         self, ids: Integer[ArrayLike, " rows"] | Sequence, values: Shaped[ArrayLike, "rows ..."]
-    ):
+    ) -> None:
         whole, values = as_integers("ids", ids), jnp.asarray(values)
         if whole.ndim != 1:
             raise ValueError(f"ids must be [rows], got shape {whole.shape}")
@@ -111,12 +111,12 @@ class Rows:
         ids = self.ids if isinstance(self._kept, jax.Array) else self._kept
         return f"Rows(ids={ids}, values={self.values})"
 
-    def tree_flatten_with_keys(self):
+    def tree_flatten_with_keys(self) -> tuple[tuple, None]:
         names = jax.tree_util.GetAttrKey("ids"), jax.tree_util.GetAttrKey("values")
         return tuple(zip(names, (self._kept, self.values), strict=True)), None
 
     @classmethod
-    def tree_unflatten(cls, _nothing, children) -> Rows:
+    def tree_unflatten(cls, _nothing: None, children: Any) -> Rows:
         """Around whatever JAX puts in place of arrays, so without checks."""
         rows = object.__new__(cls)
         rows._kept, rows.values = children

@@ -49,7 +49,7 @@ def sharded_gather_rows(
 
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("sharded_gather_rows")
-def _gather_rows(sharding: VocabSharding, tables, ids):
+def _gather_rows(sharding: VocabSharding, tables: Any, ids: Any) -> tuple[jax.Array, Any, Any]:
     vocab = jax.tree.leaves(tables)[0].shape[0]
 
     def on_device(tables, ids):

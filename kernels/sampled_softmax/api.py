@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jaxnets.kernels.sampled_softmax.xla import candidate_logits, candidate_soft
 from jaxnets.kernels.samplers.samples import Samples
 
 
-def _pallas_obstacle(where, dtype, sizes):
+def _pallas_obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
     if sizes["per_token"]:
         return "the kernel shares its samples between all tokens, got samples for each token"
     return dispatch.pallas_obstacle(where, dtype)
@@ -108,9 +108,11 @@ def sampled_softmax_cross_entropy(
     *batch, features = arrays[0].shape
     ids = arrays[4].ids
     sizes = {
-        "tokens": math.prod(batch), "features": features,
-        "num_sampled": ids.shape[-1], "per_token": ids.ndim > 1,
-    }  # fmt: skip
+        "tokens": math.prod(batch),
+        "features": features,
+        "num_sampled": ids.shape[-1],
+        "per_token": ids.ndim > 1,
+    }
     choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, implementation)
     # The grid of a kernel is not empty.
     call = Call.of(choice) if math.prod(batch) and ids.size else None
@@ -194,9 +196,18 @@ def negative_sampling_loss(
 @jax.named_scope("sampled_softmax_cross_entropy")
 @losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
 def _softmax(
-    fused, subtract, remove, ignore_index, reduction,
-    hidden, weight, bias, labels, samples, weights,
-):  # fmt: skip
+    fused: Call | None,
+    subtract: bool,
+    remove: bool,
+    ignore_index: int | None,
+    reduction: str,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    weights: jax.Array | None,
+) -> jax.Array:
     batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
     share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
     arrays = hidden, weight, bias, labels, samples
@@ -213,8 +224,17 @@ def _softmax(
 @jax.named_scope("nce_loss")
 @losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
 def _logistic(
-    subtract, remove, ignore_index, reduction, hidden, weight, bias, labels, samples, weights
-):
+    subtract: bool,
+    remove: bool,
+    ignore_index: int | None,
+    reduction: str,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    weights: jax.Array | None,
+) -> jax.Array:
     batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
     share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
     gathered = candidates(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,16 @@ from jaxnets.kernels.sampled_softmax.xla import kept_tokens, target_logits, true
 from jaxnets.kernels.samplers.samples import CLASS_IDS, Samples
 
 
-def check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index=None):
+def check(
+    hidden: Any,
+    weight: Any,
+    bias: Any,
+    labels: Any,
+    samples: Any,
+    weights: Any,
+    reduction: str,
+    ignore_index: int | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, Samples, jax.Array | None]:
     """The first six as arrays; raises unless they fit, and what is known of them is in range."""
     hidden, weight, bias = check_projection(hidden, weight, bias)
     batch, vocab = hidden.shape[:-1], weight.shape[0]
@@ -50,7 +59,7 @@ def check(hidden, weight, bias, labels, samples, weights, reduction, ignore_inde
     return hidden, weight, bias, labels, samples, weights
 
 
-def _check_ids(samples, weights, vocab: int) -> None:
+def _check_ids(samples: Samples, weights: jax.Array | None, vocab: int) -> None:
     """Raise if a candidate that counts is known to be out of range."""
     ids, counts = samples.ids, samples.log_expected_count
     if not checks.is_known(counts) or not checks.is_known(weights):
@@ -61,7 +70,13 @@ def _check_ids(samples, weights, vocab: int) -> None:
     checks.check_range("samples.ids", ids, 0, vocab, "[0, vocab)", except_for=absent)
 
 
-def leave_out(labels, weights, ignore_index, batch: tuple[int, ...], dtype):
+def leave_out(
+    labels: jax.Array,
+    weights: jax.Array | None,
+    ignore_index: int | None,
+    batch: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> tuple[jax.Array, jax.Array] | tuple[None, None]:
     """Each true class's share of its token [..., num_true], and the weights [...] of the tokens.
 
     A label ``ignore_index`` is no class; a token of weight 0 has none, and one without any class
@@ -70,7 +85,7 @@ def leave_out(labels, weights, ignore_index, batch: tuple[int, ...], dtype):
     if weights is None and ignore_index is None:
         return None, None
     labels = labels if labels.ndim > len(batch) else labels[..., None]
-    present = jnp.ones(labels.shape, bool)
+    present: Any = jnp.ones(labels.shape, bool)
     if ignore_index is not None:
         present = labels != check_ignore_index(ignore_index)
     weights = jnp.ones(batch, dtype) if weights is None else weights.astype(dtype)
@@ -81,9 +96,17 @@ def leave_out(labels, weights, ignore_index, batch: tuple[int, ...], dtype):
 
 
 def candidates(
-    subtract, remove, vocab: int, hidden, weight, bias, labels, samples,
-    read: Callable | None = None, share=None,
-):  # fmt: skip
+    subtract: bool,
+    remove: bool,
+    vocab: int,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    read: Callable | None = None,
+    share: jax.Array | None = None,
+) -> tuple:
     """Gathered and flattened: what ``xla.py`` takes.
 
     ``read(table, ids)`` reads weight and bias, which may be parts of tables of ``vocab`` classes;
@@ -100,7 +123,17 @@ def candidates(
     return flat.hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, flat.share
 
 
-def fused_losses(call: Call, subtract, remove, hidden, weight, bias, labels, samples, share):
+def fused_losses(
+    call: Call,
+    subtract: bool,
+    remove: bool,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    share: jax.Array | None,
+) -> jax.Array:
     """The losses [tokens] of :func:`candidate_softmax`, by the kernel of ``pallas.py``."""
     vocab = weight.shape[0]
     flat = _flatten(vocab, hidden, labels, samples, share)
@@ -127,7 +160,9 @@ class _Flat(NamedTuple):
     share: jax.Array | None  # [tokens, num_true]
 
 
-def _flatten(vocab: int, hidden, labels, samples, share) -> _Flat:
+def _flatten(
+    vocab: int, hidden: jax.Array, labels: jax.Array, samples: Samples, share: jax.Array | None
+) -> _Flat:
     batch, tokens = hidden.shape[:-1], math.prod(hidden.shape[:-1])
     num_true = labels.shape[-1] if labels.ndim > len(batch) else 1
     hidden = hidden.reshape(tokens, hidden.shape[-1])
@@ -146,7 +181,14 @@ def _flatten(vocab: int, hidden, labels, samples, share) -> _Flat:
     return _Flat(hidden, labels, own, ids, absent, labels_count, count, share)
 
 
-def _offsets(subtract, hidden, weight, bias, flat: _Flat, read: Callable):
+def _offsets(
+    subtract: bool,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    flat: _Flat,
+    read: Callable,
+) -> tuple[jax.Array, jax.Array]:
     """The bias less the log-count, of the true classes and of the candidates."""
     dtype = accumulator_dtype(hidden, weight)
 

@@ -113,7 +113,15 @@ def _item_codes(labels: Any, ignore_index: SupportsIndex | None) -> tuple[jax.Ar
 @eager_gradients
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("in_batch_softmax_cross_entropy")
-def _in_batch(reduction, hidden, items, labels, log_probability, weights, true):
+def _in_batch(
+    reduction: str,
+    hidden: jax.Array,
+    items: jax.Array,
+    labels: jax.Array,
+    log_probability: jax.Array | None,
+    weights: jax.Array | None,
+    true: jax.Array | None,
+) -> jax.Array:
     dtype = accumulator_dtype(hidden, items)
     offset = jnp.zeros(labels.shape, dtype)
     if log_probability is not None:
@@ -135,7 +143,16 @@ def _in_batch(reduction, hidden, items, labels, log_probability, weights, true):
     hidden=0, items=0, offset=0, labels=0, share=0,
     every_item=WHOLE, every_offset=WHOLE, every_label=WHOLE,
 )  # fmt: skip
-def _queries(hidden, items, offset, labels, share, every_item, every_offset, every_label):
+def _queries(
+    hidden: jax.Array,
+    items: jax.Array,
+    offset: jax.Array,
+    labels: jax.Array,
+    share: jax.Array | None,
+    every_item: jax.Array,
+    every_offset: jax.Array,
+    every_label: jax.Array,
+) -> jax.Array:
     """The loss of each query, over the items of the whole batch."""
     hits = labels[:, None] == every_label[None]
     return candidate_softmax(

@@ -6,6 +6,7 @@ neither are the gathered rows. The few true classes of each token are left to XL
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -19,7 +20,14 @@ _FLOAT32 = jnp.dtype(jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def sampled_log_sum_exp(call: Call, hidden, table, ids, offset, labels):
+def sampled_log_sum_exp(
+    call: Call,
+    hidden: jax.Array,
+    table: jax.Array,
+    ids: jax.Array,
+    offset: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
     """Log-sum-exp [tokens] of ``table[ids] @ hidden + offset`` over the samples.
 
     ``hidden [tokens, features]``, ``table [vocab, features]``, ``ids [num_sampled]`` int32 in
@@ -35,7 +43,9 @@ def sampled_log_sum_exp(call: Call, hidden, table, ids, offset, labels):
     return combine_tiles(largest, total)
 
 
-def _logits(product, rows, labels):
+def _logits(
+    product: jax.Array, rows: Sequence[jax.Array], labels: Sequence[jax.Array]
+) -> jax.Array:
     offset, ids = rows
     logits = product + offset
     for label in labels:
@@ -43,22 +53,42 @@ def _logits(product, rows, labels):
     return logits
 
 
-def _tile_statistics(num_sampled: int, product, row_ids, rows, labels, _tiles):
+def _tile_statistics(
+    num_sampled: int,
+    product: jax.Array,
+    row_ids: jax.Array,
+    rows: Sequence[jax.Array],
+    labels: Sequence[jax.Array],
+    _tiles: Sequence[jax.Array],
+) -> tuple[jax.Array, jax.Array]:
     logits = _logits(product, rows, labels)
     return tile_log_sum_exp(jnp.where(row_ids < num_sampled, logits, -jnp.inf))
 
 
-def _tile_gradient(product, _row_ids, rows, columns, _tiles):
+def _tile_gradient(
+    product: jax.Array,
+    _row_ids: jax.Array,
+    rows: Sequence[jax.Array],
+    columns: Sequence[jax.Array],
+    _tiles: Sequence[jax.Array],
+) -> tuple[jax.Array]:
     log_sum_exp, cotangent, *labels = columns
     return (cotangent * jnp.exp(_logits(product, rows, labels) - log_sum_exp),)
 
 
-def _forward(call: Call, hidden, table, ids, offset, labels):
+def _forward(
+    call: Call,
+    hidden: jax.Array,
+    table: jax.Array,
+    ids: jax.Array,
+    offset: jax.Array,
+    labels: jax.Array,
+) -> tuple[jax.Array, tuple]:
     log_sum_exp = sampled_log_sum_exp(call, hidden, table, ids, offset, labels)
     return log_sum_exp, (hidden, table, ids, offset, labels, log_sum_exp)
 
 
-def _backward(call: Call, residuals, cotangent):
+def _backward(call: Call, residuals: tuple, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
     hidden, table, ids, offset, labels, log_sum_exp = residuals
     finite = jnp.where(jnp.isneginf(log_sum_exp), 0, log_sum_exp)  # no sample is left: all 0
     (gradient,) = fused_matmul(

@@ -5,10 +5,19 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxnets.kernels.samplers.samples import Samples
+
 
 def sampled_logits(
-    hidden, weight, bias, labels, samples, *, subtract_log_q=True, remove_accidental_hits=True
-):
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    *,
+    subtract_log_q: bool = True,
+    remove_accidental_hits: bool = True,
+) -> tuple[jax.Array, jax.Array]:
     """Logits of the true classes, [tokens, num_true], and of the sampled, [tokens, num_sampled].
 
     ``hidden [tokens, features]``, ``labels [tokens, num_true]``, ``samples.ids [num_sampled]`` or
@@ -28,14 +37,28 @@ def sampled_logits(
     return true, sampled
 
 
-def sampled_softmax_cross_entropy(hidden, weight, bias, labels, samples, **options):
+def sampled_softmax_cross_entropy(
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    **options: bool,
+) -> jax.Array:
     """Loss [tokens] by the equation in :mod:`jaxnets.kernels.sampled_softmax.api`."""
     true, sampled = sampled_logits(hidden, weight, bias, labels, samples, **options)
     log_sum_exp = jax.nn.logsumexp(jnp.concatenate([true, sampled], 1), axis=1)
     return (log_sum_exp[:, None] - true).mean(1)
 
 
-def noise_contrastive(hidden, weight, bias, labels, samples, **options):
+def noise_contrastive(
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    **options: bool,
+) -> jax.Array:
     """Sum of the logistic losses, [tokens]: NCE and, without log q, negative sampling."""
     true, sampled = sampled_logits(hidden, weight, bias, labels, samples, **options)
     target = 1 / labels.shape[1]

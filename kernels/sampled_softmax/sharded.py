@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,17 @@ def sharded_sampled_softmax_cross_entropy(
 @eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("sharded_sampled_softmax_cross_entropy")
-def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, samples, weights):
+def _loss(
+    static: tuple,
+    reduction: str,
+    ignore_index: int | None,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+    weights: jax.Array | None,
+) -> jax.Array:
     dtype, batch = accumulator_dtype(hidden, weight), hidden.shape[:-1]
     if not labels.size:
         return jnp.zeros(batch if reduction == "none" else (), dtype)
@@ -124,18 +134,32 @@ def _loss(static, reduction, ignore_index, hidden, weight, bias, labels, samples
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _per_token(static, hidden, weight, bias, labels, samples):
+def _per_token(
+    static: tuple,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+) -> jax.Array:
     """Losses [...]; ``shard_map`` is not differentiated, so its sums are ours."""
     return _forward(static, hidden, weight, bias, labels, samples)[0]
 
 
-def _specs(sharding: VocabSharding):
+def _specs(sharding: VocabSharding) -> tuple[P, ...]:
     """Of ``(hidden, true rows and offsets, sampled rows and offsets, hits, share)``."""
     tokens = sharding.token_spec
     return tokens, tokens, tokens, P(), P(), tokens, tokens
 
 
-def _forward(static, hidden, weight, bias, labels, samples):
+def _forward(
+    static: tuple,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
+    samples: Samples,
+) -> tuple[jax.Array, tuple]:
     sharding, subtract, remove = static
     vocab = weight.shape[0]
 
@@ -145,7 +169,8 @@ def _forward(static, hidden, weight, bias, labels, samples):
         return candidate_softmax(*gathered).reshape(hidden.shape[:-1]), gathered
 
     tokens, table = sharding.token_spec, sharding.table_spec
-    in_specs = (tokens, table, table, tokens, Samples(P(), P(), tokens, P()))
+    whole: Any = P()
+    in_specs = (tokens, table, table, tokens, Samples(whole, whole, tokens, whole))
     out_specs = (tokens, _specs(sharding))
     losses, gathered = sharding.run(
         on_device, in_specs, out_specs, hidden, weight, bias, labels, samples
@@ -153,7 +178,9 @@ def _forward(static, hidden, weight, bias, labels, samples):
     return losses, (gathered, weight, bias, labels, samples.ids)
 
 
-def _backward(static, residuals, cotangent):
+def _backward(
+    static: tuple, residuals: tuple, cotangent: jax.Array
+) -> tuple[jax.Array | None, ...]:
     sharding = static[0]
 
     def on_device(residuals, cotangent):

@@ -17,7 +17,15 @@ import jax.numpy as jnp
 from jaxnets.kernels.numerics import accumulator_dtype, matmul, result_dtype
 
 
-def candidate_logits(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share):
+def candidate_logits(
+    hidden: jax.Array,
+    true_rows: jax.Array,
+    true_offset: jax.Array,
+    sampled_rows: jax.Array,
+    sampled_offset: jax.Array,
+    hits: jax.Array | None,
+    share: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
     """Logits of the true classes, [tokens, num_true], and of the samples, [tokens, num_sampled].
 
     -inf where there is no class; a token left out has true logits of 0.
@@ -30,7 +38,9 @@ def candidate_logits(hidden, true_rows, true_offset, sampled_rows, sampled_offse
     return true, (sampled if hits is None else jnp.where(hits, -jnp.inf, sampled))
 
 
-def true_logits(hidden, true_rows, true_offset, share):
+def true_logits(
+    hidden: jax.Array, true_rows: jax.Array, true_offset: jax.Array, share: jax.Array | None
+) -> jax.Array:
     """The first of :func:`candidate_logits`."""
     dtype = accumulator_dtype(hidden, true_rows)
     true = (hidden.astype(dtype)[:, None] * true_rows.astype(dtype)).sum(2) + true_offset
@@ -41,25 +51,41 @@ def true_logits(hidden, true_rows, true_offset, share):
     )
 
 
-def target_logits(true, share):
+def target_logits(true: jax.Array, share: jax.Array | None) -> jax.Array:
     """The true logits weighted by their shares, [tokens]."""
     if share is None:
         return true.mean(1)
     return (share * jnp.where(share > 0, true, 0)).sum(1)
 
 
-def kept_tokens(share):
+def kept_tokens(share: jax.Array) -> jax.Array:
     """Which tokens, [tokens], have a true class."""
     return (share > 0).any(1)
 
 
 @jax.custom_vjp
-def candidate_softmax(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share):
+def candidate_softmax(
+    hidden: jax.Array,
+    true_rows: jax.Array,
+    true_offset: jax.Array,
+    sampled_rows: jax.Array,
+    sampled_offset: jax.Array,
+    hits: jax.Array | None,
+    share: jax.Array | None,
+) -> jax.Array:
     """Loss [tokens]: log-sum-exp of all logits less the true ones by their shares."""
     return _forward(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share)[0]
 
 
-def _forward(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share):
+def _forward(
+    hidden: jax.Array,
+    true_rows: jax.Array,
+    true_offset: jax.Array,
+    sampled_rows: jax.Array,
+    sampled_offset: jax.Array,
+    hits: jax.Array | None,
+    share: jax.Array | None,
+) -> tuple[jax.Array, tuple]:
     true, sampled = candidate_logits(
         hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share
     )
@@ -77,7 +103,7 @@ def _forward(hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits,
     return loss, (*residuals, jnp.zeros((0,) * sampled_offset.ndim, sampled_offset.dtype))
 
 
-def _backward(residuals, cotangent):
+def _backward(residuals: tuple, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
     hidden, true_rows, sampled_rows, e, scale, true_gradient, offset_like = residuals
     dtype = accumulator_dtype(hidden, true_rows)
     wide = hidden.astype(dtype)
@@ -109,7 +135,7 @@ def _backward(residuals, cotangent):
 candidate_softmax.defvjp(_forward, _backward)
 
 
-def _einsum(subscripts: str, a, b):
+def _einsum(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
     dtype = result_dtype(a, b)
     return jnp.einsum(
         subscripts, a.astype(dtype), b.astype(dtype), preferred_element_type=accumulator_dtype(a, b)

@@ -29,5 +29,5 @@ class ByContents:
         return hash((type(self), jax.tree.structure(self)))
 
 
-def _equal(a, b) -> bool:
+def _equal(a: Any, b: Any) -> bool:
     return a is b or (checks.is_known(a) and checks.is_known(b) and np.array_equal(a, b))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def as_vocab(vocab: int, largest: int = checks.INT32_MAX) -> int:
     return vocab
 
 
-def where_class(ids, vocab: int, log_p: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def where_class(ids: Any, vocab: int, log_p: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """``log_p`` of float32 ids, -inf outside [0, vocab)."""
     ids = checks.as_integers("ids", ids)
     inside = (ids >= 0) & (ids < vocab)

@@ -98,7 +98,14 @@ def sample(
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("sample")
-def _sample(num_sampled, unique, per_token, sampler, key, labels):
+def _sample(
+    num_sampled: int,
+    unique: bool,
+    per_token: bool,
+    sampler: Sampler,
+    key: jax.Array,
+    labels: jax.Array,
+) -> Samples:
     given, labels = labels, meshes.replicated(labels)
 
     def one(key):

@@ -76,7 +76,9 @@ def in_batch(
 
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("in_batch")
-def _samples(unique, labels, log_probability, true):
+def _samples(
+    unique: bool, labels: jax.Array, log_probability: jax.Array, true: jax.Array
+) -> Samples:
     shape, given = labels.shape, labels
     labels, log_probability, true = replicated((labels, log_probability, true))
     labels, true = labels.reshape(-1), true.reshape(-1)
@@ -93,7 +95,7 @@ def _samples(unique, labels, log_probability, true):
     return Samples(ids, jnp.where(counted, counts, jnp.inf), own, tries)
 
 
-def _first_of_each(labels, true):
+def _first_of_each(labels: jax.Array, true: jax.Array) -> jax.Array:
     """Where a class stands for the first time among the true labels."""
     order, _, is_first = sort_ids(jnp.where(true, labels, checks.INT32_MAX))
     return jnp.zeros(labels.shape, bool).at[order].set(is_first, unique_indices=True)

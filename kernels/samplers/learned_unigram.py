@@ -46,7 +46,7 @@ class LearnedUnigram(ByContents):
     levels: Any  # tuple of Int32[Array, "nodes 128"]
     vocab: int = field(default=0, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.vocab:
             raise TypeError("LearnedUnigram holds counts: make it by LearnedUnigram.create(vocab)")
 
@@ -87,7 +87,7 @@ class LearnedUnigram(ByContents):
             ids = ids // _FAN_OUT
         return replace(self, levels=tuple(levels))
 
-    def draw(self, key, shape):
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Independent draws: a rank in [0, total), and the leaf that holds it."""
         rank = jax.random.randint(key, shape, 0, self._total(), jnp.int32)
         node = jnp.zeros(shape, jnp.int32)
@@ -99,12 +99,12 @@ class LearnedUnigram(ByContents):
             node = node * _FAN_OUT + child
         return node
 
-    def log_probability(self, ids):
+    def log_probability(self, ids: Any) -> jax.Array:
         ids = safe_ids(checks.as_integers("ids", ids), self.vocab)
         count = self.levels[0].reshape(-1)[jnp.minimum(ids, self.vocab - 1)].astype(jnp.float32)
         return jnp.where(
             ids < self.vocab, jnp.log(count) - jnp.log(self._total().astype(jnp.float32)), -jnp.inf
         )
 
-    def _total(self):
+    def _total(self) -> jax.Array:
         return self.levels[-1].sum(dtype=jnp.int32)

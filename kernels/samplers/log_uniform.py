@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,17 +49,17 @@ class LogUniform:
 
     vocab: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "vocab", as_vocab(self.vocab))
 
     @property
     def support(self) -> int:
         return self.vocab
 
-    def draw(self, key, shape):
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return draw_log_uniform(key, shape, self.vocab)
 
-    def log_probability(self, ids):
+    def log_probability(self, ids: Any) -> jax.Array:
         total = math.log1p(self.vocab)
         return where_class(ids, self.vocab, lambda k: jnp.log(jnp.log1p(1 / (k + 1)) / total))
 

@@ -135,12 +135,12 @@ class Samples(NamedTuple):
         )
 
 
-def _check_shape(name: str, array, shape: tuple[int, ...]) -> None:
+def _check_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
 
 
-def _check_counts(name: str, counts, there) -> None:
+def _check_counts(name: str, counts: jax.Array, there: jax.Array) -> None:
     _check_shape(name, counts, there.shape)
     if not (checks.is_known(counts) and checks.is_known(there)):
         return

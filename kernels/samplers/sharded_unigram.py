@@ -63,13 +63,13 @@ class ShardedUnigram(ByContents):
     def vocab(self) -> int:
         return self.log_p.shape[0]
 
-    def draw(self, key, shape):
-        def look_up(slot):
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        def look_up(slot: jax.Array) -> list[jax.Array]:
             return [take_sharded(self.sharding, t, slot) for t in (self.threshold, self.alias)]
 
         return draw_by_alias(key, shape, self.vocab, look_up)
 
-    def log_probability(self, ids):
+    def log_probability(self, ids: Any) -> jax.Array:
         return take_sharded(self.sharding, self.log_p, ids)
 
     def race(self, key: jax.Array, known_ids: jax.Array) -> Arrivals:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +33,15 @@ class Uniform:
 
     vocab: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "vocab", as_vocab(self.vocab))
 
     @property
     def support(self) -> int:
         return self.vocab
 
-    def draw(self, key, shape):
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.randint(key, shape, 0, self.vocab, jnp.int32)
 
-    def log_probability(self, ids):
+    def log_probability(self, ids: Any) -> jax.Array:
         return where_class(ids, self.vocab, lambda k: jnp.full_like(k, -math.log(self.vocab)))

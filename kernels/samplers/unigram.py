@@ -33,12 +33,12 @@ class Unigram(ByContents):
     log_p: Any = None
     support: int = field(default=0, metadata={"static": True})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.support:
             raise TypeError("Unigram holds tables: make it by Unigram.from_counts(counts)")
 
     @classmethod
-    def from_counts(cls, counts, power: float = 1.0) -> Unigram:
+    def from_counts(cls, counts: Any, power: float = 1.0) -> Unigram:
         """The sampler with p proportional to ``counts ** power``.
 
         Args:
@@ -76,15 +76,17 @@ class Unigram(ByContents):
     def vocab(self) -> int:
         return self.log_p.shape[0]
 
-    def draw(self, key, shape):
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return draw_by_alias(key, shape, self.vocab, lambda k: (self.threshold[k], self.alias[k]))
 
-    def log_probability(self, ids):
+    def log_probability(self, ids: Any) -> jax.Array:
         ids = checks.as_integers("ids", ids)
         return self.log_p.at[safe_ids(ids, self.vocab)].get(mode="fill", fill_value=-jnp.inf)
 
 
-def draw_by_alias(key: jax.Array, shape: tuple[int, ...], vocab: int, look_up: Callable):
+def draw_by_alias(
+    key: jax.Array, shape: tuple[int, ...], vocab: int, look_up: Callable[[jax.Array], Any]
+) -> jax.Array:
     """int32 ids of ``shape``; ``look_up(slots)`` gives thresholds and aliases (Walker 1977)."""
     slot_key, side_key = jax.random.split(key)
     slot = jax.random.randint(slot_key, shape, 0, vocab, jnp.int32)

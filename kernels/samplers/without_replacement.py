@@ -11,7 +11,7 @@ whose vocabulary is split over devices runs its part of the race on each (:class
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ def race(key: jax.Array, probability: jax.Array, known_ids: jax.Array, count: in
     return Arrivals(-times, ids, probability[ids], mass)
 
 
-def draw_unique(sampler, key: jax.Array, num_sampled: int) -> tuple[jax.Array, jax.Array]:
+def draw_unique(sampler: Any, key: jax.Array, num_sampled: int) -> tuple[jax.Array, jax.Array]:
     """``num_sampled`` distinct ids [num_sampled] int32, and the tries [] int32 that took.
 
     Both have the distribution of independent draws that are repeated until ``num_sampled`` distinct
@@ -79,7 +79,9 @@ def draw_unique(sampler, key: jax.Array, num_sampled: int) -> tuple[jax.Array, j
     )
 
 
-def _first_distinct(draws, num_sampled, vocab):
+def _first_distinct(
+    draws: jax.Array, num_sampled: int, vocab: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The first distinct ids of ``draws`` in order (``vocab`` fills up), how many, in how many."""
     order, _, is_first = sort_ids(draws)
     is_new = jnp.zeros(draws.shape, bool).at[order].set(is_first, unique_indices=True)
@@ -93,7 +95,9 @@ def _first_distinct(draws, num_sampled, vocab):
     return ids, found.astype(jnp.int32), tries.astype(jnp.int32)
 
 
-def _finish(sampler, key, ids, found, tries):
+def _finish(
+    sampler: Any, key: jax.Array, ids: jax.Array, found: jax.Array, tries: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Race the classes not yet among ``ids[:found]`` until all ``num_sampled`` are found."""
     num_sampled, vocab = ids.size, sampler.vocab
     clock_key, repeat_key = jax.random.split(key)

@@ -93,9 +93,7 @@ def test_the_report_of_sequences_is_one_page(tmp_path):
         "seconds": 2.0, "compile_s": 1.0, "compiles": 3, "steps": 9, "updates": 4,
         "padding": 0.5, "perplexity": 7.0,
     }  # fmt: skip
-    plan = {
-        "lengths": "l", "way": "w", "padding": 0.1, "compiles": 1, "batches": 2, "steps": 3,
-    }  # fmt: skip
+    plan = {"lengths": "l", "way": "w", "padding": 0.1, "compiles": 1, "batches": 2, "steps": 3}
     machine = {
         "cpu": "x", "cores": 1, "device": "cpu", "jax": "0", "python": "3",
         "matmul_flops": 1e9, "copy_bytes_per_s": 1e9,

@@ -114,9 +114,7 @@ def small_result(seconds):
         "cpu": "x", "cores": 1, "device": "cpu", "jax": "0", "python": "3",
         "matmul_flops": 1e9, "copy_bytes_per_s": 1e9,
     }  # fmt: skip
-    quality = {
-        "corpus": "c", "classes": 9, "tokens": 9, "seconds": 1, "methods": {"full": method},
-    }  # fmt: skip
+    quality = {"corpus": "c", "classes": 9, "tokens": 9, "seconds": 1, "methods": {"full": method}}
     return {
         "name": "softmax", "machine_info": machine, "peers": {"torch": False}, "benchmarks": rows,
         "bars": {"ratio <1>": 2.0}, "quality": quality,

@@ -19,9 +19,11 @@ def keras(gates, *, features=FEATURES, hidden=HIDDEN):
 def torch(gates, **changes):
     width = gates * HIDDEN
     shapes = {
-        "weight_ih_l0": (width, FEATURES), "weight_hh_l0": (width, HIDDEN),
-        "bias_ih_l0": (width,), "bias_hh_l0": (width,),
-    }  # fmt: skip
+        "weight_ih_l0": (width, FEATURES),
+        "weight_hh_l0": (width, HIDDEN),
+        "bias_ih_l0": (width,),
+        "bias_hh_l0": (width,),
+    }
     return {name: np.ones(shape) for name, shape in (shapes | changes).items() if shape}
 
 
@@ -188,9 +190,11 @@ def test_parameters_that_do_not_fit_go_nowhere(users_checks):
     lstm = LSTMParameters(jnp.ones((3, 20)), jnp.ones((5, 20)), jnp.ones(20))
     gru = GRUParameters(jnp.ones((3, 15)), jnp.ones((5, 15)), jnp.ones(15), jnp.ones(15))
     to_lstm = (
-        convert.lstm_to_flax, convert.lstm_to_flax_optimized,
-        convert.lstm_to_keras, convert.lstm_to_torch,
-    )  # fmt: skip
+        convert.lstm_to_flax,
+        convert.lstm_to_flax_optimized,
+        convert.lstm_to_keras,
+        convert.lstm_to_torch,
+    )
     for there in to_lstm:
         with pytest.raises(TypeError, match="must be LSTMParameters, got GRUParameters"):
             there(gru)

@@ -77,13 +77,15 @@ def test_a_tuner_that_finds_nothing_to_run_says_why(monkeypatch, tmp_path):
 
     monkeypatch.setitem(tuning.PROBLEMS, "pointwise_conv", problem)
     with pytest.raises(RuntimeError, match=r"runs here: .*matmul: NotImplementedError"):
-        tuning.tune("pointwise_conv", positions=8, features=2, out=2, groups=1,
-                    channels_first=False)  # fmt: skip
+        tuning.tune(
+            "pointwise_conv", positions=8, features=2, out=2, groups=1, channels_first=False
+        )
 
 
 def test_a_broken_cache_stops_the_tuner_before_it_measures(monkeypatch, tmp_path):
     (tmp_path / "tuning.json").write_text("{")
     monkeypatch.setenv("JAXNETS_TUNING_CACHE", str(tmp_path / "tuning.json"))
     with pytest.raises(ValueError, match="must be a tuning cache of jaxnets"):
-        tuning.tune("pointwise_conv", positions=8, features=2, out=2, groups=1,
-                    channels_first=False)  # fmt: skip
+        tuning.tune(
+            "pointwise_conv", positions=8, features=2, out=2, groups=1, channels_first=False
+        )

@@ -167,8 +167,9 @@ def test_lengths_by_another_s_name(module):
 
 
 def test_sizes_of_numpy_s():
-    layer = LSTM(np.int64(3), np.int32(5), num_layers=np.int8(2), projection=np.uint8(2),
-                 rngs=nnx.Rngs(0))  # fmt: skip
+    layer = LSTM(
+        np.int64(3), np.int32(5), num_layers=np.int8(2), projection=np.uint8(2), rngs=nnx.Rngs(0)
+    )
     assert layer(INPUTS)[0].shape == (BATCH, TIME, 2)
     assert type(layer.features) is int
 

@@ -36,8 +36,9 @@ def test_a_module_is_one_call_of_the_kernel(options):
 
 
 def test_dropout_is_off_after_eval_and_new_at_each_call():
-    layer = LSTM(FEATURES, HIDDEN, num_layers=2, dropout=0.5, recurrent_dropout=0.3,
-                 rngs=nnx.Rngs(0))  # fmt: skip
+    layer = LSTM(
+        FEATURES, HIDDEN, num_layers=2, dropout=0.5, recurrent_dropout=0.3, rngs=nnx.Rngs(0)
+    )
     calls = [layer(INPUTS)[0] for _ in range(2)]
     assert not bool(jnp.allclose(*calls))
     layer.eval()

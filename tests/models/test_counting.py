@@ -66,8 +66,9 @@ def test_learns_to_count():
         key=jax.random.key(0), console=Console(quiet=True),
     )  # fmt: skip
     model.eval()
-    images, centres = (np.concatenate(part) for part in zip(*map(batch_at, (901, 902, 903, 904)),
-                                                            strict=True))  # fmt: skip
+    images, centres = (
+        np.concatenate(part) for part in zip(*map(batch_at, (901, 902, 903, 904)), strict=True)
+    )
     true = centres.sum((1, 2))
     error = np.abs(np.asarray(model.total(jnp.asarray(images))) - true).mean()
     assert error < np.abs(true - true.mean()).mean() / 2

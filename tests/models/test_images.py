@@ -158,8 +158,9 @@ def test_each_player_of_discogan_has_its_own_gradient():
         return nnx.grad(lambda model: model.loss(a, b)[1][name])(model)
 
     for name, own, others in (
-        ("generators", "a_to_b", "judge_a"), ("discriminators", "judge_a", "a_to_b"),
-    ):  # fmt: skip
+        ("generators", "a_to_b", "judge_a"),
+        ("discriminators", "judge_a", "a_to_b"),
+    ):
         found = gradients(name)
         assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[own])) > 0
         assert all(not bool(leaf.any()) for leaf in jax.tree.leaves(found[others]))

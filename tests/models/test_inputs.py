@@ -23,10 +23,8 @@ MODELS = {
     "autoencoder": (lambda: Autoencoder((8, 8), (6, 9), code=2, rngs=rngs()), (2, 8, 8, 1)),
     "sdcnet": (lambda: SDCNet(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
     "regressor": (lambda: CountRegressor(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
-    "discogan": (
-        lambda: DiscoGAN(1, (4,), judge_features=(4,), rngs=rngs()).a_to_b, (2, 8, 8, 1)
-    ),
-}  # fmt: skip
+    "discogan": (lambda: DiscoGAN(1, (4,), judge_features=(4,), rngs=rngs()).a_to_b, (2, 8, 8, 1)),
+}
 
 
 def made(name):

@@ -242,8 +242,10 @@ def test_sampled_losses(name):
     def run(arguments):
         holds(
             lambda **given: loss(**given, reduction="none"),
-            lambda **given: flattened(plain, None)(**given, **options), arguments, 7,
-        )  # fmt: skip
+            lambda **given: flattened(plain, None)(**given, **options),
+            arguments,
+            7,
+        )
 
     run()
 

@@ -88,18 +88,20 @@ def test_the_same_numbers_again(name):
 PARAMETERS = LSTMParameters(jnp.ones((3, 8)) / 3, jnp.ones((2, 8)) / 2, jnp.zeros(8))
 DRAWS = {
     "sample": lambda key: sample(LogUniform(500), key, 20, jnp.arange(3)).ids,
-    "sample for each token": lambda key: sample(
-        Uniform(500), key, 20, jnp.arange(3), per_token=True
-    ).ids,
+    "sample for each token": lambda key: (
+        sample(Uniform(500), key, 20, jnp.arange(3), per_token=True).ids
+    ),
     "recurrent dropout": lambda key: lstm(
         jnp.ones((4, 5, 3)), None, PARAMETERS, recurrent_dropout=0.5, key=key
     )[0],
     "dropout between layers": lambda key: recurrent_layers(
-        jnp.ones((4, 5, 3)), None,
+        jnp.ones((4, 5, 3)),
+        None,
         [[PARAMETERS], [PARAMETERS._replace(input_kernel=jnp.ones((2, 8)))]],
-        dropout=0.5, key=key,
+        dropout=0.5,
+        key=key,
     )[0],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", DRAWS)

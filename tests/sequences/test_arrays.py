@@ -189,9 +189,11 @@ def test_a_stream_keeps_the_types_of_labels():
 def test_examples_are_there(users_checks):
     side = [[1], [2]]
     for examples, message in (
-        ([0, 2], r"\[-1, 2\), got 2"), ([0, -2], "got -2"), ([0], r"\[batch\] = \[2\]"),
+        ([0, 2], r"\[-1, 2\), got 2"),
+        ([0, -2], "got -2"),
+        ([0], r"\[batch\] = \[2\]"),
         ([0.0, 1.0], "integers"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message):
             pad_batch([side], examples, Shape(2, (1,)))
     with pytest.raises(ValueError, match=r"sides\[1\] must have one sequence .*, 2, got 1"):

@@ -58,9 +58,10 @@ def test_padded_bucketed_and_packed_have_the_same_loss_and_gradients(x64):
 
     packed = pack_arrays(SERIES, pack(LENGTHS, 20), 20)
     expected = jax.value_and_grad(
-        lambda w: sum(padded(w, Batch((jnp.asarray(s[None]),), (jnp.array([len(s)]),)))
-                      for s in SERIES[:5])
-    )(weights)  # fmt: skip
+        lambda w: sum(
+            padded(w, Batch((jnp.asarray(s[None]),), (jnp.array([len(s)]),))) for s in SERIES[:5]
+        )
+    )(weights)
     few = pack_arrays(SERIES[:5], pack(LENGTHS[:5], 20), 20)
     pairs = [
         (total([11]), total([4, 8, 11])),

@@ -39,8 +39,9 @@ def test_convolved_lengths_are_those_of_a_convolution(x64):
             lambda x, w: jax.lax.conv_general_dilated(
                 x, w, (stride,), padding, rhs_dilation=(dilation,)
             ),
-            jnp.ones((1, 1, n)), jnp.ones((1, 1, kernel)),
-        ).shape[-1]  # fmt: skip
+            jnp.ones((1, 1, n)),
+            jnp.ones((1, 1, kernel)),
+        ).shape[-1]
 
     for kernel, stride, dilation in ((5, 2, 1), (3, 3, 4), (1, 2, 1), (2, 1, 7)):
         for padding in ("SAME", "VALID", "CAUSAL", 2, (3, 0)):
@@ -155,9 +156,10 @@ def test_nothing_has_the_mean_and_the_largest_zero():
     for function in (masked_mean, masked_max):
         for shape, axis in (((0,), None), ((0, 3), 0), ((3, 0), 1), ((2, 3), 1)):
             values, mask = jnp.ones(shape), np.zeros(shape, bool)
-            found, gradient = function(values, mask, axis), jax.grad(
-                lambda x, f=function, m=mask, a=axis: f(x, m, a).sum()
-            )(values)  # fmt: skip
+            found, gradient = (
+                function(values, mask, axis),
+                jax.grad(lambda x, f=function, m=mask, a=axis: f(x, m, a).sum())(values),
+            )
             assert not found.any()
             assert not gradient.any()
             assert gradient.shape == shape

@@ -42,9 +42,11 @@ def main(address: str, number: int) -> None:
     hidden, weight, bias = normal(0, tokens, features), normal(1, vocab, features), normal(2, vocab)
     labels = np.arange(tokens, dtype=np.int32) * 97 % vocab
     placed = (
-        split(hidden, sharding.token_spec), split(weight, sharding.table_spec),
-        split(bias, sharding.table_spec), split(labels, sharding.token_spec),
-    )  # fmt: skip
+        split(hidden, sharding.token_spec),
+        split(weight, sharding.table_spec),
+        split(bias, sharding.table_spec),
+        split(labels, sharding.token_spec),
+    )
 
     def difference(got, wanted):
         worst = 0.0

@@ -52,8 +52,10 @@ def test_the_reader_of_collectives():
       %d = f32[9]{0} add(%a, %all-reduce.3)
     """
     assert [tuple(c) for c in collectives(text)] == [
-        ("all-reduce", 20 * 32 * 4), ("all-reduce", 4 + 8), ("all-gather", 28)
-    ]  # fmt: skip
+        ("all-reduce", 20 * 32 * 4),
+        ("all-reduce", 4 + 8),
+        ("all-gather", 28),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,10 @@ TABLES = {
     "weight": WEIGHT,
     "bias": BIAS,
     "lstm": LSTMParameters(normal(6, FEATURES, 16), normal(7, 4, 16), normal(8, 16)),
-    "gru": GRUParameters(
-        normal(6, FEATURES, 12), normal(7, 4, 12), normal(8, 12), normal(9, 12)
-    ),
+    "gru": GRUParameters(normal(6, FEATURES, 12), normal(7, 4, 12), normal(8, 12), normal(9, 12)),
     "pointwise": normal(10, FEATURES, 6),
     "depthwise": normal(11, 3, 3, FEATURES),
-}  # fmt: skip
+}
 
 
 def losses(batch, tables):

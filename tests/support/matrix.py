@@ -95,9 +95,7 @@ LABELS = jnp.arange(TOKENS) * 5 % VOCAB
 SAMPLES = sample(LogUniform(VOCAB), jax.random.key(1), 16, LABELS)
 LENGTHS = jnp.array([4, 0, 2, 1, 3, 4, 2, 1])
 _SOFTMAX = ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
-_LSTM = (
-    (TOKENS, TIME, FEATURES), (FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,)
-)  # fmt: skip
+_LSTM = ((TOKENS, TIME, FEATURES), (FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,))
 _CONV = ((TOKENS, 3, 4, FEATURES), (FEATURES, 7), (7,))
 
 

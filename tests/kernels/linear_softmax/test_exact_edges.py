@@ -110,8 +110,10 @@ def test_the_gradient_of_a_temperature_passes_over_classes_that_are_out():
     each = jnp.linspace(0.5, 2.0, 6)
     for temperature in (jnp.float32(1.5), each):
         near(gradients(ours, temperature, bias), gradients(plain, temperature, bias))
-    near(linear_softmax_cross_entropy(hidden, weight, None, labels, temperature=list(each)),
-         plain(each, jnp.zeros(32)))  # fmt: skip
+    near(
+        linear_softmax_cross_entropy(hidden, weight, None, labels, temperature=list(each)),
+        plain(each, jnp.zeros(32)),
+    )
     with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
         linear_softmax_cross_entropy(hidden, weight, bias, labels, temperature=each.at[1].set(0))
     assert jnp.isnan(jax.jit(ours)(each.at[1].set(0), bias))

@@ -305,7 +305,8 @@ def test_folded_batch_norm_is_batch_norm():
 ERRORS = {
     "inputs must be floating": ({"inputs": jnp.ones((2, 5, 6), int)}, TypeError),
     "kernel must be .in // groups, out., got shape .1, 1, 6, 4.; give": (
-        {"kernel": jnp.ones((1, 1, 6, 4))}, ValueError,
+        {"kernel": jnp.ones((1, 1, 6, 4))},
+        ValueError,
     ),
     "say channels_first=True": ({"inputs": jnp.ones((2, 6, 5))}, ValueError),
     "say channels_first=False": ({"channels_first": True}, ValueError),
@@ -320,11 +321,12 @@ ERRORS = {
     "residual must be floating": ({"residual": jnp.ones((2, 5, 4), int)}, TypeError),
     "implementation must be": ({"implementation": "im2col"}, ValueError),
     "kernel must not be empty": (
-        {"inputs": jnp.ones((2, 5, 0)), "kernel": jnp.ones((0, 4))}, ValueError,
+        {"inputs": jnp.ones((2, 5, 0)), "kernel": jnp.ones((0, 4))},
+        ValueError,
     ),
     "strides must be an integer or 1 of them, got 2.0": ({"strides": 2.0}, TypeError),
     "groups must be an integer": ({"groups": 1.0}, TypeError),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("message", ERRORS)

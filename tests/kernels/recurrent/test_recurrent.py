@@ -34,9 +34,11 @@ def parameters(kind="lstm", features=FEATURES, hidden=HIDDEN, dtype=jnp.float64)
 
     if kind == "gru":
         return GRUParameters(
-            normal(features, 3 * hidden), normal(hidden, 3 * hidden),
-            normal(3 * hidden), normal(3 * hidden),
-        )  # fmt: skip
+            normal(features, 3 * hidden),
+            normal(hidden, 3 * hidden),
+            normal(3 * hidden),
+            normal(3 * hidden),
+        )
     output, gates = OUTPUT if "projection" in kind else hidden, 4 * hidden
     return LSTMParameters(
         normal(features, gates),
@@ -223,8 +225,10 @@ def test_padding_has_no_effect_and_leaves_no_trace(x64, implementation):
             weights,
             implementation=implementation,
         )
-        assert_close((outputs[row, : lengths[row]], last[0][row], last[1][row]),
-                     (alone[0], c_row[0], h_row[0]))  # fmt: skip
+        assert_close(
+            (outputs[row, : lengths[row]], last[0][row], last[1][row]),
+            (alone[0], c_row[0], h_row[0]),
+        )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -380,9 +384,11 @@ def test_any_shape_chunk_and_lengths(batch, time, chunk, data):
 def gradient_memory(layer, batch, time, features, hidden, **options):
     """Temporaries of outputs and gradients, in bytes; cotangents come in as an argument."""
     weights = LSTMParameters(
-        *(jax.ShapeDtypeStruct(s, jnp.float32)
-          for s in ((features, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)))
-    )  # fmt: skip
+        *(
+            jax.ShapeDtypeStruct(s, jnp.float32)
+            for s in ((features, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,))
+        )
+    )
 
     def step(inputs, weights, d_outputs):
         outputs, pull = jax.vjp(lambda x, w: layer(x, None, w, **options)[0], inputs, weights)

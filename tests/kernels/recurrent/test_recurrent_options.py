@@ -130,8 +130,9 @@ def test_merge_modes(merge_mode):
 def test_dropout_of_the_inputs():
     """A dropped input is zero and a kept one scaled: an input kernel of ones shows which."""
     share, rows = 0.25, 4000
-    weights = LSTMParameters(jnp.array([[0.0, 0, 1, 0]]), jnp.zeros((1, 4)),
-                             jnp.array([100.0, -100, 0, 100]))  # fmt: skip
+    weights = LSTMParameters(
+        jnp.array([[0.0, 0, 1, 0]]), jnp.zeros((1, 4)), jnp.array([100.0, -100, 0, 100])
+    )
     layer = functools.partial(recurrent_layers, jnp.full((rows, 1, 1), 0.5), None, [[weights]])
     _, [[(c, _)]] = layer(input_dropout=share, key=jax.random.key(0))
     seen = jnp.arctanh(c)

@@ -100,9 +100,11 @@ def test_figures_of_tensorflow(num_true, remove, name, loss):
     if num_true == 1 and name == "softmax":
         labels, counts = labels[:, 0], counts[:, 0]
     samples = Samples(
-        jnp.asarray(figures["ids"], jnp.int32), jnp.asarray(figures["log_expected_count"]),
-        jnp.asarray(counts), jnp.int32(12),
-    )  # fmt: skip
+        jnp.asarray(figures["ids"], jnp.int32),
+        jnp.asarray(figures["log_expected_count"]),
+        jnp.asarray(counts),
+        jnp.int32(12),
+    )
 
     def ours(weight, bias, hidden):
         losses = loss(

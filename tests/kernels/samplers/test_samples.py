@@ -190,9 +190,11 @@ def test_candidates_of_the_user():
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), derived, wanted)
     drawn = sample(LogUniform(10), jax.random.key(0), 4, labels)
     same = Samples.from_candidates(
-        drawn.ids, labels, log_expected_count=drawn.log_expected_count,
+        drawn.ids,
+        labels,
+        log_expected_count=drawn.log_expected_count,
         labels_log_expected_count=drawn.labels_log_expected_count,
-    )  # fmt: skip
+    )
     jax.tree.map(np.testing.assert_array_equal, same[:3], drawn[:3])
 
 
