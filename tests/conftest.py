@@ -1,22 +1,22 @@
 import os
 from pathlib import Path
 
-import jax
-import jaxtyping
-import pytest
-
-# Compiling is most of the tests' time, and many programs are the same in two modules, in the other
-# worker or in the last run: all are kept. The environment tells processes that a test starts.
-_CACHE = {
+# Compiling is most of the tests' time. So every program is kept, for the other worker and the next
+# run, and LLVM optimises little, which changes no equation; `make test` runs the smoke tests with
+# all optimisations too. The environment tells the processes that a test starts.
+_SETTINGS = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
-for _name, _value in _CACHE.items():
+for _name, _value in _SETTINGS.items():
     os.environ.setdefault(_name, _value)
-jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+import jax  # noqa: E402
+import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
+
 # Eight devices for what is split over devices; whatever is not runs on the first, as it would.
 jax.config.update("jax_num_cpu_devices", 8)
 
