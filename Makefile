@@ -1,21 +1,41 @@
 # Each target does all its set-up on a fresh machine: a virtual environment, the package, the run.
-PYTHON ?= python3
+# Of the Pythons that are supported and here, on PATH or in pyenv: the newest, and the oldest.
+python = $(shell for v in $(1); do for p in python$$v "$$(pyenv prefix $$v 2>/dev/null)/bin/python"; \
+	do "$$p" -c "" 2>/dev/null && echo "$$p" && exit; done; done)
+PYTHON ?= $(call python,3.13 3.12 3.11)
+OLDEST ?= $(call python,3.11 3.12 3.13)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
 
-.PHONY: test bench bench-full docs examples peers clean
+.PHONY: check test lint smoke-oldest bench bench-full docs examples peers clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-test: $(VENV)/installed
+$(VENV)-oldest/installed: pyproject.toml .ci/oldest.txt
+	$(OLDEST) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --editable '.[dev]' --constraint .ci/oldest.txt
+	touch $@
+
+# Before a commit: lint, types and the smoke tests.
+check: lint
+	$(RUN) -m pytest --numprocesses=2 -m smoke
+
+# Lint, types and all tests; the smoke tests again on the oldest Python, jax, flax, optax and orbax.
+test: lint smoke-oldest
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal
+
+lint: $(VENV)/installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest --numprocesses=2 --dist=worksteal
+
+# With all of XLA's optimisations. Warnings are those of old packages about each other.
+smoke-oldest: $(VENV)-oldest/installed
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)-oldest/bin/python -m pytest --numprocesses=2 -m smoke -W default
 
 # All comparisons: 16 minutes at most on 2 cores.
 bench: $(VENV)/installed
@@ -44,4 +64,4 @@ peers: $(VENV)/installed
 	$(RUN) -m pip install --quiet --editable '.[peers]'
 
 clean:
-	rm -rf $(VENV) results
+	rm -rf $(VENV) $(VENV)-oldest results
