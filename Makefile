@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
 
-.PHONY: test bench bench-full examples peers clean
+.PHONY: test bench bench-quick bench-full examples peers clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,17 +17,14 @@ test: $(VENV)/installed
 	$(RUN) -m mypy
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal
 
-# All comparisons: 16 minutes at most on 2 cores.
-bench: $(VENV)/installed
-	$(RUN) -m benchmarks softmax --output results
-	$(RUN) -m benchmarks sequences --output results
-	$(RUN) -m benchmarks pointwise --output results
-
-# The whole suite: more sweeps, longer training, ten million classes.
-bench-full: $(VENV)/installed
-	$(RUN) -m benchmarks softmax --full --output results
-	$(RUN) -m benchmarks sequences --full --output results
-	$(RUN) -m benchmarks pointwise --full --output results
+# All comparisons: 16 minutes at most on 2 cores. bench-quick takes 3: fewer shapes, rounds and
+# steps. bench-full is the whole suite: more sweeps, longer training, ten million classes.
+bench-quick: SUITE := --quick
+bench-full: SUITE := --full
+bench bench-quick bench-full: $(VENV)/installed
+	for name in softmax sequences pointwise; do \
+		$(RUN) -m benchmarks $$name $(SUITE) --output results || exit 1; \
+	done
 
 # Every example on real data, one after the other: 40 minutes on 2 cores. Pictures in results/.
 examples: $(VENV)/installed
