@@ -87,8 +87,10 @@ def measure(group: str, cases: list[Case], rounds: int, limits: Limits | None = 
     iterations = []
     for case in cases:
         progress(f"{group}: {case.name} starts")
-        jax.block_until_ready(case.run())
-        iterations.append(max(1, min(20, round(_SLICE_S / _seconds(case, 1)))))
+        seconds = _seconds(case, 1)
+        if seconds < 1:  # the first run warms up; a long one need not run twice to tell its length
+            seconds = _seconds(case, 1)
+        iterations.append(max(1, min(20, round(_SLICE_S / seconds))))
     for _ in range(rounds):
         if limits is not None:
             limits.probe()

@@ -140,14 +140,14 @@ def roofline_rows(result: dict) -> list[list[str]]:
 
 
 class Table(NamedTuple):
-    """A table of the report: its rows are read from the result."""
+    """A table of the report: its rows are read from the result, and without any it is left out."""
 
     title: str
     header: list[str]
     rows: Callable[[dict], list[list[str]]]
 
 
-BARS = Table("What the suite is held to", ["ratio", "value", "goal", ""], bar_rows)
+BARS = Table("What the suite is held to", ["ratio", "value", "goal", "verdict"], bar_rows)
 TIMES = Table(
     "Times",
     [
@@ -196,7 +196,8 @@ def print_tables(result: dict, console: Console) -> None:
         table = rich.table.Table(*header, title=title)
         for row in rows(result):
             table.add_row(*row)
-        console.print(table)
+        if table.row_count:
+            console.print(table)
     for note in result["notes"]:
         console.print(note, markup=False)
 
@@ -323,6 +324,8 @@ def _html_table(table: Table, result: dict) -> str:
         return "".join(f"<{tag}>{html.escape(v)}</{tag}>" for v in values)
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows(result))
+    if not body:
+        return ""
     return f"<h2>{table.title}</h2><table><tr>{cells('th', table.header)}</tr>{body}</table>"
 
 

@@ -129,6 +129,9 @@ def test_the_report_of_sequences_is_one_page(tmp_path):
     text = paths[1].read_text()
     assert text.count("<svg") == 2
     assert "Peers absent: keras" in text
+    assert "Plans" in text
+    result["epochs"]["plans"] = []
+    assert "Plans" not in report.page(result)
 
 
 def test_the_suite_s_step_is_compiled_with_its_memory():
