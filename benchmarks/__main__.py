@@ -25,7 +25,9 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=F
 
 
 Output = Annotated[Path, typer.Option(help="Folder for the report, as JSON and as a page.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A minute at most: fewer shapes and rounds.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Fewer shapes, rounds and steps: 3 minutes for all three.")
+]
 Full = Annotated[bool, typer.Option("--full", help="The whole suite: larger, longer.")]
 Profile = Annotated[
     Path | None, typer.Option(help="Folder for a trace that xprof and Perfetto open.")

@@ -98,7 +98,7 @@ def measure(group: str, cases: list[Case], rounds: int, limits: Limits | None = 
             stat.update(_seconds(case, count))
     rows = []
     for case, stat, count in zip(cases, stats, iterations, strict=True):
-        progress(f"{group}: {case.name} took {stat.median * 1e3:.2f} ms in {rounds} rounds")
+        progress(f"{group}: {case.name} took {stat.median * 1e3:.2f} ms, rounds: {rounds}")
         info = dict(case.info)
         if case.flops:
             info["flops"] = case.flops

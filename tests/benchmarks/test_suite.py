@@ -209,7 +209,7 @@ def test_each_case_says_when_it_starts_and_ends(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert [re.sub(r"^ *\d+\.\d s  |[\d.]+ ms", "", line) for line in lines] == [
         "group: a starts", "group: b starts",
-        "group: a took  in 2 rounds", "group: b took  in 2 rounds",
+        "group: a took , rounds: 2", "group: b took , rounds: 2",
     ]  # fmt: skip
 
 
