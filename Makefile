@@ -8,7 +8,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
 
-.PHONY: check test lint smoke-oldest bench bench-full docs examples peers clean
+.PHONY: check test lint smoke-oldest bench bench-quick bench-full docs examples peers clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,17 +37,14 @@ lint: $(VENV)/installed
 smoke-oldest: $(VENV)-oldest/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)-oldest/bin/python -m pytest --numprocesses=2 -m smoke -W default
 
-# All comparisons: 16 minutes at most on 2 cores.
-bench: $(VENV)/installed
-	$(RUN) -m benchmarks softmax --output results
-	$(RUN) -m benchmarks sequences --output results
-	$(RUN) -m benchmarks pointwise --output results
-
-# The whole suite: more sweeps, longer training, ten million classes.
-bench-full: $(VENV)/installed
-	$(RUN) -m benchmarks softmax --full --output results
-	$(RUN) -m benchmarks sequences --full --output results
-	$(RUN) -m benchmarks pointwise --full --output results
+# All comparisons: 16 minutes at most on 2 cores. bench-quick takes 3: fewer shapes, rounds and
+# steps. bench-full is the whole suite: more sweeps, longer training, ten million classes.
+bench-quick: SUITE := --quick
+bench-full: SUITE := --full
+bench bench-quick bench-full: $(VENV)/installed
+	for name in softmax sequences pointwise; do \
+		$(RUN) -m benchmarks $$name $(SUITE) --output results || exit 1; \
+	done
 
 # The documentation site, in results/docs; a warning is an error.
 docs: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""python -m benchmarks softmax | sequences | pointwise | accelerators | compare, or --profile."""
+"""python -m benchmarks softmax | sequences | pointwise | accelerators | report | compare."""
 
 from __future__ import annotations
 
@@ -13,16 +13,21 @@ import typer
 from rich.console import Console
 
 from benchmarks import accelerators as accelerator_cases
-from benchmarks import epochs, exact, profiling, quality, recurrent, report, steps, vowels
+from benchmarks import epochs, exact, profiling, quality, recurrent, steps, vowels
 from benchmarks import pointwise as pointwise_cases
+from benchmarks import report as reports
 from benchmarks.compare import compare as compare_results
-from benchmarks.harness import machine, recycle_memory
+from benchmarks.harness import Suite, machine, progress, recycle_memory
+from benchmarks.limits import Limits
 from benchmarks.profiling import trace
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 Output = Annotated[Path, typer.Option(help="Folder for the report, as JSON and as a page.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="Fewer shapes, rounds and steps: 3 minutes for all three.")
+]
 Full = Annotated[bool, typer.Option("--full", help="The whole suite: larger, longer.")]
 Profile = Annotated[
     Path | None, typer.Option(help="Folder for a trace that xprof and Perfetto open.")
@@ -43,57 +48,65 @@ def main(
 
 
 @app.command()
-def softmax(output: Output = Path("results"), full: Full = False, profile: Profile = None) -> None:
+def softmax(
+    output: Output = Path("results"), quick: Quick = False, full: Full = False,
+    profile: Profile = None,
+) -> None:  # fmt: skip
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
     console = Console()
+    suite, notes = chosen(quick, full, exact.QUICK, steps.QUICK, quality.QUICK)
     peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
         trace(profiling.sampled_case().run, profile)
         console.print(f"trace of ten steps at 1,000,000 classes: {profile}")
-    limits = machine()
-    benchmarks, bars = exact.run(limits, full, peers)
-    step_rows, step_bars = steps.run(limits, full, peers)
+    limits = Limits()
+    benchmarks, bars = exact.run(limits, suite, peers)
+    step_rows, step_bars = steps.run(limits, suite, peers)
     finish(
-        console, output, name="softmax", full=full, machine_info=limits, peers=peers,
-        benchmarks=benchmarks + step_rows, bars=bars | step_bars, quality=quality.run(full),
+        console, output, name="softmax", suite=suite, limits=limits, notes=notes, peers=peers,
+        benchmarks=benchmarks + step_rows, bars=bars + step_bars, quality=quality.run(suite),
     )  # fmt: skip
 
 
 @app.command()
 def sequences(
-    output: Output = Path("results"), full: Full = False, profile: Profile = None
-) -> None:
+    output: Output = Path("results"), quick: Quick = False, full: Full = False,
+    profile: Profile = None,
+) -> None:  # fmt: skip
     """LSTM beside its peers; padded versus bucketed versus packed sequences, on real text."""
     console = Console()
+    suite, notes = chosen(quick, full, recurrent.QUICK, epochs.QUICK, vowels.QUICK)
     peers = find_peers(console, "keras", "tensorflow", "torch")
     if profile is not None:
         trace(profiling.lstm_case().run, profile)
         console.print(f"trace of ten steps of an LSTM, {recurrent.SHAPES[0]}: {profile}")
-    limits = machine()
-    benchmarks, bars = recurrent.run(limits, full, peers)
-    epoch_result, epoch_bars = epochs.run(full)
-    accuracies = {layout: vowels.accuracy(layout) for layout in vowels.LAYOUTS}
+    limits = Limits()
+    benchmarks, bars = recurrent.run(limits, suite, peers)
+    epoch_result, epoch_bars = epochs.run(suite)
+    accuracies = [] if suite == "quick" else vowels.run()
     finish(
-        console, output, name="sequences", full=full, machine_info=limits, peers=peers,
-        benchmarks=benchmarks, bars=bars | epoch_bars, epochs=epoch_result, vowels=accuracies,
+        console, output, name="sequences", suite=suite, limits=limits, notes=notes, peers=peers,
+        benchmarks=benchmarks, bars=bars + epoch_bars + accuracies, epochs=epoch_result,
     )  # fmt: skip
 
 
 @app.command()
 def pointwise(
-    output: Output = Path("results"), full: Full = False, profile: Profile = None
-) -> None:
+    output: Output = Path("results"), quick: Quick = False, full: Full = False,
+    profile: Profile = None,
+) -> None:  # fmt: skip
     """Dense versus 1x1 versus general convolution: time by shape, beside the machine's limits."""
     console = Console()
+    suite, notes = chosen(quick, full, pointwise_cases.QUICK)
     peers = find_peers(console, "torch")
     recycled = recycle_memory()
     if profile is not None:
         trace(profiling.pointwise_case().run, profile)
         console.print(f"trace of ten steps of {pointwise_cases.SHAPES[0]}: {profile}")
-    limits = machine()
-    benchmarks, bars, roofline = pointwise_cases.run(limits, full, peers)
+    limits = Limits()
+    benchmarks, bars, roofline = pointwise_cases.run(limits, suite, peers)
     finish(
-        console, output, name="pointwise", full=full, machine_info=limits, peers=peers,
+        console, output, name="pointwise", suite=suite, limits=limits, notes=notes, peers=peers,
         benchmarks=benchmarks, bars=bars, roofline=roofline, recycled_memory=recycled,
     )  # fmt: skip
 
@@ -101,12 +114,23 @@ def pointwise(
 @app.command()
 def accelerators(output: Output = Path("results")) -> None:
     """Every implementation that can run on this device beside the others."""
-    limits = machine()
+    limits = Limits()
     benchmarks, bars = accelerator_cases.run(limits)
     finish(
-        Console(), output, name="accelerators", full=True, machine_info=limits, peers={},
+        Console(), output, name="accelerators", suite="full", limits=limits, notes=[], peers={},
         benchmarks=benchmarks, bars=bars,
     )  # fmt: skip
+
+
+def chosen(quick: bool, full: bool, *shortened: str) -> tuple[Suite, list[str]]:
+    """The suite, and what it leaves out, said at once."""
+    if quick and full:
+        raise typer.BadParameter("--quick and --full exclude each other")
+    suite: Suite = "quick" if quick else "full" if full else "standard"
+    notes = [f"Shortened or left out: {part}" for part in shortened if quick]
+    for line in (f"The {suite} suite.", *notes):
+        progress(line)
+    return suite, notes
 
 
 def find_peers(console: Console, *names: str) -> dict[str, bool]:
@@ -118,16 +142,23 @@ def find_peers(console: Console, *names: str) -> dict[str, bool]:
     return peers
 
 
-def finish(console: Console, output: Path, *, full: bool, **result: Any) -> None:
+def finish(
+    console: Console, output: Path, *, limits: Limits, notes: list[str], **result: Any
+) -> None:
     """Prints and writes the report."""
     result |= {
-        "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
-        "version": "jaxnets 1",
-        "suite": "full" if full else "quick",
-    }
-    report.print_tables(result, console)
-    for path in report.write(result, output):
+        "machine_info": machine() | limits.rates(), "notes": notes + limits.notes(),
+        "datetime": datetime.now(UTC).isoformat(timespec="seconds"), "version": "jaxnets 1",
+    }  # fmt: skip
+    reports.print_tables(result, console)
+    for path in reports.write(result, output):
         console.print(f"written: {path}")
+
+
+@app.command()
+def report(result: Path, output: Output = Path("results")) -> None:
+    """Build the page of RESULT, a comparison's JSON, such as benchmarks/results/softmax.json."""
+    Console().print(f"written: {reports.write_page(json.loads(result.read_text()), output)}")
 
 
 @app.command()

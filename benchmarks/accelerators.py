@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.bars import bar
 from benchmarks.exact import naive_loss
 from benchmarks.harness import Case, compiled_case, difference, measure
+from benchmarks.limits import Limits
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.tuning import PROBLEMS, labels_of, value_and_gradients
 
@@ -71,11 +73,11 @@ def _naive(labels, hidden, weight, bias):
     return naive_loss(hidden, weight, bias, labels)
 
 
-def run(limits: dict) -> tuple[list[dict], dict]:
+def run(limits: Limits) -> tuple[list[dict], list[dict]]:
     """The rows, and each implementation's time over the default's."""
     on_cpu = dispatch.target().platform == "cpu"
     rows: list[dict] = []
-    bars: dict[str, Any] = {}
+    bars: list[dict] = []
     for operation, dtype, large, small in SHAPES:
         sizes = small if on_cpu else large
         made = cases(operation, dtype, sizes)
@@ -85,11 +87,15 @@ def run(limits: dict) -> tuple[list[dict], dict]:
         new = measure(group, made, 5, limits)
         rows += new
         seconds = {row["name"]: row["stats"]["median"] for row in new}
+        default = made[0].name
         for case, result in zip(made[1:], results[1:], strict=True):
-            bars[f"{group}: {case.name} / {made[0].name}, time"] = (
-                seconds[case.name] / seconds[made[0].name]
-            )
-            bars[f"{group}: {case.name} against {made[0].name}, relative difference"] = difference(
-                result, results[0]
-            )
+            bars += [
+                bar(
+                    f"{group}: {case.name} / {default}, time", seconds[case.name] / seconds[default]
+                ),
+                bar(
+                    f"{group}: {case.name} against {default}, relative difference",
+                    difference(result, results[0]),
+                ),
+            ]
     return rows, bars

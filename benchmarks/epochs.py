@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.progress import track
 
 from benchmarks import corpus
+from benchmarks.bars import bar
+from benchmarks.harness import Suite, progress
 from jaxnets.kernels import LSTMParameters, linear_softmax_cross_entropy, lstm
 from jaxnets.sequences import (
     Batch,
@@ -36,6 +37,11 @@ WORDS, FEATURES, HIDDEN = 2000, 128, 256
 BATCH = 64  # sentences, or as many steps as 64 sentences of mean length have
 LEARNING_RATE = 2e-3
 PADDED = "padded to the longest"
+STRIDES: dict[Suite, int] = {"quick": 16, "standard": 2, "full": 1}  # of the sentences
+QUICK = (
+    "Epoch: every 16th sentence, 3 ways to batch of 9, no plans. Compiles weigh more in so short "
+    "an epoch, so its ratio has no goal here."
+)
 
 
 class Way(NamedTuple):
@@ -63,14 +69,14 @@ class Counted:
         return self._jitted(*args)
 
 
-def sentences(full: bool) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def sentences(suite: Suite) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Word ids of each verse for training and validation, the rare words one id, ends marked."""
     parts = corpus.encode_sentences(corpus.verses("v"))
     training, validation = (
         [np.where(ids < WORDS, ids, corpus.UNKNOWN).astype(np.int32) for ids in part]
         for part in parts
     )
-    return training if full else training[::2], validation
+    return training[:: STRIDES[suite]], validation[:: STRIDES[suite]]
 
 
 def initial() -> dict[str, Any]:
@@ -120,7 +126,7 @@ def packed_loss(parameters, batch):
     )
 
 
-def ways(training: list[np.ndarray], full: bool) -> Iterator[tuple[Way, Callable]]:
+def ways(training: list[np.ndarray], suite: Suite) -> Iterator[tuple[Way, Callable]]:
     """Each way with its loss."""
     lengths = np.array([len(ids) for ids in training])
     longest = int(lengths.max())
@@ -133,18 +139,20 @@ def ways(training: list[np.ndarray], full: bool) -> Iterator[tuple[Way, Callable
         return Way(name, batches, lambda f: bucketed_jit(f, plan.shapes), plan.cost)
 
     yield planned(PADDED, (longest,), batch=BATCH), padded_loss
-    yield (
-        planned("the same, lengths given", (longest,), batch=BATCH),
-        lambda parameters, batch: padded_loss(parameters, batch, lengths=True),
-    )
-    whole = bucket_plan(lengths, (longest,), batch=BATCH)
-    source = BatchSource(whole, [training])
-    cut = [_cut(source[i]) for i in range(len(source))]
-    steps = sum(batch.sequences[0].size for batch in cut)
-    yield Way("padded per batch", cut, Counted, steps), padded_loss
-    buckets = {f"{k} quantile buckets": quantile_boundaries(lengths, k) for k in (4, 8, 16)}
-    buckets |= {f"{k} optimal buckets": optimal_boundaries(lengths, k) for k in (4, 8)}
-    if full:
+    if suite != "quick":
+        yield (
+            planned("the same, lengths given", (longest,), batch=BATCH),
+            lambda parameters, batch: padded_loss(parameters, batch, lengths=True),
+        )
+        whole = bucket_plan(lengths, (longest,), batch=BATCH)
+        source = BatchSource(whole, [training])
+        cut = [_cut(source[i]) for i in range(len(source))]
+        steps = sum(batch.sequences[0].size for batch in cut)
+        yield Way("padded per batch", cut, Counted, steps), padded_loss
+    quantiles, optimal = ((), (4,)) if suite == "quick" else ((4, 8, 16), (4, 8))
+    buckets = {f"{k} quantile buckets": quantile_boundaries(lengths, k) for k in quantiles}
+    buckets |= {f"{k} optimal buckets": optimal_boundaries(lengths, k) for k in optimal}
+    if suite == "full":
         buckets["buckets every 16 steps"] = boundaries_every(16, longest)
         buckets["16 optimal buckets"] = optimal_boundaries(lengths, 16)
     for name, boundaries in buckets.items():
@@ -193,8 +201,10 @@ def train(way: Way, loss: Callable, validation: Batch, limit: int | None = None)
     parameters = initial()
     state = optimizer.init(parameters)
     compiled = way.compiled(step)
-    start, stalls, batches = time.perf_counter(), 0.0, way.batches[:limit]
-    for batch in track(batches, description=way.name, transient=True):
+    batches = way.batches[:limit]
+    progress(f"epoch, {way.name} starts: {len(batches)} batches")
+    start, stalls = time.perf_counter(), 0.0
+    for batch in batches:
         before = compiled.compiles
         called = time.perf_counter()
         parameters, state = compiled(parameters, state, batch)
@@ -202,6 +212,7 @@ def train(way: Way, loss: Callable, validation: Batch, limit: int | None = None)
             stalls += time.perf_counter() - called  # a call returns once compiled, before it ran
     jax.block_until_ready(parameters)
     seconds = time.perf_counter() - start
+    progress(f"epoch, {way.name} took {seconds:.1f} s, of them {stalls:.1f} s compiling")
     total, count = jax.jit(padded_loss)(parameters, validation)
     return {
         "seconds": seconds, "compile_s": stalls, "compiles": compiled.compiles,
@@ -209,12 +220,13 @@ def train(way: Way, loss: Callable, validation: Batch, limit: int | None = None)
     }  # fmt: skip
 
 
-def same_loss(training: list[np.ndarray], full: bool) -> float:
+def same_loss(training: list[np.ndarray], suite: Suite) -> float:
     """The largest relative difference of the mean loss of the same sentences, batched each way."""
+    progress("mean loss of the same sentences, each way")
     some = training[:: max(1, len(training) // 512)]
     words = sum(len(ids) - 1 for ids in some)
     means = []
-    for way, loss in ways(some, full):
+    for way, loss in ways(some, suite):
         compiled = way.compiled(loss)
         sums = [compiled(initial(), batch) for batch in way.batches]
         assert sum(float(count) for _, count in sums) == words, way.name
@@ -253,15 +265,14 @@ def distributions(training: list[np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def run(full: bool) -> tuple[dict, dict]:
-    """The table of epochs, the plans, and the bars."""
-    training, held_out = sentences(full)
-    some = held_out[:: 1 if full else 2]
-    longest = max(len(ids) for ids in some)
-    plan = bucket_plan([len(ids) for ids in some], (longest,), batch=len(some))
-    validation = BatchSource(plan, [some])[0]
+def run(suite: Suite) -> tuple[dict, list[dict]]:
+    """The table of epochs with the plans, and the bars."""
+    training, held_out = sentences(suite)
+    longest = max(len(ids) for ids in held_out)
+    plan = bucket_plan([len(ids) for ids in held_out], (longest,), batch=len(held_out))
+    validation = BatchSource(plan, [held_out])[0]
     table = {}
-    for way, loss in ways(training, full):
+    for way, loss in ways(training, suite):
         table[way.name] = train(way, loss, validation)
     tokens = sum(len(ids) for ids in training)
     for row in table.values():
@@ -269,21 +280,23 @@ def run(full: bool) -> tuple[dict, dict]:
     seconds = {name: row["seconds"] for name, row in table.items()}
     buckets = {name: s for name, s in seconds.items() if "buckets" in name}
     best = min(buckets, key=lambda name: buckets[name])
-    bars = {
-        f"epoch, compiles included: {PADDED} / {best} (bar: at least 2)": seconds[PADDED]
-        / seconds[best],
-        f"epoch, compiles included: {PADDED} / packed": seconds[PADDED]
-        / next(s for name, s in seconds.items() if name.startswith("packed")),
-        "mean loss of the same sentences, each way: largest relative difference": same_loss(
-            training, full
+    packed = next(s for name, s in seconds.items() if name.startswith("packed"))
+    bars = [
+        bar(
+            f"epoch, compiles included: {PADDED} / {best}",
+            seconds[PADDED] / seconds[best],
+            at_least=None if suite == "quick" else 2,
         ),
-    }
+        bar(f"epoch, compiles included: {PADDED} / packed", seconds[PADDED] / packed),
+        bar(
+            "mean loss of the same sentences, each way: largest relative difference",
+            same_loss(training, suite),
+        ),
+    ]
     result = {
         "corpus": f"Reina-Valera (Spanish, public domain), package {corpus.PACKAGE}",
-        "sentences": len(training),
-        "tokens": tokens,
-        "longest": int(max(len(ids) for ids in training)),
-        "ways": table,
-        "plans": list(plans(distributions(training))),
-    }
+        "sentences": len(training), "tokens": tokens,
+        "longest": int(max(len(ids) for ids in training)), "ways": table,
+        "plans": [] if suite == "quick" else list(plans(distributions(training))),
+    }  # fmt: skip
     return result, bars

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.harness import Case, compiled_case, measure
+from benchmarks.bars import bar
+from benchmarks.harness import Case, Suite, compiled_case, difference, measure
+from benchmarks.limits import Limits
 from jaxnets.kernels import linear_softmax_cross_entropy
+
+SIZES = 4096, 512, 32_768  # tokens, features, classes
+QUICK = (
+    "Exact loss: 1 round of 5; no other tiles, no loss a token, no value only, no 131,072 classes."
+)
 
 
 def problem(tokens: int, features: int, vocab: int, dtype=jnp.float32):
@@ -72,30 +79,18 @@ def _torch_adaptive_case(arrays, vocab, features) -> Case:
     return Case("torch adaptive softmax (another model)", run)
 
 
-def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], dict]:
-    """The rows, and the bars as ratios."""
-    tokens, features, vocab = 4096, 512, 32768
+def _with_gradient(name, loss, arrays, flops=None) -> Case:
+    return compiled_case(name, jax.value_and_grad(loss, (0, 1, 2)), *arrays, flops=flops)
+
+
+def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict], list[dict]]:
+    """The rows and the bars."""
+    tokens, features, vocab = SIZES
     arrays = problem(tokens, features, vocab)
     flops = 3 * 2.0 * tokens * features * vocab
-    where = (0, 1, 2)
     cases = [
-        compiled_case("naive optax", jax.value_and_grad(naive_loss, where), *arrays, flops=flops),
-        compiled_case(
-            "tiled", jax.value_and_grad(linear_softmax_cross_entropy, where), *arrays, flops=flops
-        ),
-        compiled_case(
-            "tiled, token_tile=512",
-            jax.value_and_grad(partial(linear_softmax_cross_entropy, token_tile=512), where),
-            *arrays,
-            flops=flops,
-        ),
-        compiled_case(
-            "tiled, a loss a token (two passes)",
-            jax.value_and_grad(_mean_of_token_losses, where),
-            *arrays,
-            flops=flops * 4 / 3,
-        ),
-        compiled_case("tiled, value only", linear_softmax_cross_entropy, *arrays, flops=flops / 3),
+        _with_gradient("naive optax", naive_loss, arrays, flops),
+        _with_gradient("tiled", linear_softmax_cross_entropy, arrays, flops),
         compiled_case(
             "three matmuls",
             _matmuls,
@@ -104,46 +99,64 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
             flops=flops,
         ),
     ]
+    if suite != "quick":
+        other_tile = partial(linear_softmax_cross_entropy, token_tile=512)
+        a_token = "tiled, a loss a token (two passes)"
+        cases += [
+            _with_gradient("tiled, token_tile=512", other_tile, arrays, flops),
+            _with_gradient(a_token, _mean_of_token_losses, arrays, flops * 4 / 3),
+            compiled_case(
+                "tiled, value only", linear_softmax_cross_entropy, *arrays, flops=flops / 3
+            ),
+        ]
     exact, tiled = (jax.block_until_ready(case.run()) for case in cases[:2])
-    error = max(
-        float(jnp.abs(a - b).max() / jnp.abs(b).max())
-        for a, b in zip(jax.tree.leaves(tiled), jax.tree.leaves(exact), strict=True)
-    )
+    error = difference(tiled, exact)
     del exact, tiled
     if peers["torch"]:
         cases += [
             _torch_case(arrays, flops),
             _torch_adaptive_case(arrays, vocab, features),
         ]
-    rows = measure(f"exact loss, {tokens}x{features}, {vocab} classes", cases, 5, limits)
+    rounds = 1 if suite == "quick" else 5
+    rows = measure(f"exact loss, {tokens}x{features}, {vocab} classes", cases, rounds, limits)
     seconds = {row["name"]: row["stats"]["median"] for row in rows}
     temporary = {row["name"]: row["extra_info"].get("temp_bytes") for row in rows}
-    bars = {
-        "naive / tiled, time (bar: at least 1.8)": seconds["naive optax"] / seconds["tiled"],
-        "tiled / three matmuls, time (bar: at most 1.3)": seconds["tiled"]
-        / seconds["three matmuls"],
-        "naive / tiled, temporary memory (bar: at least 30)": temporary["naive optax"]
-        / temporary["tiled"],
-        "tiled against naive, largest relative difference": error,
-    }
+    bars = [
+        bar("naive / tiled, time", seconds["naive optax"] / seconds["tiled"], at_least=1.8),
+        bar(
+            "tiled / three matmuls, time",
+            seconds["tiled"] / seconds["three matmuls"],
+            at_most=1.3,
+        ),
+        bar(
+            "naive / tiled, temporary memory",
+            temporary["naive optax"] / temporary["tiled"],
+            at_least=30,
+        ),
+        bar("tiled against naive, largest relative difference", error),
+    ]
     del cases, arrays
+    if suite == "quick":
+        return rows, bars
 
-    arrays = problem(tokens, features, 131072)
-    case = compiled_case(
-        "tiled", jax.value_and_grad(linear_softmax_cross_entropy, where), *arrays, flops=4 * flops
-    )
+    arrays = problem(tokens, features, 131_072)
+    case = _with_gradient("tiled", linear_softmax_cross_entropy, arrays, 4 * flops)
     rows += measure(f"exact loss, {tokens}x{features}, 131072 classes", [case], 1, limits)
-    bars["tiled at 131,072 classes: MB beside its gradients (bar: at most 100)"] = (
-        case.info["temp_bytes"] / 1e6
+    bars.append(
+        bar(
+            "tiled at 131,072 classes: MB beside its gradients",
+            case.info["temp_bytes"] / 1e6,
+            at_most=100,
+        )
     )
-    if full:
+    if suite == "full":
         for dtype in (jnp.bfloat16, jnp.float32):
             arrays = problem(1024, features, vocab, dtype)
             cases = [
-                compiled_case("naive optax", jax.value_and_grad(naive_loss, where), *arrays),
-                compiled_case(
-                    "tiled", jax.value_and_grad(linear_softmax_cross_entropy, where), *arrays
-                ),
+                _with_gradient("naive optax", naive_loss, arrays),
+                _with_gradient("tiled", linear_softmax_cross_entropy, arrays),
             ]
-            rows += measure(f"exact loss, {jnp.dtype(dtype).name}, 1024x512, 32768", cases, 3)
+            rows += measure(
+                f"exact loss, {jnp.dtype(dtype).name}, 1024x512, 32768", cases, 3, limits
+            )
     return rows, bars

@@ -1,22 +1,31 @@
-"""Timing: interleaved rounds, compile time apart from run time, and this machine's limits."""
+"""Timing: interleaved rounds, compile time apart from run time, and lines of progress."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from pytest_benchmark.stats import Stats
-from rich.progress import track
 
+from benchmarks.limits import Limits
+
+Suite = Literal["quick", "standard", "full"]
+
+_START = time.perf_counter()
 _SLICE_S = 0.1  # of a round, for one case
+
+
+def progress(text: str) -> None:
+    """A line on the console at once, with the seconds since the start: a run takes minutes."""
+    print(f"{time.perf_counter() - _START:6.1f} s  {text}", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -47,6 +56,7 @@ def compiled_case(
     jitted = jax.jit(function, donate_argnums=tuple(range(carried)))
     compiled = jitted.lower(*arrays).compile()
     info["compile_s"] = time.perf_counter() - start
+    progress(f"compiled {name}")
     memory = compiled.memory_analysis()
     assert memory is not None, "this backend reports no memory"
     info["temp_bytes"] = memory.temp_size_in_bytes
@@ -65,32 +75,39 @@ def compiled_case(
     return Case(name, run, flops, program, info)
 
 
-def measure(group: str, cases: list[Case], rounds: int, limits: dict | None = None) -> list[dict]:
+def measure(group: str, cases: list[Case], rounds: int, limits: Limits | None = None) -> list[dict]:
     """Runs the cases in turn, ``rounds`` times after a warm-up; a row a case.
 
     In a round a short case runs several times, for about a tenth of a second, and its mean counts:
     a training step repeats, and is not to be charged for the caches that another case emptied.
-    The rows have the fields of pytest-benchmark's JSON, so that its own tools read them.
+    ``limits`` are probed in each round, and told of each case's fastest. The rows have the fields
+    of pytest-benchmark's JSON, so that its own tools read them.
     """
     stats = [Stats() for _ in cases]
     iterations = []
     for case in cases:
-        jax.block_until_ready(case.run())
-        iterations.append(max(1, min(20, round(_SLICE_S / _seconds(case, 1)))))
-    for _ in track(range(rounds), description=f"timing {group}", transient=True):
+        progress(f"{group}: {case.name} starts")
+        seconds = _seconds(case, 1)
+        if seconds < 1:  # the first run warms up; a long one need not run twice to tell its length
+            seconds = _seconds(case, 1)
+        iterations.append(max(1, min(20, round(_SLICE_S / seconds))))
+    for _ in range(rounds):
+        if limits is not None:
+            limits.probe()
         for case, stat, count in zip(cases, stats, iterations, strict=True):
             stat.update(_seconds(case, count))
     rows = []
     for case, stat, count in zip(cases, stats, iterations, strict=True):
+        progress(f"{group}: {case.name} took {stat.median * 1e3:.2f} ms, rounds: {rounds}")
         info = dict(case.info)
-        if case.flops and limits:
+        if case.flops:
             info["flops"] = case.flops
-            info["share_of_matmul_peak"] = case.flops / stat.median / limits["matmul_flops"]
-        if "bytes" in info and limits:
-            info["share_of_copy"] = info["bytes"] / stat.median / limits["copy_bytes_per_s"]
+        names = {"group": group, "name": case.name, "fullname": f"{group}::{case.name}"}
+        if limits is not None:
+            work = info.get("flops", 0.0), info.get("bytes", 0.0)
+            limits.saw(names["fullname"], stat.min, *work)
         fields = ("min", "max", "mean", "stddev", "median", "iqr", "rounds")
         row_stats = {name: getattr(stat, name) for name in fields} | {"iterations": count}
-        names = {"group": group, "name": case.name, "fullname": f"{group}::{case.name}"}
         rows.append({**names, "stats": row_stats, "extra_info": info})
     return rows
 
@@ -131,26 +148,13 @@ def recycle_memory() -> bool:
 
 
 def machine() -> dict:
-    """What the figures were measured on, with its measured matmul peak and copy bandwidth."""
+    """What the figures were measured on."""
     cpu = platform.processor()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo") as lines:
             cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), cpu)
-    square = jnp.ones((2048, 2048), jnp.float32)
-    large = jnp.ones(64 * 2**20, jnp.float32)
-    rows = measure(
-        "machine",
-        [
-            compiled_case("matmul", lambda a: a @ a, square),
-            compiled_case("copy", lambda a: a + 1, large),
-        ],
-        rounds=7,
-    )
-    seconds = [row["stats"]["min"] for row in rows]
     device = jax.devices()[0]
     return {
         "device": f"{device.platform} {device.device_kind}", "cpu": cpu, "cores": os.cpu_count(),
         "python": platform.python_version(), "jax": jax.__version__, "system": platform.system(),
-        "matmul_flops": 2 * 2048**3 / seconds[0],
-        "copy_bytes_per_s": 2 * large.nbytes / seconds[1],
     }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from statistics import geometric_mean
 from typing import Any
 
 import jax
@@ -13,7 +14,9 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from benchmarks.harness import Case, compiled_case, difference, measure
+from benchmarks.bars import bar
+from benchmarks.harness import Case, Suite, compiled_case, difference, measure
+from benchmarks.limits import Limits
 from jaxnets.convert import dense_to_conv
 from jaxnets.kernels import depthwise_conv, pointwise_conv
 
@@ -26,6 +29,9 @@ SHAPES = (
 SWEEP = [((8, 32, 32, features), features) for features in (8, 32, 128, 512)] + [
     ((1, side, side, 64), 64) for side in (16, 64, 256)
 ]
+
+QUICK_SHAPES = SHAPES[::3]
+QUICK = "1x1 convolution: 2 shapes of 4, 3 rounds of 7; no sweep of sizes, no dense head."
 
 
 def problem(shape: tuple[int, ...], out: int):
@@ -130,9 +136,9 @@ def _compare(shape, out, limits, rounds, torch: bool, names) -> tuple[list[dict]
         seconds = {row["name"]: row["stats"]["median"] for row in rows[-len(cases) :]}
         points.append({
             "shape": label, "what": what, "flops": flops, "bytes": least,
-            "limit_s": max(flops / limits["matmul_flops"], least / limits["copy_bytes_per_s"]),
             "ours_s": seconds["ours"], "flax_s": seconds["flax nnx.Conv"],
         })  # fmt: skip
+        limits.saw(f"ours, {label}, {what}", seconds["ours"], copied=least)
     return rows, points, largest
 
 
@@ -211,56 +217,56 @@ def _loops(limits, rounds) -> list[dict]:
     return measure("eight channels-first convolutions, [4, 64, 4096]", cases, rounds, limits)
 
 
-def _mean(ratios) -> float:
-    return math.prod(ratios) ** (1 / len(ratios))
-
-
-def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], dict, list[dict]]:
-    """The rows, the bars as ratios, and the points of the roofline."""
-    rounds = 15 if full else 7
+def run(
+    limits: Limits, suite: Suite, peers: dict[str, bool]
+) -> tuple[list[dict], list[dict], list[dict]]:
+    """The rows, the bars, and the points of the roofline."""
+    rounds = {"quick": 3, "standard": 7, "full": 15}[suite]
+    shapes = QUICK_SHAPES if suite == "quick" else SHAPES
     rows: list[dict] = []
     points: list[dict] = []
     differences = []
-    for shape, out in SHAPES:
+    for shape, out in shapes:
         parts = _compare(shape, out, limits, rounds, peers["torch"], tuple(LAYERS))
         rows, points = rows + parts[0], points + parts[1]
         differences.append(parts[2])
     seconds = {(row["group"], row["name"]): row["stats"]["median"] for row in rows}
-    groups = {
-        what: [f"{list(shape)} to {out}, {what}" for shape, out in SHAPES]
-        for what in ("forward", "gradient")
-    }
 
     def ratios(what, slower, faster):
-        return [seconds[group, slower] / seconds[group, faster] for group in groups[what]]
+        groups = [f"{list(shape)} to {out}, {what}" for shape, out in shapes]
+        return [seconds[group, slower] / seconds[group, faster] for group in groups]
 
-    def each(values):
-        return ", ".join(f"{value:.2f}" for value in values)
-
-    bars = {
-        "gradient step: flax nnx.Conv / ours, each shape (bar: at least 1.5)": each(
-            ratios("gradient", "flax nnx.Conv", "ours")
+    bars = [
+        bar(
+            "gradient step: flax nnx.Conv / ours, each shape",
+            *ratios("gradient", "flax nnx.Conv", "ours"),
+            at_least=1.5,
         ),
-        "forward: flax nnx.Conv / ours, each shape (bar: at least 1)": each(
-            ratios("forward", "flax nnx.Conv", "ours")
+        bar(
+            "forward: flax nnx.Conv / ours, each shape",
+            *ratios("forward", "flax nnx.Conv", "ours"),
+            at_least=1,
         ),
-    }
-    if peers["torch"]:
-        for what in ("gradient", "forward"):
-            values = ratios(what, "ours", "torch Conv2d, channels last")
-            bars[f"{what}: ours / PyTorch, each shape (bar: at most 1.1)"] = each(values)
-            bars[f"{what}: ours / PyTorch, geometric mean"] = _mean(values)
-    bars["largest relative difference between any two"] = max(differences)
-    loops = _loops(limits, rounds)
-    bars["channels first: in a loop / written out (bar: about 1)"] = (
-        loops[0]["stats"]["median"] / loops[1]["stats"]["median"]
-    )
-    windows = _windows(limits, rounds)
-    bars["separable 3x3, gradient: XLA's depthwise convolution / ours"] = (
-        windows[2]["stats"]["median"] / windows[1]["stats"]["median"]
-    )
-    rows += _heads(limits, rounds) + windows + loops
-    for shape, out in SWEEP if full else SWEEP[1::2]:
-        parts = _compare(shape, out, limits, 5, False, ("ours", "flax nnx.Conv"))
-        rows, points = rows + parts[0], points + parts[1]
+    ]
+    for what in ("gradient", "forward"):
+        values = ratios(what, "ours", "torch Conv2d, channels last") if peers["torch"] else []
+        mean = [geometric_mean(values)] if values else []
+        bars += [
+            bar(f"{what}: ours / PyTorch, each shape", *values, at_most=1.1),
+            bar(f"{what}: ours / PyTorch, geometric mean", *mean),
+        ]
+    loops, windows = _loops(limits, rounds), _windows(limits, rounds)
+    looped, written_out = (row["stats"]["median"] for row in loops)
+    _, shifts, convolution, _ = (row["stats"]["median"] for row in windows)
+    bars += [
+        bar("largest relative difference between any two", max(differences)),
+        bar("channels first: in a loop / written out", looped / written_out, at_most=1.1),
+        bar("separable 3x3, gradient: XLA's depthwise convolution / ours", convolution / shifts),
+    ]
+    rows += windows + loops
+    if suite != "quick":
+        rows += _heads(limits, rounds)
+        for shape, out in SWEEP if suite == "full" else SWEEP[1::2]:
+            parts = _compare(shape, out, limits, 5, False, ("ours", "flax nnx.Conv"))
+            rows, points = rows + parts[0], points + parts[1]
     return rows, bars, points

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from rich.progress import Progress
 
 from benchmarks import corpus
 from benchmarks.exact import naive_loss
+from benchmarks.harness import Suite, progress
 from jaxnets import optim
 from jaxnets.kernels import (
     LearnedUnigram,
@@ -34,6 +34,9 @@ from jaxnets.kernels import (
 )
 
 BATCH, TIME, EMBEDDED, HIDDEN = 32, 32, 128, 256
+SECONDS: dict[Suite, float] = {"quick": 3.0, "standard": 16.0, "full": 90.0}
+QUICK_METHODS = ("full, tiled", "log-uniform, 512")
+QUICK = "Quality: 2 losses of 9, and 3 s of training for each: perplexities tell little."
 
 
 def lstm(parameters, inputs):
@@ -200,20 +203,19 @@ def train(step, sampler, stream, validation, vocab, seconds, points=8):
     }
 
 
-def run(full: bool) -> dict:
+def run(suite: Suite) -> dict:
     """Each method's curve on the Spanish text."""
     stream, validation, counts = corpus.encode(corpus.verses("v"))
-    seconds = 90.0 if full else 16.0
+    seconds, points = SECONDS[suite], 2 if suite == "quick" else 8
     curves: dict[str, dict] = {}
-    result = {
+    for name, step, sampler in methods(counts):
+        if suite == "quick" and name not in QUICK_METHODS:
+            continue
+        progress(f"training with {name} starts")
+        curve = train(step, sampler, stream, validation, len(counts), seconds, points)
+        progress(f"training with {name} ends: {curve['ms_per_step']:.1f} ms a step")
+        curves[name] = curve
+    return {
         "corpus": f"Reina-Valera (Spanish, public domain), package {corpus.PACKAGE}",
         "classes": len(counts), "tokens": len(stream), "seconds": seconds, "methods": curves,
     }  # fmt: skip
-    with Progress(transient=True) as progress:
-        todo = methods(counts)
-        task = progress.add_task("training", total=len(todo))
-        for name, step, sampler in todo:
-            progress.update(task, description=f"training: {name}")
-            curves[name] = train(step, sampler, stream, validation, len(counts), seconds)
-            progress.advance(task)
-    return result

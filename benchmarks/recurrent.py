@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.harness import Case, compiled_case, difference, measure
+from benchmarks.bars import bar
+from benchmarks.harness import Case, Suite, compiled_case, difference, measure
+from benchmarks.limits import Limits
 from jaxnets import convert
 from jaxnets.kernels import LSTMParameters, lstm
 
@@ -23,6 +25,8 @@ SHAPES = [(32, 128, 256, 256), (64, 256, 128, 128), (16, 100, 512, 512), (8, 100
 SKIPPED = (64, 256, 128, 128)
 LONG = (8, 18_000, 12, 128)
 KERAS = ("Keras on JAX", "Keras on TensorFlow")
+QUICK_SHAPES = SHAPES[::3]
+QUICK = "LSTM: 2 shapes of 4, 3 rounds of 9; no forward alone, no Keras, not 18,000 steps."
 
 
 def problem(batch: int, time: int, features: int, hidden: int):
@@ -134,12 +138,14 @@ class KerasCase(Case):
         self.process.communicate("")
 
 
-def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], dict]:
-    """The rows, and the bars as ratios."""
+def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict], list[dict]]:
+    """The rows and the bars."""
     rows: list[dict] = []
     ratios: dict[str, list[float]] = {}
     errors = []
-    for shape in SHAPES:
+    quick = suite == "quick"
+    rounds = 3 if quick else 9
+    for shape in QUICK_SHAPES if quick else SHAPES:
         arrays, work = problem(*shape), flops(*shape)
         cases = [
             compiled_case("ours", partial(step, ours), *arrays, flops=work),
@@ -149,13 +155,13 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
             cases.append(torch_case(arrays, work=work))
         expected, *others = (jax.block_until_ready(case.run()) for case in cases)
         errors += [difference(other, expected) for other in others]
-        if peers["keras"] and (full or shape == SHAPES[0]):
+        if peers["keras"] and (suite == "full" or (suite == "standard" and shape == SHAPES[0])):
             cases += [
                 KerasCase(name, shape, work)
                 for name, peer in zip(KERAS, ("keras", "tensorflow"), strict=True)
                 if peers[peer]
             ]
-        new = measure(f"LSTM with gradient, {shape}", cases, 9, limits)
+        new = measure(f"LSTM with gradient, {shape}", cases, rounds, limits)
         rows += new
         for case, row in zip(cases, new, strict=True):
             if isinstance(case, KerasCase):
@@ -163,32 +169,36 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
             ratios.setdefault(row["name"], []).append(
                 row["stats"]["median"] / new[0]["stats"]["median"]
             )
+        if quick:
+            continue
         rows += measure(
             f"LSTM forward, {shape}",
             [
                 compiled_case("ours", ours, *arrays[:2], flops=work / 3),
                 compiled_case("flax", flax_layer(*shape[2:]), *arrays[:2], flops=work / 3),
             ],
-            5,
-            limits,
-        )
-    absent = "PyTorch is absent"
-    torch = ratios.get("PyTorch nn.LSTM")
-    bars = {
-        "LSTM with gradient: ours / PyTorch, geometric mean of four shapes (bar: at most 1.0)": (
-            1 / geometric_mean(torch) if torch else absent
+            5, limits,
+        )  # fmt: skip
+    to_torch = [1 / ratio for ratio in ratios.get("PyTorch nn.LSTM", [])]
+    torch_mean = [geometric_mean(to_torch)] if to_torch else []
+    to_flax = ratios["flax"]
+    bars = [
+        bar("LSTM with gradient: ours / PyTorch, geometric mean", *torch_mean, at_most=1.0),
+        bar("LSTM with gradient: ours / PyTorch, each shape", *to_torch),
+        bar(
+            "LSTM with gradient: flax / ours, geometric mean",
+            geometric_mean(to_flax),
+            at_least=1.5,
         ),
-        "the same, each shape": ", ".join(f"{1 / r:.2f}" for r in torch) if torch else absent,
-        "LSTM with gradient: flax / ours, geometric mean (bar: at least 1.5)": geometric_mean(
-            ratios["flax"]
-        ),
-        "the same, each shape (bar: at least 1)": ", ".join(f"{r:.2f}" for r in ratios["flax"]),
-        "ours against flax and PyTorch, largest relative difference": max(errors),
-    }
-    for part in (_skipping, _long):
-        new, new_bars = part(limits, peers)
+        bar("LSTM with gradient: flax / ours, each shape", *to_flax, at_least=1),
+        bar("ours against flax and PyTorch, largest relative difference", max(errors)),
+    ]
+    parts = [_skipping(limits, rounds, peers["torch"])]
+    if not quick:
+        parts.append(_long(limits))
+    for new, new_bars in parts:
         rows += new
-        bars |= new_bars
+        bars += new_bars
     return rows, bars
 
 
@@ -208,7 +218,7 @@ def quarter_lengths(batch: int, time: int) -> np.ndarray:
     return np.random.default_rng(0).permutation(scaled(scale))
 
 
-def _skipping(limits: dict, peers: dict[str, bool]) -> tuple[list[dict], dict]:
+def _skipping(limits: Limits, rounds: int, torch: bool) -> tuple[list[dict], list[dict]]:
     batch, time = SKIPPED[:2]
     inputs, parameters, d_outputs = problem(*SKIPPED)
     lengths = quarter_lengths(batch, time)
@@ -219,21 +229,23 @@ def _skipping(limits: dict, peers: dict[str, bool]) -> tuple[list[dict], dict]:
         compiled_case("without lengths", partial(step, ours), *arrays),
         compiled_case("with lengths", partial(step, padded), *arrays),
     ]
-    if peers["torch"]:
+    if torch:
         cases.append(torch_case(arrays, lengths=lengths))
-    rows = measure(f"padding skipped: mean length {lengths.mean():.0f} of {time}", cases, 9, limits)
+    group = f"padding skipped: mean length {lengths.mean():.0f} of {time}"
+    rows = measure(group, cases, rounds, limits)
     medians = [row["stats"]["median"] for row in rows]
-    bars: dict = {
-        "mean length a quarter: with / without lengths, time (bar: at most 0.5)": medians[1]
-        / medians[0],
-        "the same: PyTorch packed sequences / ours with lengths, time": medians[2] / medians[1]
-        if peers["torch"]
-        else "PyTorch is absent",
-    }
-    return rows, bars
+    packed = [medians[2] / medians[1]] if torch else []
+    return rows, [
+        bar(
+            "mean length a quarter: with / without lengths, time",
+            medians[1] / medians[0],
+            at_most=0.5,
+        ),
+        bar("the same: PyTorch packed sequences / ours with lengths, time", *packed),
+    ]
 
 
-def _long(limits: dict, _peers: dict[str, bool]) -> tuple[list[dict], dict]:
+def _long(limits: Limits) -> tuple[list[dict], list[dict]]:
     arrays = problem(*LONG)
     cases = [
         compiled_case("all gates kept", partial(step, partial(ours, recompute=False)), *arrays),
@@ -242,12 +254,17 @@ def _long(limits: dict, _peers: dict[str, bool]) -> tuple[list[dict], dict]:
         compiled_case("flax", partial(step, flax_layer(*LONG[2:])), *arrays),
     ]
     rows = measure(f"long sequences, {LONG}", cases, 3, limits)
-    kept, recomputed = rows[0], rows[1]
-    return rows, {
-        "18,000 steps: all gates kept / recomputed, temporary memory (bar: at least 20)": (
-            kept["extra_info"]["temp_bytes"] / recomputed["extra_info"]["temp_bytes"]
+    memory = [row["extra_info"]["temp_bytes"] for row in rows]
+    medians = [row["stats"]["median"] for row in rows]
+    return rows, [
+        bar(
+            "18,000 steps: all gates kept / recomputed, temporary memory",
+            memory[0] / memory[1],
+            at_least=20,
         ),
-        "18,000 steps: recomputed / all gates kept, time (bar: at most 1.4)": (
-            recomputed["stats"]["median"] / kept["stats"]["median"]
+        bar(
+            "18,000 steps: recomputed / all gates kept, time",
+            medians[1] / medians[0],
+            at_most=1.4,
         ),
-    }
+    ]

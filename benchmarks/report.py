@@ -16,27 +16,40 @@ import matplotlib.pyplot as plt
 import rich.table
 from rich.console import Console
 
+from benchmarks.bars import goal, verdict
+
 
 def write(result: dict, folder: Path) -> tuple[Path, Path]:
     """Writes ``NAME.json`` and ``NAME.html`` into ``folder``, by the name of the comparison."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / f"{result['name']}.json", folder / f"{result['name']}.html"
-    paths[0].write_text(json.dumps(result, indent=1))
-    paths[1].write_text(page(result))
-    return paths
+    data = folder / f"{result['name']}.json"
+    data.write_text(json.dumps(result, indent=1))
+    return data, write_page(result, folder)
+
+
+def write_page(result: dict, folder: Path) -> Path:
+    """Writes ``NAME.html`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result['name']}.html"
+    path.write_text(page(result))
+    return path
 
 
 def bar_rows(result: dict) -> list[list[str]]:
-    """What the suite is held to: name and value."""
+    """What the suite is held to: name, values, goal and whether it was met."""
     return [
-        [name, value if isinstance(value, str) else f"{value:.3g}"]
-        for name, value in result["bars"].items()
+        [row["name"], ", ".join(f"{value:.3g}" for value in row["values"]), goal(row), verdict(row)]
+        for row in result["bars"]
     ]
 
 
 def timing_rows(result: dict) -> list[list[str]]:
     """Group, name, median, spread, compile, temporaries, shares of matmul peak and copy."""
     rows = []
+
+    def share(info, work, seconds, limit):
+        return f"{info[work] / seconds / result['machine_info'][limit]:.0%}" if work in info else ""
+
     for row in result["benchmarks"]:
         info, stats = row["extra_info"], row["stats"]
         rows.append(
@@ -47,8 +60,8 @@ def timing_rows(result: dict) -> list[list[str]]:
                 f"{stats['min'] * 1e3:.2f} - {stats['max'] * 1e3:.2f}",
                 f"{info['compile_s']:.2f}" if "compile_s" in info else "",
                 f"{info['temp_bytes'] / 1e6:.1f}" if "temp_bytes" in info else "",
-                f"{info['share_of_matmul_peak']:.0%}" if "share_of_matmul_peak" in info else "",
-                f"{info['share_of_copy']:.0%}" if "share_of_copy" in info else "",
+                share(info, "flops", stats["median"], "matmul_flops"),
+                share(info, "bytes", stats["median"], "copy_bytes_per_s"),
             ]
         )
     return rows
@@ -105,35 +118,36 @@ def plan_rows(result: dict) -> list[list[str]]:
     ]
 
 
-def accuracy_rows(result: dict) -> list[list[str]]:
-    """Layout and accuracy."""
-    return [[layout, f"{share:.1%}"] for layout, share in result["vowels"].items()]
-
-
 def roofline_rows(result: dict) -> list[list[str]]:
     """Shape, what, products a byte, GFLOP/s of each, what the machine allows, our share of it."""
+    machine = result["machine_info"]
+
+    def limit(point):
+        intensity = point["flops"] / point["bytes"]
+        return min(machine["matmul_flops"], intensity * machine["copy_bytes_per_s"])
+
     return [
         [
             point["shape"],
             point["what"],
             f"{point['flops'] / point['bytes']:.1f}",
             *(f"{point['flops'] / point[name] / 1e9:.0f}" for name in ("ours_s", "flax_s")),
-            f"{point['flops'] / point['limit_s'] / 1e9:.0f}",
-            f"{point['limit_s'] / point['ours_s']:.0%}",
+            f"{limit(point) / 1e9:.0f}",
+            f"{point['flops'] / point['ours_s'] / limit(point):.0%}",
         ]
         for point in result["roofline"]
     ]
 
 
 class Table(NamedTuple):
-    """A table of the report: its rows are read from the result."""
+    """A table of the report: its rows are read from the result, and without any it is left out."""
 
     title: str
     header: list[str]
     rows: Callable[[dict], list[list[str]]]
 
 
-BARS = Table("What the suite is held to", ["ratio", "value"], bar_rows)
+BARS = Table("What the suite is held to", ["ratio", "value", "goal", "verdict"], bar_rows)
 TIMES = Table(
     "Times",
     [
@@ -157,9 +171,6 @@ PLANS = Table(
     ["lengths", "batches", "padding", "compiles", "batches", "steps"],
     plan_rows,
 )
-VOWELS = Table("JapaneseVowels: test accuracy (bar: 95 %)", ["layout", "accuracy"], accuracy_rows)
-
-
 ROOFLINE = Table(
     "Beside the machine's limits (matmul peak, or copy bandwidth on the least bytes)",
     [
@@ -185,7 +196,10 @@ def print_tables(result: dict, console: Console) -> None:
         table = rich.table.Table(*header, title=title)
         for row in rows(result):
             table.add_row(*row)
-        console.print(table)
+        if table.row_count:
+            console.print(table)
+    for note in result["notes"]:
+        console.print(note, markup=False)
 
 
 def _svg(figure) -> str:
@@ -290,7 +304,7 @@ COMPARISONS = {
     "sequences": Comparison(
         "LSTM, and padded versus bucketed versus packed sequences",
         _about_sequences,
-        (BARS, EPOCHS, VOWELS, PLANS, TIMES),
+        (BARS, EPOCHS, PLANS, TIMES),
         ("An epoch", _plot_epochs),
     ),
     "pointwise": Comparison(
@@ -310,6 +324,8 @@ def _html_table(table: Table, result: dict) -> str:
         return "".join(f"<{tag}>{html.escape(v)}</{tag}>" for v in values)
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in table.rows(result))
+    if not body:
+        return ""
     return f"<h2>{table.title}</h2><table><tr>{cells('th', table.header)}</tr>{body}</table>"
 
 
@@ -319,11 +335,12 @@ def page(result: dict) -> str:
     absent = [name for name, here in result["peers"].items() if not here]
     about = (
         f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
-        f"jax {machine['jax']}, Python {machine['python']}. Measured in this run: matmul "
-        f"{machine['matmul_flops'] / 1e9:.0f} GFLOP/s (2048 cubed, float32), copy "
+        f"jax {machine['jax']}, Python {machine['python']}. Suite: {result['suite']}. Measured in "
+        f"this run: matmul {machine['matmul_flops'] / 1e9:.0f} GFLOP/s (2048 cubed, float32), copy "
         f"{machine['copy_bytes_per_s'] / 1e9:.1f} GB/s. "
         f"Peers absent: {', '.join(absent) or 'none'}."
     )
+    notes = "".join(f"<p>{html.escape(note)}" for note in result["notes"])
     tables = [_html_table(table, result) for table in comparison.tables]
     plot = ""
     if comparison.plot is not None:
@@ -337,6 +354,6 @@ def page(result: dict) -> str:
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{comparison.title}</title>"
         f"<style>{style}</style><h1>{comparison.title}</h1><p>{html.escape(about)}"
-        f"<p>{html.escape(comparison.about(result))}{tables[0]}{plot}"
+        f"<p>{html.escape(comparison.about(result))}{notes}{tables[0]}{plot}"
         f"{''.join(tables[1:-1])}<h2>Time</h2>{_plot_times(result)}{tables[-1]}</html>\n"
     )

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.harness import Case, compiled_case, measure
+from benchmarks.bars import bar
+from benchmarks.harness import Case, Suite, compiled_case, measure
+from benchmarks.limits import Limits
 from jaxnets import optim
 from jaxnets.kernels import (
     LogUniform,
@@ -17,6 +19,8 @@ from jaxnets.kernels import (
     sample,
     sampled_softmax_cross_entropy,
 )
+
+QUICK = "Steps: 3 rounds of 10; not 100,000 classes, no full softmax, no sweeps."
 
 
 def sampled_case(vocab, features, tokens, num_sampled, dtype=jnp.float32, name=None) -> Case:
@@ -99,27 +103,38 @@ def _tensorflow_case(vocab, features, tokens, num_sampled) -> Case:
     )
 
 
-def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], dict]:
-    """The rows, and the bars as ratios."""
-    cases = [sampled_case(vocab, 128, 1024, 1024) for vocab in (10_000, 100_000, 1_000_000)]
+def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict], list[dict]]:
+    """The rows and the bars."""
+    quick = suite == "quick"
+    vocabularies = (10_000, 1_000_000) if quick else (10_000, 100_000, 1_000_000)
+    cases = [sampled_case(vocab, 128, 1024, 1024) for vocab in vocabularies]
     if peers["tensorflow"]:
         cases.append(_tensorflow_case(1_000_000, 128, 1024, 1024))
-    rows = measure("step, 1024x128, 1,024 samples", cases, 10, limits)
+    rows = measure("step, 1024x128, 1,024 samples", cases, 3 if quick else 10, limits)
     seconds = {row["name"]: row["stats"]["median"] for row in rows}
     million = seconds["sampled, 1,000,000 classes"]
-    bars = {
-        "step at 1,000,000 / step at 10,000 classes (bar: at most 1.5)": million
-        / seconds["sampled, 10,000 classes"],
-        "TensorFlow / ours, 1,000,000 classes (bar: at least 10)": seconds[cases[-1].name] / million
-        if peers["tensorflow"]
-        else "TensorFlow is absent",
-    }
+    tensorflow = [seconds[cases[-1].name] / million] if peers["tensorflow"] else []
+    bars = [
+        bar(
+            "step at 1,000,000 / step at 10,000 classes",
+            million / seconds["sampled, 10,000 classes"],
+            at_most=1.5,
+        ),
+        bar("TensorFlow / ours, 1,000,000 classes", *tensorflow, at_least=10),
+    ]
     del cases
+    if quick:
+        return rows, bars
 
     pair = [sampled_case(262_144, 512, 1024, 1024), full_case(262_144, 512, 1024)]
     pair_rows = measure("step, 1024x512, 262,144 classes", pair, 5, limits)
-    bars["full (tiled) / sampled step, 262,144 classes (bar: at least 150)"] = (
-        pair_rows[1]["stats"]["median"] / pair_rows[0]["stats"]["median"]
+    medians = [row["stats"]["median"] for row in pair_rows]
+    bars.append(
+        bar(
+            "full (tiled) / sampled step, 262,144 classes",
+            medians[1] / medians[0],
+            at_least=150,
+        )
     )
     rows += pair_rows
     del pair
@@ -133,10 +148,9 @@ def run(limits: dict, full: bool, peers: dict[str, bool]) -> tuple[list[dict], d
     rows += measure(
         "step by tokens, 100,000 classes, 512 samples",
         [sampled_case(100_000, 128, n, 512, name=f"{n:,} tokens") for n in (256, 1024, 4096)],
-        10,
-        limits,
-    )
-    if full:
+        10, limits,
+    )  # fmt: skip
+    if suite == "full":
         rows += measure(
             "step by features, 100,000 classes, 512 samples",
             [sampled_case(100_000, n, 1024, 512, name=f"{n} features") for n in (64, 256, 1024)],

@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from benchmarks.bars import bar
+from benchmarks.harness import progress
 from benchmarks.packages import fetch
 from jaxnets.layers import LSTM
 from jaxnets.sequences import (
@@ -37,6 +39,7 @@ SHA256 = {
 }
 SPEAKERS, CHANNELS, HIDDEN, BATCH, EPOCHS = 9, 12, 64, 30, 40
 ROW = 64  # steps of a packed row
+QUICK = "JapaneseVowels."
 LAYOUTS = ("padded", "bucketed", "packed")
 
 Series = list[np.ndarray]
@@ -121,6 +124,17 @@ def accuracy(layout: str, seed: int = 0, epochs: int = EPOCHS) -> float:
             parameters, state = train_step(parameters, state, batch)
     right = sum(int(evaluate(parameters, batch)[1]) for batch in batches[1](0))
     return right / len(sets[1][0])
+
+
+def run() -> list[dict]:
+    """The bars."""
+    bars = []
+    for layout in LAYOUTS:
+        progress(f"JapaneseVowels, {layout} starts: {EPOCHS} epochs")
+        share = accuracy(layout)
+        progress(f"JapaneseVowels, {layout} ends: {share:.1%} of the test set")
+        bars.append(bar(f"JapaneseVowels, {layout}: test accuracy", share, at_least=0.95))
+    return bars
 
 
 def _batches(layout: str, series: Series, labels: np.ndarray, longest: int, seed: int):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import corpus, epochs, recurrent, report, vowels
+from benchmarks.bars import bar
 from benchmarks.harness import compiled_case
 
 
@@ -43,13 +44,13 @@ def test_flax_gives_what_we_give():
 @pytest.mark.slow
 def test_every_way_to_batch_has_the_same_loss_and_loses_no_word(monkeypatch):
     monkeypatch.setattr(epochs, "BATCH", 8)
-    assert epochs.same_loss(some_sentences(), full=False) < 1e-5
+    assert epochs.same_loss(some_sentences(), "standard") < 1e-5
 
 
 def test_an_epoch_counts_its_compiles_and_learns(monkeypatch):
     monkeypatch.setattr(epochs, "BATCH", 8)
     sentences = [np.arange(n, dtype=np.int32) % 7 for n in (9, 9, 8, 5, 4, 4, 9, 9)] * 12
-    ways = {way.name: (way, loss) for way, loss in epochs.ways(sentences, full=False)}
+    ways = {way.name: (way, loss) for way, loss in epochs.ways(sentences, "standard")}
     (validation,) = ways[epochs.PADDED][0].batches[:1]
     for name in ("4 optimal buckets", "packed, rows of 128"):
         way, loss = ways[name]
@@ -58,6 +59,21 @@ def test_an_epoch_counts_its_compiles_and_learns(monkeypatch):
         assert result["updates"] == len(way.batches)
         assert 0 < result["compile_s"] < result["seconds"]
         assert result["perplexity"] < epochs.WORDS / 2  # near WORDS at the start
+
+
+def test_quick_has_the_padded_the_bucketed_and_the_packed_epoch(monkeypatch):
+    monkeypatch.setattr(epochs, "BATCH", 8)
+    names = [way.name for way, _ in epochs.ways(some_sentences(), "quick")]
+    assert names == [epochs.PADDED, "4 optimal buckets", "packed, rows of 128"]
+    assert epochs.same_loss(some_sentences(), "quick") < 1e-5
+
+
+def test_the_accuracies_are_bars(monkeypatch):
+    monkeypatch.setattr(vowels, "accuracy", lambda layout: 0.96 if layout == "packed" else 0.94)
+    result = {"bars": vowels.run()}
+    assert [row[2:] for row in report.bar_rows(result)] == [
+        ["at least 0.95", verdict] for verdict in ("missed", "missed", "met")
+    ]
 
 
 def test_plans_are_told_for_each_distribution():
@@ -100,7 +116,7 @@ def test_the_report_of_sequences_is_one_page(tmp_path):
     }  # fmt: skip
     result = {
         "name": "sequences", "machine_info": machine, "peers": {"keras": False},
-        "benchmarks": rows, "bars": {"ratio": 2.0}, "vowels": {"padded": 0.97},
+        "benchmarks": rows, "bars": [bar("ratio", 2.0)], "suite": "full", "notes": [],
         "epochs": {
             "corpus": "c", "sentences": 1, "tokens": 2, "longest": 3,
             "ways": {"one": way, "two": way}, "plans": [plan],
@@ -110,8 +126,10 @@ def test_the_report_of_sequences_is_one_page(tmp_path):
     assert [path.name for path in paths] == ["sequences.json", "sequences.html"]
     text = paths[1].read_text()
     assert text.count("<svg") == 2
-    assert "97.0%" in text
     assert "Peers absent: keras" in text
+    assert "Plans" in text
+    result["epochs"]["plans"] = []
+    assert "Plans" not in report.page(result)
 
 
 def test_the_suite_s_step_is_compiled_with_its_memory():

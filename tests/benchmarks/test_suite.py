@@ -2,19 +2,24 @@
 
 import itertools
 import json
+import re
 import sqlite3
 import subprocess
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import corpus, quality, report
+from benchmarks import corpus, exact, quality, report
 from benchmarks.__main__ import app
+from benchmarks.bars import bar, goal, verdict
 from benchmarks.harness import Case, compiled_case, measure
+from benchmarks.limits import Limits
 from jaxnets.kernels import LearnedUnigram, LogUniform
 
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 VERSES = ["En el principio, Dios.", "Y Dios dijo: sea.", "Y fue."]
 
 
@@ -117,7 +122,8 @@ def small_result(seconds):
     quality = {"corpus": "c", "classes": 9, "tokens": 9, "seconds": 1, "methods": {"full": method}}
     return {
         "name": "softmax", "machine_info": machine, "peers": {"torch": False}, "benchmarks": rows,
-        "bars": {"ratio <1>": 2.0}, "quality": quality,
+        "bars": [bar("ratio <1>", 2.0, at_most=1.1)], "quality": quality,
+        "suite": "full", "notes": [],
     }  # fmt: skip
 
 
@@ -128,6 +134,104 @@ def test_the_report_is_one_page_and_says_what_is_absent(tmp_path):
     assert "Peers absent: torch" in text
     assert "ratio &lt;1&gt;" in text
     assert "src=" not in text
+    assert "<td>2</td><td>at most 1.1</td><td>missed</td>" in text
+
+
+def test_a_page_is_built_from_the_json(tmp_path):
+    data, page = report.write(small_result(1), tmp_path)
+    run = CliRunner().invoke(app, ["report", str(data), "--output", str(tmp_path / "pages")])
+    assert run.exit_code == 0, run.output
+    built = (tmp_path / "pages" / "softmax.html").read_text()
+    assert re.sub("id=.*|#.*", "", built) == re.sub("id=.*|#.*", "", page.read_text())
+
+
+@pytest.mark.parametrize("name", ["softmax", "sequences", "pointwise"])
+def test_the_results_of_the_repository_have_tables(name):
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+    assert result["name"] == name
+    for table in report.COMPARISONS[name].tables:
+        for row in table.rows(result):
+            assert len(row) == len(table.header)
+            assert all(int(cell[:-1]) <= 100 for cell in row if re.fullmatch(r"\d+%", cell))
+
+
+@pytest.mark.parametrize(
+    ("row", "words", "met"),
+    [
+        (bar("a", 1.5, at_least=1.5), "at least 1.5", "met"),
+        (bar("a", 2.0, 1.4, at_least=1.5), "at least 1.5", "missed"),
+        (bar("a", 1.0, 1.1, at_most=1.1), "at most 1.1", "met"),
+        (bar("a", float("nan"), at_most=1.1), "at most 1.1", "missed"),
+        (bar("a", at_most=1.1), "at most 1.1", "not measured"),
+        (bar("a", 3.0), "", ""),
+    ],
+)
+def test_a_goal_is_met_or_missed(row, words, met):
+    assert goal(row) == words
+    assert verdict(row) == met
+
+
+@pytest.fixture
+def limits():
+    return Limits()
+
+
+def test_limits_are_the_best_that_was_seen(limits):
+    first = limits.rates()
+    for _ in range(3):
+        limits.probe()
+    rates = limits.rates()
+    assert all(rates[name] >= rate > 0 for name, rate in first.items())
+    limits.saw("slow", 1.0, flops=1.0, copied=1.0)
+    assert limits.rates() == rates
+    assert limits.notes() == []
+    limits.saw("fast", 2.0, flops=2e20)
+    assert limits.rates() == rates | {"matmul_flops": 1e20}
+    (note,) = limits.notes()
+    assert "'fast' reached 1e+11" in note
+
+
+def test_a_case_that_beats_the_peak_is_the_peak(limits):
+    """A busy machine may measure the peak too low; no share is above 100 %."""
+    cases = [Case(name, lambda: None, flops=1e15, info={"bytes": 1e15}) for name in "ab"]
+    rows = measure("group", cases, 3, limits)
+    shares = [row[-2:] for row in report.timing_rows({
+        "benchmarks": rows, "machine_info": limits.rates(),
+    })]  # fmt: skip
+    assert all(0 < int(share[:-1]) <= 100 for pair in shares for share in pair)
+    assert len(limits.notes()) == 2
+
+
+def test_each_case_says_when_it_starts_and_ends(capsys):
+    measure("group", [Case(name, lambda: None) for name in "ab"], rounds=2)
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.sub(r"^ *\d+\.\d s  |[\d.]+ ms", "", line) for line in lines] == [
+        "group: a starts", "group: b starts",
+        "group: a took , rounds: 2", "group: b took , rounds: 2",
+    ]  # fmt: skip
+
+
+def test_quick_and_full_exclude_each_other():
+    run = CliRunner().invoke(app, ["softmax", "--quick", "--full"])
+    assert run.exit_code == 2
+    assert "exclude each other" in run.stderr
+
+
+def test_the_quick_exact_loss_has_its_bars_and_compares(monkeypatch, limits):
+    monkeypatch.setattr(exact, "SIZES", (32, 16, 400))
+    rows, bars = exact.run(limits, "quick", {"torch": False})
+    assert [row["name"] for row in rows] == ["naive optax", "tiled", "three matmuls"]
+    assert [goal(row) for row in bars] == ["at least 1.8", "at most 1.3", "at least 30", ""]
+    assert bars[-1]["values"][0] < 1e-5  # sums of 400 terms in float32
+
+
+def test_quick_trains_fewer_losses(monkeypatch):
+    monkeypatch.setattr(corpus, "verses", lambda version: VERSES * 20)
+    monkeypatch.setattr(quality, "train", lambda *args: {"ms_per_step": 1.0, "points": args[-1]})
+    assert quality.run("quick")["methods"] == {
+        name: {"ms_per_step": 1.0, "points": 2} for name in quality.QUICK_METHODS
+    }
+    assert len(quality.run("standard")["methods"]) == 9
 
 
 def test_compare_says_what_got_slower(tmp_path):
