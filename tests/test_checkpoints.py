@@ -14,6 +14,8 @@ import pytest
 
 from jaxnets.checkpoints import Checkpoints, lock, metadata
 
+pytestmark = pytest.mark.smoke
+
 SETUP = {"monitor": None, "mode": None}
 
 

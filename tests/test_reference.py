@@ -10,6 +10,8 @@ import pytest
 
 import jaxnets
 
+pytestmark = pytest.mark.smoke
+
 API = Path(__file__).parents[1] / "docs" / "api"
 PACKAGES = sorted(module.name for module in pkgutil.iter_modules(jaxnets.__path__))
 

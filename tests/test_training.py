@@ -11,6 +11,8 @@ from jaxnets.kernels import Rows
 from jaxnets.optim import clip_by_norm
 from jaxnets.training import fit
 
+pytestmark = pytest.mark.smoke
+
 QUIET = Console(quiet=True)
 
 

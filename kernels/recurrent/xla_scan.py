@@ -259,7 +259,8 @@ def _view(
     if marks.recurrent_mask is not None:
         mask = take_rows(marks.recurrent_mask, order)[:rows]
     # A chunk that is written out is run to its end, whatever the lengths.
-    whole = time % chunk == 0 and (marks.lengths is None or chunk <= xla_chunk.UNROLLED)
+    written_out = order is None and chunk <= xla_chunk.UNROLLED
+    whole = time % chunk == 0 and (marks.lengths is None or written_out)
     count = chunk if whole else jnp.minimum(chunk, end - index * chunk)
     return xla_chunk.View(x, valid, keep, mask, count)
 

@@ -65,7 +65,6 @@ def test_quick_has_the_padded_the_bucketed_and_the_packed_epoch(monkeypatch):
     monkeypatch.setattr(epochs, "BATCH", 8)
     names = [way.name for way, _ in epochs.ways(some_sentences(), "quick")]
     assert names == [epochs.PADDED, "4 optimal buckets", "packed, rows of 128"]
-    assert epochs.same_loss(some_sentences(), "quick") < 1e-5
 
 
 def test_the_accuracies_are_bars(monkeypatch):

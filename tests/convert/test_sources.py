@@ -10,6 +10,8 @@ from flax import linen, nnx
 from jaxnets import convert
 from jaxnets.kernels import gru, lstm
 
+pytestmark = pytest.mark.smoke
+
 FEATURES, HIDDEN = 3, 5
 INPUTS = jax.random.normal(jax.random.key(0), (4, 6, FEATURES))
 

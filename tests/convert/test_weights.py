@@ -9,6 +9,8 @@ from flax import linen, nnx
 from jaxnets import convert
 from jaxnets.kernels import GRUParameters, LSTMParameters, gru, lstm
 
+pytestmark = pytest.mark.smoke
+
 FEATURES, HIDDEN = 3, 5
 INPUTS = jax.random.normal(jax.random.key(0), (4, 6, FEATURES))
 

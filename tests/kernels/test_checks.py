@@ -8,6 +8,8 @@ import pytest
 from jaxnets.kernels import checks
 from tests.inputs import INTEGER_TYPES
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
 def test_integers_become_int32(dtype):

@@ -10,6 +10,8 @@ from jaxnets.kernels.dispatch import target
 from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.tuning_cache import Measured, cache_path, forget, keep, look_up
 
+pytestmark = pytest.mark.smoke
+
 SIZES = {"positions": 64, "features": 8, "out": 8, "groups": 1, "channels_first": False}
 TOKENS = {"tokens": 64, "features": 16, "vocab": 100}
 

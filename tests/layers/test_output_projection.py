@@ -10,6 +10,8 @@ from flax import nnx
 from jaxnets.kernels import LogUniform, linear_top_k, sample
 from jaxnets.layers import OutputProjection
 
+pytestmark = pytest.mark.smoke
+
 FEATURES, VOCAB = 6, 37
 
 

@@ -23,6 +23,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_module_is_one_call_of_the_kernel(options):
     layer = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **options)

@@ -49,7 +49,7 @@ from tests.sharding.test_sharded import SHARDINGS, make_mesh
 
 pytestmark = pytest.mark.usefixtures("users_checks")
 
-EXAMPLES = int(os.environ.get("JAXNETS_FUZZ", "25"))
+EXAMPLES = int(os.environ.get("JAXNETS_FUZZ", "15"))
 FLOATS = ("float32", "bfloat16", "float16")
 
 

@@ -7,6 +7,8 @@ import pytest
 from jaxnets.sequences import BatchSource, Shape, bucket_plan, pack, pack_arrays, pad_batch
 from jaxnets.sequences.grain_batches import BucketBatches
 
+pytestmark = pytest.mark.smoke
+
 RAGGED = np.empty(2, object)
 RAGGED[:] = [np.arange(2), np.array([0.5])]
 

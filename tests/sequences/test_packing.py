@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from jaxnets.sequences import pack, pack_arrays
 from tests.inputs import INTEGER_TYPES
 
+pytestmark = pytest.mark.smoke
+
 
 def plain_first_fit(lengths, row_length):
     rows = []

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from jaxnets.sequences import BatchSource, Shape, bucket_plan, pad_batch
 from tests.inputs import INTEGER_TYPES
 
+pytestmark = pytest.mark.smoke
+
 
 @st.composite
 def plans(draw):

@@ -13,6 +13,8 @@ from jaxnets.sequences import BatchSource, Shape, bucket_plan
 from jaxnets.sequences.grain_batches import BucketBatches
 from jaxnets.sequences.plan import Order
 
+pytestmark = pytest.mark.smoke
+
 
 def example_source(epochs=2):
     lengths = np.random.default_rng(0).integers(1, 20, 60)

@@ -126,6 +126,7 @@ def test_exact_loss_without_bias_and_a_loss_for_each_token():
     close(got, gradient(whole[0], whole[1], whole[3], linear_softmax_cross_entropy))
 
 
+@pytest.mark.smoke
 def test_classes_that_pad_the_vocabulary_have_no_effect():
     """A whole shard of bias -inf is no class, and no NaN."""
     sharding = SHARDINGS["vocab only"](make_mesh())

@@ -82,6 +82,7 @@ def test_value_and_gradients_equal_the_reference(x64, options, reduction, token_
     jax.tree.map(lambda a, e: close(a, e, jnp.float64, 29 * 21), actual, expected)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_log_sum_exp_is_returned_and_differentiable(x64, options):
     hidden, weight, bias, labels, _ = problem()
@@ -119,6 +120,7 @@ def test_gradients_numerically(x64, smoothing, reduction):
     check_grads(jax.jit(loss), (hidden, weight, bias, weights, 1.3), order=1, modes=["rev"])
 
 
+@pytest.mark.smoke
 def test_float32_agrees_with_optax():
     hidden, weight, bias, labels, _ = problem((300,), 64, 1500, jnp.float32)
     weight = weight / 8
@@ -135,6 +137,7 @@ def test_float32_agrees_with_optax():
     jax.tree.map(lambda a, e: close(a, e, jnp.float32, 300), actual, expected)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_half_precision_is_accumulated_in_float32(dtype, reduction):
@@ -195,6 +198,7 @@ def test_ignored_and_weightless_tokens_leave_no_trace(x64):
     assert nothing == 0
 
 
+@pytest.mark.smoke
 def test_vmap_equals_a_loop(x64):
     hidden, weight, bias, labels, _ = problem((4, 6))
 
@@ -208,6 +212,7 @@ def test_vmap_equals_a_loop(x64):
         close(batched[i], gradient(hidden[i], labels[i]), jnp.float64, 200)
 
 
+@pytest.mark.smoke
 def test_extreme_logits_stay_finite():
     hidden = jnp.array([[1e4, 0.0], [-1e4, 1.0]], jnp.float32)
     weight = jnp.array([[1.0, 0], [-1, 0], [0, 1]], jnp.float32)
@@ -243,6 +248,7 @@ def test_any_shape_and_tile(tokens, vocab, token_tile, vocab_tile):
             jax.tree.map(lambda a, e: close(a, e, jnp.float64, 400), actual, expected)
 
 
+@pytest.mark.smoke
 def test_logits_are_never_whole_in_memory():
     """At a size where the logits take 67 MB: the temporaries stay below a 20th of naive's."""
     hidden = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
@@ -258,6 +264,7 @@ def test_logits_are_never_whole_in_memory():
     assert ours * 20 < naive
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_lowers_for_accelerators(platform):
     hidden, weight, bias, labels, _ = problem((64,), 16, 100, jnp.float32)

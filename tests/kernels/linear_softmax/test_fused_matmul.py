@@ -100,6 +100,7 @@ def test_full_softmax_has_the_values_and_gradients_of_xla(platform, dtype, optio
     close(got, wanted, rounding(dtype, 24))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_full_softmax_in_several_chunks(platform, monkeypatch):
     """The last chunk is moved back inside the vocabulary; no class counts twice."""
@@ -234,6 +235,7 @@ def pointwise_gelu_exact(hidden, weight, bias, _labels):
     ).sum()
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("function", [full, sampled, pointwise, pointwise_gelu_exact])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_lower_for_both_platforms(function, dtype):

@@ -30,6 +30,7 @@ def with_gradients(inputs, kernel, **options):
     return outputs, *backward(jnp.cos(outputs))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("name", CASES)
 def test_is_xlas_convolution(x64, name, padding):
@@ -149,6 +150,7 @@ def test_default_is_by_platform():
     assert ("stablehlo.convolution" in text) == (jax.default_backend() != "cpu")
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("implementation", ["shifts", "convolution"])
 def test_lowers_for(platform, implementation):

@@ -63,6 +63,7 @@ def test_value_and_gradients_are_the_references(x64, axes, groups, strides, acti
     assert_close(got, wanted, 1e-13)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("out", [1, 3, 6, 40])
 def test_fewer_and_more_channels_out_than_in(x64, out):
     arrays = problem(out=out, dtype=np.float64)
@@ -137,6 +138,7 @@ def test_strides_of_any_sort_and_arrays_of_numpy():
     np.testing.assert_array_equal(run(*map(np.asarray, (inputs, kernel, bias)), strides=2), wanted)
 
 
+@pytest.mark.smoke
 def test_is_flax_conv():
     inputs, kernel, bias = problem(residual=False)
     conv = nnx.Conv(6, 4, kernel_size=(1, 1), strides=(2, 2), rngs=nnx.Rngs(0))
@@ -222,6 +224,7 @@ def test_composes():
     assert_close(rematerialised, with_gradients(run, arrays, activation="relu"), 1e-6)
 
 
+@pytest.mark.smoke
 def test_the_hlo_has_matmuls_and_no_convolution():
     arrays = problem(residual=False)
 
@@ -274,6 +277,7 @@ def test_channels_first_in_a_loop_costs_what_it_does_outside():
     assert best_inside < 2 * best_outside
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("channels_first", [False, True])
 def test_lowers_for(platform, channels_first):
@@ -284,6 +288,7 @@ def test_lowers_for(platform, channels_first):
     assert exported.platforms == (platform,)
 
 
+@pytest.mark.smoke
 def test_folded_batch_norm_is_batch_norm():
     conv = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
     norm = nnx.BatchNorm(8, epsilon=1e-3, rngs=nnx.Rngs(0))

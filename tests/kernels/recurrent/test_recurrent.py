@@ -161,6 +161,7 @@ def flat(layers):
     return [direction for layer in layers for direction in layer]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("implementation", ["scan", "reference"])
 @pytest.mark.parametrize("case", ["torch_lstm", "torch_projection", "torch_gru"])
 def test_pytorch_s_packed_bidirectional_layers(x64, case, implementation):
@@ -189,6 +190,7 @@ def test_pytorch_s_packed_bidirectional_layers(x64, case, implementation):
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-12), direction, theirs)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("case", ["keras_lstm", "keras_gru"])
 def test_keras_s_masked_layer(case):
     weights = [FIGURES[f"{case}/weights/{i}"] for i in range(3)]
@@ -358,6 +360,7 @@ def test_carries_continue_a_sequence(x64):
     assert_close((jnp.concatenate([first, second], 1), end), (whole, last))
 
 
+@pytest.mark.smoke
 def test_truncation_cuts_the_gradient_and_nothing_else(x64):
     layer, inputs, carry, weights = problem("lstm")
     outputs, last = layer(inputs, carry, weights, truncate=4)
@@ -407,6 +410,7 @@ def test_long_sequences_need_a_twentieth_of_the_memory(time):
     assert gradient_memory(lstm, 8, time, 12, 128) * 20 < kept  # and that is what is chosen
 
 
+@pytest.mark.smoke
 def test_no_carry_is_stacked_without_a_gradient():
     """Inference holds its outputs and one chunk, not the gates or carries of every step."""
     shape = (8, 4000, 12)
@@ -435,6 +439,7 @@ def test_stages_skip_what_is_padding_for_most_rows():
     assert last == time // chunk - 1
 
 
+@pytest.mark.smoke
 def test_one_program_serves_all_lengths():
     count = 0
 
@@ -450,6 +455,7 @@ def test_one_program_serves_all_lengths():
     assert count == 1
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("marks", [None, "lengths", "segments"])
 def test_lowers_for_accelerators(platform, marks):

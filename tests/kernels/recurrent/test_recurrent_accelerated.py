@@ -91,6 +91,7 @@ def test_tpu_in_several_blocks_of_rows_and_chunks_of_time(monkeypatch):
     close(got, wanted, jnp.float32, 11, 33)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_padding_may_hold_nan(platform):
     inputs, carry, parameters = problem(3, 6, 4, 8)
@@ -102,6 +103,7 @@ def test_padding_may_hold_nan(platform):
     close(got, wanted, jnp.float32, 6, 8)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", ["reverse lengths", "packed", "dropout"])
 def test_gradients_lower_for_both_platforms(dtype, name):

@@ -20,6 +20,7 @@ from jaxnets.kernels import (
 VOCAB, FEATURES = 50, 3
 
 
+@pytest.mark.smoke
 def test_gathered_rows_stand_for_the_table():
     table = {
         "weight": jax.random.normal(jax.random.key(0), (VOCAB, FEATURES)),
@@ -50,6 +51,7 @@ def test_an_id_out_of_range_gives_nan_under_jit():
     assert np.isnan(loss(jnp.array([-1, 3]))).tolist() == [True, False]
 
 
+@pytest.mark.smoke
 def test_gradient_as_rows_is_the_dense_gradient(x64):
     keys = jax.random.split(jax.random.key(1), 4)
     weight = jax.random.normal(keys[0], (VOCAB, FEATURES))
@@ -87,6 +89,7 @@ TWINS = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("ours", "theirs", "all_rows"), [t[1:] for t in TWINS], ids=[t[0] for t in TWINS]
 )
@@ -142,6 +145,7 @@ OPTIMISERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("optimizer", OPTIMISERS)
 def test_a_donated_step_copies_no_table(optimizer):
     """A step on 100,000 rows of 64 (26 MB) has few temporaries, and no copy of a table."""

@@ -77,6 +77,7 @@ def test_losses_equal_the_reference(
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-11), a, e)
 
 
+@pytest.mark.smoke
 def test_negative_sampling_is_nce_without_log_counts(x64):
     hidden, weight, bias, labels, samples = problem()
     loss = negative_sampling_loss(hidden, weight, bias, labels[:, 0], samples, reduction="none")
@@ -87,6 +88,7 @@ def test_negative_sampling_is_nce_without_log_counts(x64):
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("num_true", [1, 3])
 @pytest.mark.parametrize("remove", [False, True])
 @pytest.mark.parametrize(
@@ -132,6 +134,7 @@ def test_gradients_numerically(x64, per_token):
     check_grads(jax.jit(loss), (hidden, weight, bias), order=1, modes=["rev"])
 
 
+@pytest.mark.smoke
 def test_all_classes_sampled_is_the_full_softmax(x64):
     hidden, weight, bias, labels, _ = problem()
     labels = labels[:, 0]
@@ -185,6 +188,7 @@ def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler):
     assert estimates[-1].mean() < 1e-2 * estimates[0].mean()
 
 
+@pytest.mark.smoke
 def test_in_batch_softmax_is_a_softmax_over_the_batch(x64):
     keys = jax.random.split(jax.random.key(6), 3)
     hidden, items = jax.random.normal(keys[0], (2, 6, 4), jnp.float64)
@@ -242,6 +246,7 @@ def test_bfloat16_is_accumulated_in_float32():
         assert error / jnp.abs(reference_gradient).max() < 8 * jnp.finfo(jnp.bfloat16).eps
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_lowers_for_accelerators(platform):
     hidden, weight, labels = jnp.ones((8, 4)), jnp.ones((100, 4)), jnp.arange(8)

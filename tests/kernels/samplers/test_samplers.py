@@ -34,6 +34,7 @@ def test_jit_can_tell_samplers_apart():
     assert len(distinct) == len(structures) - 1
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("sampler", samplers(), ids=lambda s: f"{type(s).__name__}{s.vocab}")
 def test_frequencies_follow_the_probabilities(sampler):
     """Chi-squared over all classes; false alarms 1e-4 each."""
@@ -48,6 +49,7 @@ def test_frequencies_follow_the_probabilities(sampler):
     assert stats.chisquare(seen[possible], expected).pvalue > FALSE_ALARM
 
 
+@pytest.mark.smoke
 def test_the_tail_of_ten_million_classes_is_drawn_right():
     """64 equal slices of the last fifth of the ids, and the ids' parity; false alarms 2e-4."""
     vocab, draws = 10_000_000, 2_000_000
@@ -151,6 +153,7 @@ def test_a_distribution_that_hardly_repeats_still_ends():
     assert samples.tries > 1e6  # what plain rejection would have taken
 
 
+@pytest.mark.smoke
 def test_per_token_samples_have_their_own_ids():
     labels = jnp.arange(6).reshape(2, 3)
     samples = sample(LogUniform(500), jax.random.key(0), 8, labels, per_token=True)
@@ -191,6 +194,7 @@ def test_in_batch_samples_count_a_class_once():
     )
 
 
+@pytest.mark.smoke
 def test_a_draw_does_not_cost_the_vocabulary():
     """XLA's own count of bytes for a draw from ten million classes: below 1 MB."""
     key = jax.random.key(0)
