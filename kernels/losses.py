@@ -1,4 +1,4 @@
-"""Checks that every loss of this folder makes at trace time, in one place."""
+"""What every loss of an output projection checks at trace time, leaves out and reduces."""
 
 from __future__ import annotations
 
@@ -120,6 +120,26 @@ def safe_ids(ids: jax.Array, vocab: int) -> jax.Array:
     return jnp.where((ids < 0) | (ids >= vocab), vocab, ids).astype(jnp.int32)
 
 
+def token_weights(
+    labels: jax.Array,
+    weights: jax.Array | None,
+    ignore_index: int | None,
+    batch: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> jax.Array | None:
+    """Weights ``batch`` of ``dtype``, 0 for a token without a label but ``ignore_index``.
+
+    ``labels``: ``batch`` or [..., num_true]. None where nothing can be left out.
+    """
+    if ignore_index is None:
+        return None if weights is None else weights.astype(dtype)
+    present = labels != ignore_index
+    if labels.ndim > len(batch):
+        present = present.any(-1)
+    weights = jnp.ones(batch, dtype) if weights is None else weights.astype(dtype)
+    return jnp.where(present, weights, jnp.zeros((), dtype))
+
+
 def leave_out(
     weights: jax.Array | None,
     labels: jax.Array,
@@ -131,10 +151,7 @@ def leave_out(
 
     The label of a token that is left out becomes 0: it must not make what it does not count NaN.
     """
-    kept = None if weights is None else weights.astype(dtype)
-    if ignore_index is not None:
-        ones = jnp.ones(labels.shape, dtype) if kept is None else kept
-        kept = jnp.where(labels == ignore_index, 0, ones)
+    kept = token_weights(labels, weights, ignore_index, labels.shape, dtype)
     if kept is not None:
         labels = jnp.where(kept == 0, 0, labels)
     return kept, safe_ids(labels, vocab)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels import meshes
+from jaxnets.kernels.losses import token_weights
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.samplers.samples import Samples
 
@@ -22,7 +23,8 @@ def losses_over_rows(**axes: Any) -> Callable:
     """
 
     def decorate(function):
-        signature, run = inspect.signature(function), meshes.over_rows(**axes)(function)
+        signature = inspect.signature(function)
+        run = meshes.over_rows(results=_results, **axes)(function)
 
         @wraps(function)
         def on_any_mesh(*args):
@@ -36,6 +38,12 @@ def losses_over_rows(**axes: Any) -> Callable:
     return decorate
 
 
+def _results(given: dict[str, Any]) -> Any:
+    """The axis of the batch in the loss, and in the log-sum-exp where it is returned."""
+    loss = 0 if given["reduction"] == "none" else meshes.SUM
+    return (loss, 0) if given.get("return_log_sum_exp") else loss
+
+
 def _shares(
     hidden: jax.Array,
     weight: jax.Array,
@@ -46,13 +54,10 @@ def _shares(
 ) -> jax.Array:
     """Of each token in the mean, [...]."""
     batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
-    weights = jnp.ones(batch, dtype) if weights is None else weights.astype(dtype)
-    if ignore_index is not None:
-        present = labels != ignore_index
-        present = present.any(-1) if labels.ndim > len(batch) else present
-        weights = jnp.where(present, weights, jnp.zeros((), dtype))
-    total = weights.sum()
-    return weights / jnp.where(total == 0, jnp.ones((), dtype), total)
+    kept = token_weights(labels, weights, ignore_index, batch, dtype)
+    kept = jnp.ones(batch, dtype) if kept is None else kept
+    total = kept.sum()
+    return kept / jnp.where(total == 0, jnp.ones((), dtype), total)
 
 
 def samples_rows(given: dict[str, Any]) -> Any:

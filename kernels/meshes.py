@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 WHOLE = -1
+SUM = -2  # of a result: that of each device's own
 
 
 class _Split(NamedTuple):
@@ -39,8 +40,8 @@ def over_rows(*, results: Any = 0, **axes: Any) -> Callable:
     """A decorator: on ``Explicit`` meshes each device runs the function on its own rows.
 
     Args:
-      results: the axis of the batch in what the function returns, as for an argument. An argument
-        ``reduction`` other than "none" makes the first result a sum over the batch.
+      results: the axis of the batch in what the function returns, as for an argument, or SUM: what
+        the devices return is added up.
       axes: for each array argument the axis of the batch, or WHOLE; a pytree of such, or a function
         of all arguments (a dict) that gives it. The first named decides how the batch is split; an
         argument with one axis has no batch. What is not named is static.
@@ -78,22 +79,19 @@ def _run(
     places: dict[str, Any],
     results: Any,
 ) -> Any:
+    at = results(given) if callable(results) else results
+
+    def total(at, part):
+        return lax.psum(part, split.axes) if at == SUM else part
+
     def local(arrays):
         token = _current.set(split)
         try:
             found = function(**given | arrays)
         finally:
             _current.reset(token)
-        if given.get("reduction", "none") == "none":
-            return found
-        first, *rest = found if isinstance(found, tuple) else (found,)
-        first = lax.psum(first, split.axes)
-        return (first, *rest) if isinstance(found, tuple) else first
+        return jax.tree.map(total, at, found)
 
-    at = results(given) if callable(results) else results
-    out_specs = _specs(at, split)
-    if given.get("reduction", "none") != "none":
-        out_specs = (P(), out_specs) if given.get("return_log_sum_exp") else P()
     in_specs = {name: _specs(places[name], split) for name in arrays}
     placed = jax.tree.map(
         lambda spec, tree: jax.tree.map(lambda a: _reshard(a, split.mesh, spec), tree),
@@ -102,7 +100,7 @@ def _run(
         is_leaf=lambda a: isinstance(a, P),
     )
     return jax.shard_map(
-        local, mesh=split.mesh, in_specs=(in_specs,), out_specs=out_specs,
+        local, mesh=split.mesh, in_specs=(in_specs,), out_specs=_specs(at, split),
         axis_names=set(split.axes), check_vma=False,
     )(placed)  # fmt: skip
 

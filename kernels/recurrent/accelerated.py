@@ -61,7 +61,7 @@ def _persistent(
         return array
 
     steps_first = jnp.swapaxes(inputs, 0, 1)
-    x_gates = flat_matmul(steps_first, pad(parameters.input_kernel, 1), jnp.float32)
+    x_gates = flat_matmul(steps_first, pad(parameters.input_kernel, 1))
     x_gates = (x_gates + pad(parameters.bias, 0).astype(jnp.float32)[None, None]).astype(
         inputs.dtype
     )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.kernels.numerics import matmul, result_dtype
 from jaxnets.kernels.recurrent.cells import Cell
 
 UNROLLED = 8  # a chunk of at most so many steps is written out
@@ -32,24 +32,21 @@ class Kept(NamedTuple):
     hidden: jax.Array | None  # [chunk, rows, hidden]: h before its projection
 
 
-def matmul(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
-    """``a [..., m, k] @ b [k, n]``, accumulated in ``dtype``."""
-    contract = (((a.ndim - 1,), (0,)), ((), ()))
-    return lax.dot_general(a.astype(b.dtype), b, contract, preferred_element_type=dtype)
+def times(a: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``a [rows, k] @ kernel [k, n]`` in the kernel's dtype, accumulated in float32 (float64)."""
+    return matmul(a.astype(kernel.dtype), kernel, (1, 0))
 
 
-def flat_matmul(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+def flat_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """The same over the flattened steps and rows: one large matmul."""
-    flat = matmul(a.reshape(-1, a.shape[-1]), b, dtype)
+    flat = times(a.reshape(-1, a.shape[-1]), b)
     return flat.reshape(*a.shape[:-1], b.shape[1])
 
 
 def outer(a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
     """The sum over steps and rows of ``a b^T``: the gradient of a kernel, as one matmul."""
     a, b = (v.reshape(-1, v.shape[-1]).astype(like.dtype) for v in (a, b))
-    return lax.dot_general(
-        a, b, (((0,), (0,)), ((), ())), preferred_element_type=accumulator_dtype(like)
-    )
+    return matmul(a, b, (0, 0))
 
 
 def nothing_kept(
@@ -115,7 +112,7 @@ def forward(
     """
     chunk = view.inputs.shape[0]
     dtype = c.dtype
-    projected: Any = flat_matmul(view.inputs, weights.input_kernel, dtype)
+    projected: Any = flat_matmul(view.inputs, weights.input_kernel)
     known_gates = None
     if known is not None:
         known_gates = gates_of_h(cell, weights, projected, known)
@@ -147,7 +144,7 @@ def forward(
         )
         new_h = hidden
         if weights.projection is not None:  # not wanted where the next h is known
-            new_h = h if known is not None else matmul(hidden, weights.projection, dtype)
+            new_h = h if known is not None else times(hidden, weights.projection)
         if view.valid is None:
             outputs = _put(outputs, new_h, t)
         else:
@@ -181,15 +178,15 @@ def forward(
 
 def gates_of_h(cell: Cell, weights: Any, x_gates: jax.Array, h: jax.Array) -> jax.Array:
     """h U of one step or of many, [..., rows, gates]; (r h) U_n in its last block by a reset."""
-    kernel, dtype = weights.recurrent_kernel, x_gates.dtype
+    kernel = weights.recurrent_kernel
     if not cell.resets:
-        return flat_matmul(h, kernel, dtype)
+        return flat_matmul(h, kernel)
     hidden = h.shape[-1]
-    first = flat_matmul(h, kernel[:, : 2 * hidden], dtype)
+    first = flat_matmul(h, kernel[:, : 2 * hidden])
     last = jnp.zeros_like(first[..., :hidden])
     x_sums, h_sums = add_biases(weights, x_gates, jnp.concatenate([first, last], axis=-1))
     r = jax.nn.sigmoid(x_sums[..., :hidden] + h_sums[..., :hidden])
-    last = flat_matmul(r * h, kernel[:, 2 * hidden :], dtype)
+    last = flat_matmul(r * h, kernel[:, 2 * hidden :])
     return jnp.concatenate([first, last], axis=-1)
 
 
@@ -199,9 +196,9 @@ def _through_reset(
     """``d_gates`` with that of r, the gradient of h, and r h; ``kernel [gates, hidden]`` is U^T."""
     hidden = h.shape[-1]
     _, dz, dn = jnp.split(d_gates, 3, axis=-1)
-    d_seen = matmul(dn, kernel[2 * hidden :], h.dtype)
+    d_seen = times(dn, kernel[2 * hidden :])
     d_gates = jnp.concatenate([d_seen * h * r * (1 - r), dz, dn], axis=-1)
-    d_h = matmul(d_gates[:, : 2 * hidden], kernel[: 2 * hidden], h.dtype) + d_seen * r
+    d_h = times(d_gates[:, : 2 * hidden], kernel[: 2 * hidden]) + d_seen * r
     return d_gates, d_h, r * h
 
 
@@ -261,7 +258,7 @@ def backward(
         d_hidden = taken_h + _at(d_outputs, t)
         if projection is not None:
             d_projected = _put(d_projected, d_hidden, t)
-            d_hidden = matmul(d_hidden, projection, dtype)
+            d_hidden = times(d_hidden, projection)
         d_gates, before_c, step_extra = cell.backward(
             weights.extra, saved, _at(kept.memory, t), taken_c, d_hidden
         )
@@ -270,7 +267,7 @@ def backward(
             d_sums, d_before, step_seen = _through_reset(r, d_gates[0], h, recurrent_kernel)
             d_gates, seen = (d_sums,), _put(seen, step_seen, t)
         else:
-            d_before = matmul(d_gates[-1], recurrent_kernel, dtype)
+            d_before = times(d_gates[-1], recurrent_kernel)
         if view.recurrent_mask is not None:
             d_before = d_before * view.recurrent_mask
         before_c, d_before = _restart(view, t, before_c, d_before)
@@ -300,4 +297,4 @@ def backward(
         else outer(kept.hidden, d_projected, weights.projection),
         extra=d_extra,
     )
-    return dc, dh, d_weights, flat_matmul(gates[0], input_kernel, dtype)
+    return dc, dh, d_weights, flat_matmul(gates[0], input_kernel)

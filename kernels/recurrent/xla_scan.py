@@ -215,12 +215,12 @@ def unfused(
     def step(x, state):
         c, h = state
         masked = h if marks.recurrent_mask is None else h * marks.recurrent_mask
-        x_gates = xla_chunk.matmul(x, weights.input_kernel, c.dtype)
+        x_gates = xla_chunk.times(x, weights.input_kernel)
         h_gates = xla_chunk.gates_of_h(options.cell, weights, x_gates, masked)
         gates = xla_chunk.add_biases(weights, x_gates, h_gates)
         _, c, h = options.cell.forward(weights.extra, *gates, c)
         if weights.projection is not None:
-            h = xla_chunk.matmul(h, weights.projection, c.dtype)
+            h = xla_chunk.times(h, weights.projection)
         return (c, h), h
 
     outputs, (c, h) = unroll(

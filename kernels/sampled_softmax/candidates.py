@@ -12,12 +12,12 @@ import numpy as np
 
 from jaxnets.kernels import checks
 from jaxnets.kernels.losses import (
-    check_ignore_index,
     check_labels,
     check_projection,
     check_reduction,
     check_weights,
     safe_ids,
+    token_weights,
 )
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.pallas.fused_matmul import Call
@@ -82,17 +82,15 @@ def leave_out(
     A label ``ignore_index`` is no class; a token of weight 0 has none, and one without any class
     gets weight 0. (None, None) where nothing can be left out.
     """
-    if weights is None and ignore_index is None:
+    kept = token_weights(labels, weights, ignore_index, batch, dtype)
+    if kept is None:
         return None, None
     labels = labels if labels.ndim > len(batch) else labels[..., None]
-    present: Any = jnp.ones(labels.shape, bool)
+    present = jnp.broadcast_to((kept != 0)[..., None], labels.shape)
     if ignore_index is not None:
-        present = labels != check_ignore_index(ignore_index)
-    weights = jnp.ones(batch, dtype) if weights is None else weights.astype(dtype)
-    weights = jnp.where(present.any(-1), weights, 0)
-    present &= (weights != 0)[..., None]
+        present &= labels != ignore_index
     number = jnp.maximum(present.sum(-1, keepdims=True, dtype=jnp.int32), 1)
-    return present.astype(dtype) / number.astype(dtype), weights
+    return present.astype(dtype) / number.astype(dtype), kept
 
 
 def candidates(

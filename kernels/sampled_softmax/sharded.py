@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
-from jaxnets.kernels.losses import check_ignore_index, reduce_losses, safe_ids
+from jaxnets.kernels.losses import check_ignore_index, reduce_losses, safe_ids, token_weights
 from jaxnets.kernels.meshes import eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.rows.sharded import read_sharded
@@ -116,11 +116,7 @@ def _loss(
     if not labels.size:
         return jnp.zeros(batch if reduction == "none" else (), dtype)
     hidden, labels, weights = static[0].place_tokens(hidden, labels, weights)
-    kept = None if weights is None else weights.astype(dtype)
-    if ignore_index is not None:
-        kept = jnp.where(
-            labels == ignore_index, 0, jnp.ones(batch, dtype) if kept is None else kept
-        )
+    kept = token_weights(labels, weights, ignore_index, batch, dtype)
     if kept is not None:
         # A token that is left out leaves no trace, whatever stands there.
         out = kept == 0
