@@ -33,7 +33,7 @@ lint: $(VENV)/installed
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# With all of XLA's optimisations. Warnings are those of old packages about each other.
+# With all of XLA's optimizations. Warnings are those of old packages about each other.
 smoke-oldest: $(VENV)-oldest/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)-oldest/bin/python -m pytest --numprocesses=2 -m smoke -W default
 

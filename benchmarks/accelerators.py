@@ -24,8 +24,8 @@ Sizes = dict[str, Any]
 SHAPES: tuple[tuple[str, str, Sizes, Sizes], ...] = (
     (
         "linear_softmax_cross_entropy", "bfloat16",
-        {"tokens": 8192, "features": 4096, "vocab": 131_072},
-        {"tokens": 256, "features": 128, "vocab": 4096},
+        {"tokens": 8192, "features": 4096, "vocab_size": 131_072},
+        {"tokens": 256, "features": 128, "vocab_size": 4096},
     ),
     (
         "sampled_softmax_cross_entropy", "bfloat16",
@@ -64,7 +64,7 @@ def cases(operation: str, dtype: str, sizes: Sizes) -> list[Case]:
         for name in runnable
     ]
     if operation == "linear_softmax_cross_entropy":
-        naive = partial(_naive, labels_of(sizes["tokens"], sizes["vocab"]))
+        naive = partial(_naive, labels_of(sizes["tokens"], sizes["vocab_size"]))
         made.append(compiled_case("naive optax", value_and_gradients(naive), *arrays))
     return made
 

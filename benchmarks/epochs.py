@@ -99,7 +99,12 @@ def summed_loss(parameters, ids, labels, weights, **marks):
     """The sum of the words' losses, and how many words there are; ``ids [batch, time]``."""
     outputs, _ = lstm(parameters["embedding"][ids], None, parameters["lstm"], **marks)
     loss = linear_softmax_cross_entropy(
-        outputs, parameters["output"], parameters["bias"], labels, weights=weights, reduction="sum"
+        outputs,
+        parameters["output"],
+        labels,
+        bias=parameters["bias"],
+        token_weights=weights,
+        reduction="sum",
     )
     return loss, weights.sum()
 

@@ -12,7 +12,7 @@ import optax
 from benchmarks.bars import bar
 from benchmarks.harness import Case, Suite, compiled_case, difference, measure
 from benchmarks.limits import Limits
-from jaxnets.kernels import linear_softmax_cross_entropy
+from jaxnets.kernels import Tiles, linear_softmax_cross_entropy
 
 SIZES = 4096, 512, 32_768  # tokens, features, classes
 QUICK = (
@@ -20,12 +20,17 @@ QUICK = (
 )
 
 
-def problem(tokens: int, features: int, vocab: int, dtype=jnp.float32):
+def problem(tokens: int, features: int, vocab_size: int, dtype=jnp.float32):
     """Hidden states, weights and labels of an output layer."""
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = jax.random.normal(keys[0], (tokens, features), dtype)
-    weight = (jax.random.normal(keys[1], (vocab, features)) * features**-0.5).astype(dtype)
-    return hidden, weight, jnp.zeros(vocab, dtype), jax.random.randint(keys[2], (tokens,), 0, vocab)
+    weight = (jax.random.normal(keys[1], (vocab_size, features)) * features**-0.5).astype(dtype)
+    return (
+        hidden,
+        weight,
+        jnp.zeros(vocab_size, dtype),
+        jax.random.randint(keys[2], (tokens,), 0, vocab_size),
+    )
 
 
 def naive_loss(hidden, weight, bias, labels):
@@ -34,8 +39,13 @@ def naive_loss(hidden, weight, bias, labels):
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
 
+def ours(hidden, weight, bias, labels, **options):
+    """The exact loss, with the bias where the gradient is asked for by number."""
+    return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, **options)
+
+
 def _mean_of_token_losses(hidden, weight, bias, labels):
-    losses = linear_softmax_cross_entropy(hidden, weight, bias, labels, reduction="none")
+    losses = ours(hidden, weight, bias, labels, reduction="none")
     return jnp.asarray(losses).mean()
 
 
@@ -60,14 +70,14 @@ def _torch_case(arrays, flops) -> Case:
     return Case("torch cross_entropy", run, flops)
 
 
-def _torch_adaptive_case(arrays, vocab, features) -> Case:
+def _torch_adaptive_case(arrays, vocab_size, features) -> Case:
     import torch
 
-    cutoffs = [vocab // 16, vocab // 4]
-    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(features, vocab, cutoffs)
+    cutoffs = [vocab_size // 16, vocab_size // 4]
+    layer = torch.nn.AdaptiveLogSoftmaxWithLoss(features, vocab_size, cutoffs)
     hidden = torch.from_numpy(np.array(arrays[0])).requires_grad_()
     # Labels as Zipf has them: the adaptive softmax is fast because most of them are in the head.
-    ranks = np.exp(np.random.default_rng(0).uniform(size=len(hidden)) * np.log(vocab))
+    ranks = np.exp(np.random.default_rng(0).uniform(size=len(hidden)) * np.log(vocab_size))
     labels = torch.from_numpy(ranks.astype(np.int64) - 1)
 
     def run():
@@ -85,29 +95,27 @@ def _with_gradient(name, loss, arrays, flops=None) -> Case:
 
 def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict], list[dict]]:
     """The rows and the bars."""
-    tokens, features, vocab = SIZES
-    arrays = problem(tokens, features, vocab)
-    flops = 3 * 2.0 * tokens * features * vocab
+    tokens, features, vocab_size = SIZES
+    arrays = problem(tokens, features, vocab_size)
+    flops = 3 * 2.0 * tokens * features * vocab_size
     cases = [
         _with_gradient("naive optax", naive_loss, arrays, flops),
-        _with_gradient("tiled", linear_softmax_cross_entropy, arrays, flops),
+        _with_gradient("tiled", ours, arrays, flops),
         compiled_case(
             "three matmuls",
             _matmuls,
             *arrays[:2],
-            jax.random.normal(jax.random.key(1), (tokens, vocab)),
+            jax.random.normal(jax.random.key(1), (tokens, vocab_size)),
             flops=flops,
         ),
     ]
     if suite != "quick":
-        other_tile = partial(linear_softmax_cross_entropy, token_tile=512)
+        other_tile = partial(ours, tiles=Tiles(token_tile=512))
         a_token = "tiled, a loss a token (two passes)"
         cases += [
             _with_gradient("tiled, token_tile=512", other_tile, arrays, flops),
             _with_gradient(a_token, _mean_of_token_losses, arrays, flops * 4 / 3),
-            compiled_case(
-                "tiled, value only", linear_softmax_cross_entropy, *arrays, flops=flops / 3
-            ),
+            compiled_case("tiled, value only", ours, *arrays, flops=flops / 3),
         ]
     exact, tiled = (jax.block_until_ready(case.run()) for case in cases[:2])
     error = difference(tiled, exact)
@@ -115,10 +123,10 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     if peers["torch"]:
         cases += [
             _torch_case(arrays, flops),
-            _torch_adaptive_case(arrays, vocab, features),
+            _torch_adaptive_case(arrays, vocab_size, features),
         ]
     rounds = 1 if suite == "quick" else 5
-    rows = measure(f"exact loss, {tokens}x{features}, {vocab} classes", cases, rounds, limits)
+    rows = measure(f"exact loss, {tokens}x{features}, {vocab_size} classes", cases, rounds, limits)
     seconds = {row["name"]: row["stats"]["median"] for row in rows}
     temporary = {row["name"]: row["extra_info"].get("temp_bytes") for row in rows}
     bars = [
@@ -140,7 +148,7 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
         return rows, bars
 
     arrays = problem(tokens, features, 131_072)
-    case = _with_gradient("tiled", linear_softmax_cross_entropy, arrays, 4 * flops)
+    case = _with_gradient("tiled", ours, arrays, 4 * flops)
     rows += measure(f"exact loss, {tokens}x{features}, 131072 classes", [case], 1, limits)
     bars.append(
         bar(
@@ -151,10 +159,10 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     )
     if suite == "full":
         for dtype in (jnp.bfloat16, jnp.float32):
-            arrays = problem(1024, features, vocab, dtype)
+            arrays = problem(1024, features, vocab_size, dtype)
             cases = [
                 _with_gradient("naive optax", naive_loss, arrays),
-                _with_gradient("tiled", linear_softmax_cross_entropy, arrays),
+                _with_gradient("tiled", ours, arrays),
             ]
             rows += measure(
                 f"exact loss, {jnp.dtype(dtype).name}, 1024x512, 32768", cases, 3, limits

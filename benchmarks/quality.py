@@ -1,7 +1,7 @@
 """Quality against time: a next-word model on real text, trained with each loss for equal seconds.
 
 Embedding, one LSTM and an output projection over every word type of the corpus. The model, the
-data, the seeds and the optimisers (Adagrad for the tables, Adam for the LSTM) are the same for all;
+data, the seeds and the optimizers (Adagrad for the tables, Adam for the LSTM) are the same for all;
 only the loss of the projection differs. The clock counts training only, compiled; validation
 perplexity is exact for all.
 """
@@ -17,19 +17,19 @@ import numpy as np
 import optax
 
 from benchmarks import corpus
-from benchmarks.exact import naive_loss
+from benchmarks.exact import naive_loss, ours
 from benchmarks.harness import Suite, progress
 from jaxnets import optim
 from jaxnets.kernels import (
     LearnedUnigram,
     LogUniform,
-    Rows,
+    SparseRows,
     Uniform,
     Unigram,
+    draw_samples,
     gather_rows,
-    in_batch,
+    in_batch_samples,
     linear_softmax_cross_entropy,
-    sample,
     sampled_softmax_cross_entropy,
 )
 
@@ -55,7 +55,7 @@ def lstm(parameters, inputs):
     return hidden.swapaxes(0, 1)
 
 
-def initial(vocab: int):
+def initial(vocab_size: int):
     """The tables and the LSTM's parameters."""
     keys = jax.random.split(jax.random.key(0), 4)
     normal = jax.random.normal
@@ -65,10 +65,10 @@ def initial(vocab: int):
         "hidden": normal(keys[1], (HIDDEN, 4 * HIDDEN)) * HIDDEN**-0.5,
         "bias": bias,
     }
-    embedding = normal(keys[2], (vocab, EMBEDDED)) * 0.1
+    embedding = normal(keys[2], (vocab_size, EMBEDDED)) * 0.1
     projection = {
-        "weight": normal(keys[3], (vocab, HIDDEN)) * 0.05,
-        "bias": jnp.zeros(vocab),
+        "weight": normal(keys[3], (vocab_size, HIDDEN)) * 0.05,
+        "bias": jnp.zeros(vocab_size),
     }
     return embedding, projection, dense
 
@@ -80,7 +80,7 @@ DENSE_TABLE = optax.adagrad(0.1)  # what TABLES does, for a dense gradient
 def _update_rest(embedding, states, row_ids, embedded, dense, gradients):
     """Embedding rows and LSTM: the same for every method."""
     updates, states["embedding"] = TABLES.update(
-        Rows(row_ids, gradients["embedded"]), states["embedding"]
+        SparseRows(row_ids, gradients["embedded"]), states["embedding"]
     )
     embedding = optim.apply_updates(embedding, updates)
     updates, states["dense"] = LSTM.update(gradients["dense"], states["dense"])
@@ -115,9 +115,9 @@ def sampled_step(num_sampled, log_p, parameters, states, sampler, key, tokens):
     labels = tokens[:, 1:].reshape(-1)
     key, draw = jax.random.split(key)
     if sampler is None:
-        samples = in_batch(labels, log_p[labels])
+        samples = in_batch_samples(labels, log_p[labels])
     else:
-        samples = sample(sampler, draw, num_sampled, labels)
+        samples = draw_samples(sampler, draw, num_sampled, labels)
     row_ids, embedded, ids = gather_rows(embedding, tokens[:, :-1])
     class_ids, rows, (own, candidates) = gather_rows(projection, (labels, samples.ids))
 
@@ -125,11 +125,11 @@ def sampled_step(num_sampled, log_p, parameters, states, sampler, key, tokens):
         hidden = lstm(trained["dense"], trained["embedded"][ids]).reshape(-1, HIDDEN)
         weights = trained["rows"]
         return sampled_softmax_cross_entropy(
-            hidden, weights["weight"], weights["bias"], own, samples._replace(ids=candidates)
+            hidden, weights["weight"], own, samples._replace(ids=candidates), bias=weights["bias"]
         )
 
     gradients = jax.grad(objective)({"dense": dense, "embedded": embedded, "rows": rows})
-    gradient = jax.tree.map(lambda values: Rows(class_ids, values), gradients["rows"])
+    gradient = jax.tree.map(lambda values: SparseRows(class_ids, values), gradients["rows"])
     updates, states["projection"] = TABLES.update(gradient, states["projection"])
     projection = optim.apply_updates(projection, updates)
     embedding, dense = _update_rest(embedding, states, row_ids, embedded, dense, gradients)
@@ -144,13 +144,13 @@ def exact_loss(parameters, tokens):
     embedding, projection, dense = parameters
     hidden = lstm(dense, embedding[tokens[:, :-1]])
     return linear_softmax_cross_entropy(
-        hidden, projection["weight"], projection["bias"], tokens[:, 1:]
+        hidden, projection["weight"], tokens[:, 1:], bias=projection["bias"]
     )
 
 
 def methods(counts: np.ndarray):
     """Name, step and sampler of each method."""
-    vocab = len(counts)
+    vocab_size = len(counts)
     log_p = jnp.log(jnp.asarray(counts / counts.sum() + 1e-9, jnp.float32))
 
     def sampled(n):
@@ -158,18 +158,18 @@ def methods(counts: np.ndarray):
 
     return [
         ("full, naive optax", partial(full_step, naive_loss), None),
-        ("full, tiled", partial(full_step, linear_softmax_cross_entropy), None),
-        *[(f"log-uniform, {n}", sampled(n), LogUniform(vocab)) for n in (64, 512, 4096)],
-        ("uniform, 512", sampled(512), Uniform(vocab)),
+        ("full, tiled", partial(full_step, ours), None),
+        *[(f"log-uniform, {n}", sampled(n), LogUniform(vocab_size)) for n in (64, 512, 4096)],
+        ("uniform, 512", sampled(512), Uniform(vocab_size)),
         ("unigram, 512", sampled(512), Unigram.from_counts(counts)),
-        ("learned unigram, 512", sampled(512), LearnedUnigram.create(vocab)),
+        ("learned unigram, 512", sampled(512), LearnedUnigram.create(vocab_size)),
         ("in-batch, 1024", sampled(None), None),
     ]
 
 
-def train(step, sampler, stream, validation, vocab, seconds, points=8):
+def train(step, sampler, stream, validation, vocab_size, seconds, points=8):
     """The curve: (training seconds, steps, exact validation perplexity) at equal intervals."""
-    parameters = initial(vocab)
+    parameters = initial(vocab_size)
     projection_state = (DENSE_TABLE if step.func is full_step else TABLES).init(parameters[1])
     states = {
         "embedding": TABLES.init(parameters[0]),

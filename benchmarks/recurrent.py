@@ -248,8 +248,8 @@ def _skipping(limits: Limits, rounds: int, torch: bool) -> tuple[list[dict], lis
 def _long(limits: Limits) -> tuple[list[dict], list[dict]]:
     arrays = problem(*LONG)
     cases = [
-        compiled_case("all gates kept", partial(step, partial(ours, recompute=False)), *arrays),
-        compiled_case("recomputed", partial(step, partial(ours, recompute=True)), *arrays),
+        compiled_case("all gates kept", partial(step, partial(ours, remat=False)), *arrays),
+        compiled_case("recomputed", partial(step, partial(ours, remat=True)), *arrays),
         compiled_case("chosen by shape", partial(step, ours), *arrays),
         compiled_case("flax", partial(step, flax_layer(*LONG[2:])), *arrays),
     ]

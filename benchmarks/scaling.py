@@ -61,13 +61,14 @@ CHIPS = (
 class Layout(NamedTuple):
     """A step's sizes; ``tokens`` are those of one device, which has vocab / vocab_shards rows."""
 
-    vocab: int
+    vocab_size: int
     features: int
     tokens: int
     vocab_shards: int
     token_shards: int = 1
     num_sampled: int = 0
     itemsize: int = 4  # of weights and hidden states; sums are in float32
+    token_tile: int = 2048  # of the exact loss, which keeps so many rows of exponentials
 
 
 class Cost(NamedTuple):
@@ -76,7 +77,7 @@ class Cost(NamedTuple):
     flops: float
     memory_bytes: float  # read or written
     wire_bytes: int  # the results of its collectives
-    resident_bytes: float  # tables, gradients and optimizer state
+    resident_bytes: float  # tables, gradients, optimizer state and a tile of exponentials
 
     def seconds(self, chip: Chip) -> dict[str, float]:
         """The time of each by the chip's limits; a ring sends twice an all-reduce's result."""
@@ -88,19 +89,22 @@ class Cost(NamedTuple):
 
 
 def exact_cost(layout: Layout) -> Cost:
-    """The exact loss and all its gradients: four matmuls of tokens x features x vocab / shards."""
-    rows = layout.vocab // layout.vocab_shards
-    table = rows * layout.features
+    """The exact loss and all its gradients: three matmuls of tokens x features x vocab / shards."""
+    rows = layout.vocab_size // layout.vocab_shards
+    table, tiles = rows * layout.features, -(-layout.tokens // layout.token_tile)
     wire = layout.tokens * 4 * 3 + layout.tokens * layout.features * 4
     if layout.token_shards > 1:  # the dense gradient of a device's classes, data parallelism's own
         wire += 4 * (table + rows)
     return Cost(
-        flops=4 * 2.0 * layout.tokens * table,
-        # The table is read by both passes, its gradient is written once.
-        memory_bytes=3.0 * table * layout.itemsize,
+        flops=3 * 2.0 * layout.tokens * table,
+        # A tile of tokens reads the table twice, and reads and writes its gradient.
+        # The exponentials are written and read.
+        memory_bytes=tiles * table * (2.0 * layout.itemsize + 8)
+        + 2.0 * layout.tokens * rows * layout.itemsize,
         wire_bytes=wire,
         # The gradient is added up in float32, in place where that is its dtype.
-        resident_bytes=table * (2.0 * layout.itemsize + (4 if layout.itemsize < 4 else 0)),
+        resident_bytes=table * (2.0 * layout.itemsize + (4 if layout.itemsize < 4 else 0))
+        + min(layout.tokens, layout.token_tile) * rows * layout.itemsize,
     )
 
 
@@ -119,7 +123,7 @@ def sampled_cost(layout: Layout) -> Cost:
         # Rows are read, and they and their optimizer state are read and written again.
         memory_bytes=5.0 * rows * width * layout.itemsize,
         wire_bytes=wire,
-        resident_bytes=layout.vocab / layout.vocab_shards * width * (layout.itemsize + 4.0),
+        resident_bytes=layout.vocab_size / layout.vocab_shards * width * (layout.itemsize + 4.0),
     )
 
 
@@ -129,21 +133,19 @@ def table(chip: Chip, features: int = 1024, tokens: int = 1024) -> list[str]:
         "| chips | classes | loss | resident | compute | memory | wire |",
         "| ---: | ---: | --- | ---: | ---: | ---: | ---: |",
     ]
-    for chips, vocab in ((8, 10**6), (64, 10**7), (256, 10**8), (1000, 10**9)):
-        vocab = -(-vocab // chips) * chips
+    for chips, vocab_size in ((8, 10**6), (64, 10**7), (256, 10**8), (1000, 10**9)):
+        vocab_size = -(-vocab_size // chips) * chips
         # Exact: every device sees the tokens of all, so that nothing of the table is sent.
-        exact = exact_cost(Layout(vocab, features, tokens * chips, chips))
+        exact = exact_cost(Layout(vocab_size, features, tokens * chips, chips))
         sampled = sampled_cost(
-            Layout(vocab, features, tokens, chips, token_shards=chips, num_sampled=8192)
+            Layout(vocab_size, features, tokens, chips, token_shards=chips, num_sampled=8192)
         )
         for name, cost in (("exact", exact), ("sampled", sampled)):
             seconds = cost.seconds(chip)
             fits = "" if cost.resident_bytes < chip.memory_bytes else " (does not fit)"
             times = " | ".join(_readable(seconds[what]) for what in ("compute", "memory", "wire"))
-            lines.append(
-                f"| {chips:,} | {vocab:.0e} | {name} | {cost.resident_bytes / 1e9:.2f} GB{fits} "
-                f"| {times} |"
-            )
+            resident = f"{cost.resident_bytes / 1e9:.2f} GB{fits}"
+            lines.append(f"| {chips:,} | {vocab_size:.0e} | {name} | {resident} | {times} |")
     return lines
 
 

@@ -13,76 +13,81 @@ from benchmarks.limits import Limits
 from jaxnets import optim
 from jaxnets.kernels import (
     LogUniform,
-    Rows,
+    SparseRows,
+    draw_samples,
     gather_rows,
     linear_softmax_cross_entropy,
-    sample,
     sampled_softmax_cross_entropy,
 )
 
 QUICK = "Steps: 3 rounds of 10; not 100,000 classes, no full softmax, no sweeps."
 
 
-def sampled_case(vocab, features, tokens, num_sampled, dtype=jnp.float32, name=None) -> Case:
+def sampled_case(vocab_size, features, tokens, num_sampled, dtype=jnp.float32, name=None) -> Case:
     """The step with sampled softmax and row-sparse Adagrad."""
     optimizer = optim.adagrad(0.1)
 
     def step(tables, state, key, hidden, labels):
         key, draw = jax.random.split(key)
-        samples = sample(LogUniform(vocab), draw, num_sampled, labels)
+        samples = draw_samples(LogUniform(vocab_size), draw, num_sampled, labels)
         row_ids, rows, (own, ids) = gather_rows(tables, (labels, samples.ids))
 
         def loss(rows, hidden):
             return sampled_softmax_cross_entropy(
-                hidden, rows["weight"], rows["bias"], own, samples._replace(ids=ids)
+                hidden, rows["weight"], own, samples._replace(ids=ids), bias=rows["bias"]
             )
 
         value, (rows, hidden) = jax.value_and_grad(loss, (0, 1))(rows, hidden)
-        gradient = jax.tree.map(lambda values: Rows(row_ids, values), rows)
+        gradient = jax.tree.map(lambda values: SparseRows(row_ids, values), rows)
         updates, state = optimizer.update(gradient, state)
         return optim.apply_updates(tables, updates), state, key, value, hidden
 
-    tables = {"weight": jnp.full((vocab, features), 0.01, dtype), "bias": jnp.zeros(vocab, dtype)}
+    tables = {
+        "weight": jnp.full((vocab_size, features), 0.01, dtype),
+        "bias": jnp.zeros(vocab_size, dtype),
+    }
     hidden = jax.random.normal(jax.random.key(0), (tokens, features), dtype)
-    labels = LogUniform(vocab).draw(jax.random.key(1), (tokens,))
+    labels = LogUniform(vocab_size).draw(jax.random.key(1), (tokens,))
     return compiled_case(
-        name or f"sampled, {vocab:,} classes", step, tables, optimizer.init(tables),
-        jax.random.key(2), hidden, labels, carried=3, vocab=vocab, num_sampled=num_sampled,
-        tokens=tokens, features=features, dtype=jnp.dtype(dtype).name,
+        name or f"sampled, {vocab_size:,} classes", step, tables, optimizer.init(tables),
+        jax.random.key(2), hidden, labels, carried=3, vocab_size=vocab_size,
+        num_sampled=num_sampled, tokens=tokens, features=features, dtype=jnp.dtype(dtype).name,
         # Of table and accumulator: a row is gathered from both, and read, added to and written.
         bytes=5.0 * (tokens + num_sampled) * features * jnp.dtype(dtype).itemsize,
         flops=3 * 2.0 * tokens * num_sampled * features,
     )  # fmt: skip
 
 
-def full_case(vocab, features, tokens) -> Case:
+def full_case(vocab_size, features, tokens) -> Case:
     """The same step with the tiled full softmax and optax's Adagrad."""
     optimizer = optax.adagrad(0.1)
 
     def step(tables, state, hidden, labels):
         def loss(tables, hidden):
-            return linear_softmax_cross_entropy(hidden, tables["weight"], tables["bias"], labels)
+            return linear_softmax_cross_entropy(
+                hidden, tables["weight"], labels, bias=tables["bias"]
+            )
 
         value, (gradient, hidden) = jax.value_and_grad(loss, (0, 1))(tables, hidden)
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(tables, updates), state, value, hidden
 
-    tables = {"weight": jnp.full((vocab, features), 0.01), "bias": jnp.zeros(vocab)}
+    tables = {"weight": jnp.full((vocab_size, features), 0.01), "bias": jnp.zeros(vocab_size)}
     hidden = jax.random.normal(jax.random.key(0), (tokens, features))
-    labels = LogUniform(vocab).draw(jax.random.key(1), (tokens,))
+    labels = LogUniform(vocab_size).draw(jax.random.key(1), (tokens,))
     return compiled_case(
-        f"full (tiled), {vocab:,} classes", step, tables, optimizer.init(tables), hidden, labels,
-        carried=2, flops=3 * 2.0 * tokens * vocab * features,
+        f"full (tiled), {vocab_size:,} classes", step, tables, optimizer.init(tables), hidden,
+        labels, carried=2, flops=3 * 2.0 * tokens * vocab_size * features,
     )  # fmt: skip
 
 
-def _tensorflow_case(vocab, features, tokens, num_sampled) -> Case:
+def _tensorflow_case(vocab_size, features, tokens, num_sampled) -> Case:
     import tensorflow as tf
 
-    weight = tf.Variable(tf.fill((vocab, features), 0.01))
-    bias = tf.Variable(tf.zeros(vocab))
+    weight = tf.Variable(tf.fill((vocab_size, features), 0.01))
+    bias = tf.Variable(tf.zeros(vocab_size))
     hidden = tf.constant(np.random.default_rng(0).normal(size=(tokens, features)), tf.float32)
-    labels = np.array(LogUniform(vocab).draw(jax.random.key(1), (tokens, 1)), np.int64)
+    labels = np.array(LogUniform(vocab_size).draw(jax.random.key(1), (tokens, 1)), np.int64)
     optimizer = tf.keras.optimizers.Adagrad(0.1)
     optimizer.build([weight, bias])
 
@@ -91,14 +96,14 @@ def _tensorflow_case(vocab, features, tokens, num_sampled) -> Case:
         with tf.GradientTape() as tape:
             tape.watch(hidden)
             loss = tf.reduce_mean(
-                tf.nn.sampled_softmax_loss(weight, bias, labels, hidden, num_sampled, vocab)
+                tf.nn.sampled_softmax_loss(weight, bias, labels, hidden, num_sampled, vocab_size)
             )
         gradients = tape.gradient(loss, [weight, bias, hidden])
         optimizer.apply_gradients(zip(gradients[:2], [weight, bias], strict=True))
         return loss, gradients[2]
 
     return Case(
-        f"TensorFlow sampled_softmax_loss + Keras Adagrad, {vocab:,} classes",
+        f"TensorFlow sampled_softmax_loss + Keras Adagrad, {vocab_size:,} classes",
         lambda: step(hidden, labels)[0].numpy(),
     )
 
@@ -107,7 +112,7 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     """The rows and the bars."""
     quick = suite == "quick"
     vocabularies = (10_000, 1_000_000) if quick else (10_000, 100_000, 1_000_000)
-    cases = [sampled_case(vocab, 128, 1024, 1024) for vocab in vocabularies]
+    cases = [sampled_case(vocab_size, 128, 1024, 1024) for vocab_size in vocabularies]
     if peers["tensorflow"]:
         cases.append(_tensorflow_case(1_000_000, 128, 1024, 1024))
     rows = measure("step, 1024x128, 1,024 samples", cases, 3 if quick else 10, limits)

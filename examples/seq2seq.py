@@ -33,14 +33,14 @@ BATCH_DECODE, MAX_TIME, SOURCE_SIZES = 64, 80, (24, 40, 64)
 def main(
     target: Annotated[str, typer.Option(help="r Russian, v Spanish, l French, e German.")] = "r",
     epochs: Annotated[int, typer.Option(help="Passes over the 29,546 training verses.")] = 6,
-    vocab: Annotated[int, typer.Option(help="The most words of a side.")] = 40_000,
+    vocab_size: Annotated[int, typer.Option(help="The most words of a side.")] = 40_000,
     features: int = 512,
     output: Output = Path("results"),
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to resume from.")] = None,
 ) -> None:
     """Trains, then translates the held-out verses and says their BLEU."""
     console = Console()
-    english, other = parallel("k", target, vocab)
+    english, other = parallel("k", target, vocab_size)
     config = Seq2SeqConfig(len(english.words), len(other.words), features=features)
     lengths = np.array(
         [[len(s), len(t)] for s, t in zip(english.training, other.training, strict=True)]

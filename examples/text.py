@@ -28,17 +28,17 @@ class Side(NamedTuple):
     texts: list[str]  # of the held-out verses: words with spaces between them
 
 
-def parallel(source: str, target: str, vocab: int) -> tuple[Side, Side]:
+def parallel(source: str, target: str, vocab_size: int) -> tuple[Side, Side]:
     """Both sides of the verses; targets begin with START, and both end with END.
 
     Args:
       source, target: versions: k English, v Spanish, r Russian, l French, e German, d Italian.
       vocab: the most words of a side; rarer ones are UNKNOWN.
     """
-    return _sides([[tokenize(text) for text in verses(v)] for v in (source, target)], vocab)
+    return _sides([[tokenize(text) for text in verses(v)] for v in (source, target)], vocab_size)
 
 
-def _sides(texts: list[list[list[str]]], vocab: int) -> tuple[Side, Side]:
+def _sides(texts: list[list[list[str]]], vocab_size: int) -> tuple[Side, Side]:
     kept = [i for i, pair in enumerate(zip(*texts, strict=True)) if all(pair)]
     sides = []
     for words, start in zip(texts, ([], [START]), strict=True):
@@ -46,7 +46,7 @@ def _sides(texts: list[list[list[str]]], vocab: int) -> tuple[Side, Side]:
             held: [words[i] for i in kept if (i % HELD_OUT == 0) is held] for held in (False, True)
         }
         counts = Counter(word for verse in part[False] for word in verse)
-        names = [*RESERVED, *(word for word, _ in counts.most_common(vocab - len(RESERVED)))]
+        names = [*RESERVED, *(word for word, _ in counts.most_common(vocab_size - len(RESERVED)))]
         ids = {word: i for i, word in enumerate(names)}
 
         def encoded(verse, ids=ids, start=start):

@@ -33,7 +33,7 @@ def main(
     """Trains on JapaneseVowels (PyPI aeon 1.6.0), 7 to 29 steps of 12 channels, 9 speakers."""
     console = Console()
     training, test = (padded(*load(part)) for part in ("TRAIN", "TEST"))
-    model = TimeSeriesLSTM(CHANNELS, SPEAKERS, hidden=64, dropout=0.3, rngs=nnx.Rngs(0))
+    model = TimeSeriesLSTM(CHANNELS, SPEAKERS, hidden_features=64, dropout=0.3, rngs=nnx.Rngs(0))
     console.print(
         f"series [samples, time, features] = {training[0].shape}, {test[0].shape}", markup=False
     )

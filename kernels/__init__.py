@@ -1,29 +1,28 @@
 """Pure, jit-compiled functions with hand-written gradients; they know nothing of Flax."""
 
-from jaxnets.kernels.checked import checked
+from jaxnets.kernels.checked import checked_loss
 from jaxnets.kernels.dispatch import compiling_for, explain
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
-from jaxnets.kernels.linear_softmax.sharded import sharded_linear_softmax_cross_entropy
-from jaxnets.kernels.linear_softmax.top_k import linear_top_k
+from jaxnets.kernels.linear_softmax.tiles import Tiles
+from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
+from jaxnets.kernels.losses import LossAndLogSumExp
 from jaxnets.kernels.pointwise.api import pointwise_conv
-from jaxnets.kernels.pointwise.batch_norm import fold_batch_norm
+from jaxnets.kernels.pointwise.batch_norm import FoldedBatchNorm, fold_batch_norm
 from jaxnets.kernels.pointwise.depthwise import depthwise_conv
-from jaxnets.kernels.recurrent.api import gru, lstm
+from jaxnets.kernels.recurrent.api import Recurrence, gru, lstm
 from jaxnets.kernels.recurrent.layers import recurrent_layers
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LayerNorm, LSTMParameters
 from jaxnets.kernels.rows.dense import add_rows, rows_from_dense, to_dense
-from jaxnets.kernels.rows.distinct import gather_rows
-from jaxnets.kernels.rows.rows import Rows
-from jaxnets.kernels.rows.sharded import sharded_gather_rows
+from jaxnets.kernels.rows.gather import GatheredRows, gather_rows
+from jaxnets.kernels.rows.rows import SparseRows
 from jaxnets.kernels.sampled_softmax.api import (
     nce_loss,
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.sampled_softmax.in_batch import in_batch_softmax_cross_entropy
-from jaxnets.kernels.sampled_softmax.sharded import sharded_sampled_softmax_cross_entropy
-from jaxnets.kernels.samplers.draw import sample
-from jaxnets.kernels.samplers.in_batch import in_batch
+from jaxnets.kernels.samplers.draw import draw_samples
+from jaxnets.kernels.samplers.in_batch import in_batch_samples
 from jaxnets.kernels.samplers.learned_unigram import LearnedUnigram
 from jaxnets.kernels.samplers.log_uniform import LogUniform
 from jaxnets.kernels.samplers.samples import Samples
@@ -34,12 +33,43 @@ from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 __all__ = [
-    "GRUParameters", "LSTMParameters", "LayerNorm", "LearnedUnigram", "LogUniform", "Rows",
-    "Samples", "ShardedUnigram", "Uniform", "Unigram", "VocabSharding", "add_rows", "checked",
-    "compiling_for", "depthwise_conv", "explain", "fold_batch_norm", "gather_rows", "gru",
-    "in_batch", "in_batch_softmax_cross_entropy", "linear_softmax_cross_entropy", "linear_top_k",
-    "lstm", "nce_loss", "negative_sampling_loss", "pointwise_conv", "recurrent_layers",
-    "rows_from_dense", "sample", "sampled_softmax_cross_entropy", "sharded_gather_rows",
-    "sharded_linear_softmax_cross_entropy", "sharded_sampled_softmax_cross_entropy", "to_dense",
+    "FoldedBatchNorm",
+    "GRUParameters",
+    "GatheredRows",
+    "LSTMParameters",
+    "LayerNorm",
+    "LearnedUnigram",
+    "LogUniform",
+    "LossAndLogSumExp",
+    "Recurrence",
+    "Samples",
+    "ShardedUnigram",
+    "SparseRows",
+    "Tiles",
+    "TopK",
+    "Uniform",
+    "Unigram",
+    "VocabSharding",
+    "add_rows",
+    "checked_loss",
+    "compiling_for",
+    "depthwise_conv",
+    "draw_samples",
+    "explain",
+    "fold_batch_norm",
+    "gather_rows",
+    "gru",
+    "in_batch_samples",
+    "in_batch_softmax_cross_entropy",
+    "linear_softmax_cross_entropy",
+    "linear_top_k",
+    "lstm",
+    "nce_loss",
+    "negative_sampling_loss",
+    "pointwise_conv",
+    "recurrent_layers",
+    "rows_from_dense",
+    "sampled_softmax_cross_entropy",
+    "to_dense",
     "tune",
-]  # fmt: skip
+]

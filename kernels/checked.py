@@ -13,18 +13,17 @@ from jax.experimental import checkify
 
 from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import as_floats, as_integers
-from jaxnets.kernels.losses import check_ignore_index, check_weights
-from jaxnets.kernels.vocab_sharding import VocabSharding
+from jaxnets.kernels.losses import check_ignore_index, check_weights, in_range
 
-_ARGUMENTS = ("hidden", "weight", "bias", "labels")
+_ARGUMENTS = ("hidden", "weight", "labels")
 
 
-def checked(loss: Callable[..., Any]) -> Callable[..., tuple[checkify.Error, Any]]:
+def checked_loss(loss: Callable[..., Any]) -> Callable[..., tuple[checkify.Error, Any]]:
     """``loss`` with its labels and hidden states checked at run time.
 
     Args:
-      loss: a loss of this package that takes ``(hidden, weight, bias, labels, ...)``, behind a
-        :class:`VocabSharding` if it is a sharded one. They may be given by name.
+      loss: a loss of this package that takes ``(hidden, weight, labels, ...)``. They may be given
+        by name.
 
     Returns:
       A function of the same arguments that may be jitted and returns ``(error, result)``;
@@ -38,18 +37,19 @@ def checked(loss: Callable[..., Any]) -> Callable[..., tuple[checkify.Error, Any
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets.kernels import linear_softmax_cross_entropy
-      >>> loss = jax.jit(checked(linear_softmax_cross_entropy))
-      >>> error, _ = loss(jnp.ones((1, 4)), jnp.ones((10, 4)), None, jnp.array([10]))
+      >>> loss = jax.jit(checked_loss(linear_softmax_cross_entropy))
+      >>> error, _ = loss(jnp.ones((1, 4)), jnp.ones((10, 4)), jnp.array([10]))
       >>> error.get().splitlines()[0]
       'labels must lie in [0, 10), got 10 (`check` failed)'
 
       A sharding is not an array: close over it to jit.
 
       >>> from functools import partial
-      >>> from jaxnets.kernels import VocabSharding, sharded_linear_softmax_cross_entropy
+      >>> from jaxnets.kernels import VocabSharding
       >>> sharding = VocabSharding(jax.make_mesh((1,), ("vocab",)), "vocab")
-      >>> loss = jax.jit(checked(partial(sharded_linear_softmax_cross_entropy, sharding)))
-      >>> error, _ = loss(jnp.ones((1, 4)), jnp.ones((10, 4)), None, jnp.array([3]))
+      >>> split = partial(linear_softmax_cross_entropy, sharding=sharding)
+      >>> loss = jax.jit(checked_loss(split))
+      >>> error, _ = loss(jnp.ones((1, 4)), jnp.ones((10, 4)), jnp.array([3]))
       >>> error.throw()
     """
 
@@ -70,11 +70,10 @@ def _by_name(loss: Callable, args: tuple, options: dict[str, Any]) -> dict[str, 
     except (TypeError, ValueError):  # bad arguments are for the loss to refuse; no signature
         given = {}
     if "hidden" not in given:  # a wrapper's (*args, **options)
-        rest = args[1:] if args and isinstance(args[0], VocabSharding) else args
-        given = {**dict(zip(_ARGUMENTS, rest, strict=False)), **options}
+        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **options}
     if missing := {"hidden", "weight", "labels"} - given.keys():
         raise TypeError(
-            "checked takes a loss of (hidden, weight, bias, labels, ...), and its call must give "
+            "checked_loss takes a loss of (hidden, weight, labels, ...), and its call must give "
             f"them; missing here: {', '.join(sorted(missing))}"
         )
     return given
@@ -85,34 +84,38 @@ def _check(given: dict[str, Any]) -> checkify.Error:
     labels = as_integers("labels", given["labels"], "integer class ids")
     if labels.shape != hidden.shape[:-1] and labels.shape[:-1] != hidden.shape[:-1]:
         return checkify.checkify(lambda: None)()[0]  # the loss refuses them
-    weights = check_weights(given.get("weights"), hidden.shape[:-1])
+    token_weights = check_weights(given.get("token_weights"), hidden.shape[:-1])
     ignore_index = check_ignore_index(given.get("ignore_index"))
-    return _error(given["weight"].shape[0], ignore_index, hidden, labels, weights)
+    vocab_axis = 1 if given.get("features_first") else 0
+    vocab_size = jnp.shape(given["weight"])[vocab_axis]
+    return _error(vocab_size, ignore_index, hidden, labels, token_weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # outside of it checkify knows no mesh
-def _error(vocab: int, ignore_index: int | None, *arrays: Any) -> checkify.Error:
-    check = checkify.checkify(partial(_check_values, vocab, ignore_index), checkify.user_checks)
+def _error(vocab_size: int, ignore_index: int | None, *arrays: Any) -> checkify.Error:
+    check = checkify.checkify(
+        partial(_check_values, vocab_size, ignore_index), checkify.user_checks
+    )
     return check(*meshes.replicated(arrays))[0]
 
 
 def _check_values(
-    vocab: int,
+    vocab_size: int,
     ignore_index: int | None,
     hidden: jax.Array,
     labels: jax.Array,
-    weights: jax.Array | None,
+    token_weights: jax.Array | None,
 ) -> None:
     several = labels.ndim == hidden.ndim
     left_out = jnp.zeros(labels.shape, bool)
     if ignore_index is not None:
         left_out = labels == ignore_index
-    if weights is not None:
-        left_out |= (weights == 0)[..., None] if several else weights == 0
-    wrong = ((labels < 0) | (labels >= vocab)) & ~left_out
+    if token_weights is not None:
+        left_out |= (token_weights == 0)[..., None] if several else token_weights == 0
+    wrong = ~in_range(labels, vocab_size) & ~left_out
     if labels.size:
         worst = jnp.where(wrong, labels, jnp.iinfo(jnp.int32).min).max()
-        checkify.check(~wrong.any(), f"labels must lie in [0, {vocab}), got {{}}", worst)
+        checkify.check(~wrong.any(), f"labels must lie in [0, {vocab_size}), got {{}}", worst)
     unused = left_out.all(-1) if several else left_out
     finite = jnp.isfinite(hidden).all(-1) | unused
     checkify.check(finite.all(), "hidden must be finite, got NaN or infinity")

@@ -85,7 +85,7 @@ def check_range(
       ids: integers.
       lowest: the first that is in range.
       end: the first above that is not.
-      axes: what the message calls the range, as "[0, vocab)".
+      axes: what the message calls the range, as "[0, vocab_size)".
       except_for: a boolean array of the shape of ``ids``: where anything may stand.
     """
     if not is_known(ids) or not (except_for is None or is_known(except_for)):

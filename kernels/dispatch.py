@@ -46,12 +46,14 @@ Obstacle = Callable[[Target, jnp.dtype, Mapping[str, Any]], str | None]
 class Operation(NamedTuple):
     """A public function with several implementations; the first is the default, and has no limit.
 
-    ``implementations`` maps a name to what may stand in its way.
+    ``implementations`` maps a name to what may stand in its way; ``defaults`` holds the sizes that
+    need not be given.
     """
 
     name: str
     sizes: tuple[str, ...]
     implementations: dict[str, Obstacle]
+    defaults: Mapping[str, Any] = {}
 
     @property
     def default(self) -> str:
@@ -158,7 +160,9 @@ def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
       operation: "linear_softmax_cross_entropy", "sampled_softmax_cross_entropy", "lstm", "gru" or
         "pointwise_conv".
       dtype: of its arrays.
-      **sizes: what its choice depends on; a missing or unknown one is named in the error.
+      **sizes: what its choice depends on; a missing or unknown one is named in the error. What a
+        call uses beyond the plain operation (``extras``, ``per_token``, ``groups``,
+        ``channels_first``) may be left out.
 
     Returns:
       A line for the operation and one for each implementation.
@@ -169,13 +173,13 @@ def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
     Example:
       >>> import jaxnets.kernels
       >>> with compiling_for("cpu"):
-      ...     print(explain("linear_softmax_cross_entropy", tokens=64, features=8, vocab=100))
-      linear_softmax_cross_entropy on cpu, float32, tokens=64, features=8, vocab=100
+      ...     print(explain("linear_softmax_cross_entropy", tokens=64, features=8, vocab_size=100))
+      linear_softmax_cross_entropy on cpu, float32, tokens=64, features=8, vocab_size=100
         tiled: chosen (the default; nothing was measured on this device)
         pallas: cannot run: Pallas kernels need a GPU or TPU, this is cpu
     """
     found = operation_named(operation)
-    check_sizes(found, sizes)
+    sizes = all_sizes(found, sizes)
     choice = choose(found, dtype, sizes)
     listed = ", ".join(f"{name}={sizes[name]}" for name in found.sizes)
     lines = [f"{operation} on {choice.target.platform}, {jnp.dtype(dtype).name}, {listed}"]
@@ -191,12 +195,18 @@ def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
     return "\n".join(lines)
 
 
-def check_sizes(operation: Operation, sizes: Mapping[str, Any]) -> None:
-    """Raise unless ``sizes`` are those that the operation is chosen by."""
+def all_sizes(operation: Operation, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sizes that the operation is chosen by, with defaults for what is not ``given``.
+
+    Raises:
+      ValueError: one is missing, or unknown.
+    """
+    sizes = {**operation.defaults, **given}
     if set(sizes) != set(operation.sizes):
         raise ValueError(
-            f"sizes of {operation.name} must be {operation.sizes}, got {tuple(sorted(sizes))}"
+            f"sizes of {operation.name} must be {operation.sizes}, got {tuple(sorted(given))}"
         )
+    return {name: sizes[name] for name in operation.sizes}
 
 
 def anywhere(_target: Target, _dtype: Any, _sizes: Mapping[str, Any]) -> None:

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels import meshes
-from jaxnets.kernels.losses import token_weights
+from jaxnets.kernels.losses import LossAndLogSumExp, kept_weights
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.samplers.samples import Samples
 
 
 def losses_over_rows(**axes: Any) -> Callable:
-    """:func:`jaxnets.kernels.meshes.over_rows` for a loss with ``reduction`` and ``weights``.
+    """:func:`jaxnets.kernels.meshes.over_rows` for a loss with ``reduction`` and ``token_weights``.
 
     A mean by weight over all devices is the sum by weights that add up to 1.
     """
@@ -29,8 +29,9 @@ def losses_over_rows(**axes: Any) -> Callable:
         @wraps(function)
         def on_any_mesh(*args):
             given = signature.bind(*args).arguments
-            if given["reduction"] == "mean" and meshes.explicit_mesh([given[n] for n in axes]):
-                given |= {"reduction": "sum", "weights": _shares(**given)}
+            explicit = not meshes.is_split(given) and meshes.explicit_mesh([given[n] for n in axes])
+            if given["reduction"] == "mean" and explicit:
+                given |= {"reduction": "sum", "token_weights": _shares(**given)}
             return run(*given.values())
 
         return on_any_mesh
@@ -41,20 +42,21 @@ def losses_over_rows(**axes: Any) -> Callable:
 def _results(given: dict[str, Any]) -> Any:
     """The axis of the batch in the loss, and in the log-sum-exp where it is returned."""
     loss = 0 if given["reduction"] == "none" else meshes.SUM
-    return (loss, 0) if given.get("return_log_sum_exp") else loss
+    both: Any = loss, 0
+    return LossAndLogSumExp(*both) if given.get("return_log_sum_exp") else loss
 
 
 def _shares(
     hidden: jax.Array,
     weight: jax.Array,
     labels: jax.Array,
-    weights: jax.Array | None,
+    token_weights: jax.Array | None,
     ignore_index: int | None = None,
     **_: Any,
 ) -> jax.Array:
     """Of each token in the mean, [...]."""
     batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
-    kept = token_weights(labels, weights, ignore_index, batch, dtype)
+    kept = kept_weights(labels, token_weights, ignore_index, batch, dtype)
     kept = jnp.ones(batch, dtype) if kept is None else kept
     total = kept.sum()
     return kept / jnp.where(total == 0, jnp.ones((), dtype), total)

@@ -44,7 +44,8 @@ def over_rows(*, results: Any = 0, **axes: Any) -> Callable:
         the devices return is added up.
       axes: for each array argument the axis of the batch, or WHOLE; a pytree of such, or a function
         of all arguments (a dict) that gives it. The first named decides how the batch is split; an
-        argument with one axis has no batch. What is not named is static.
+        argument with one axis has no batch. What is not named is static; a ``sharding`` that
+        splits anything says itself what each device runs.
     """
 
     def decorate(function):
@@ -53,6 +54,8 @@ def over_rows(*, results: Any = 0, **axes: Any) -> Callable:
         @wraps(function)
         def on_any_mesh(*args):
             given = signature.bind(*args).arguments
+            if is_split(given):
+                return function(*args)
             arrays = {name: given[name] for name in axes}
             if any(_varying(leaf) for leaf in jax.tree.leaves(arrays)):
                 return _in_checked_shard_map(function, given, arrays)
@@ -69,6 +72,12 @@ def over_rows(*, results: Any = 0, **axes: Any) -> Callable:
         return on_any_mesh
 
     return decorate
+
+
+def is_split(given: dict[str, Any]) -> bool:
+    """Whether the arguments have a ``VocabSharding`` over a mesh."""
+    sharding = given.get("sharding")
+    return sharding is not None and sharding.is_split
 
 
 def _run(

@@ -23,7 +23,7 @@ from jaxnets.kernels.pointwise.api import pointwise_conv
 from jaxnets.kernels.recurrent.api import lstm
 from jaxnets.kernels.recurrent.parameters import LSTMParameters
 from jaxnets.kernels.sampled_softmax.api import sampled_softmax_cross_entropy
-from jaxnets.kernels.samplers.draw import sample
+from jaxnets.kernels.samplers.draw import draw_samples
 from jaxnets.kernels.samplers.uniform import Uniform
 
 _ROUNDS = 5
@@ -77,7 +77,7 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
       >>> del os.environ["JAXNETS_TUNING_CACHE"]
     """
     found = dispatch.operation_named(operation)
-    dispatch.check_sizes(found, sizes)
+    sizes = dispatch.all_sizes(found, sizes)
     if operation not in PROBLEMS:
         raise ValueError(
             f"operation must be one of {sorted(PROBLEMS)} to be tuned, got {operation!r}"
@@ -165,37 +165,37 @@ def _normal(number: int, dtype: Any, *shape: int, scale: float = 1.0) -> jax.Arr
     return (scale * jax.random.normal(jax.random.key(number), shape)).astype(dtype)
 
 
-def labels_of(tokens: int, vocab: int) -> jax.Array:
+def labels_of(tokens: int, vocab_size: int) -> jax.Array:
     """The labels of the softmaxes' problems."""
-    return jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+    return jax.random.randint(jax.random.key(3), (tokens,), 0, vocab_size)
 
 
-def _full(dtype: Any, tokens: int, features: int, vocab: int) -> tuple[Callable, tuple]:
-    labels = labels_of(tokens, vocab)
+def _full(dtype: Any, tokens: int, features: int, vocab_size: int) -> tuple[Callable, tuple]:
+    labels = labels_of(tokens, vocab_size)
 
     def function(implementation, hidden, weight, bias):
         return linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, implementation=implementation
+            hidden, weight, labels, bias=bias, implementation=implementation
         )
 
-    weight = _normal(1, dtype, vocab, features, scale=features**-0.5)
-    return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab))
+    weight = _normal(1, dtype, vocab_size, features, scale=features**-0.5)
+    return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab_size))
 
 
 def _sampled(
     dtype: Any, tokens: int, features: int, num_sampled: int, per_token: bool
 ) -> tuple[Callable, tuple]:
-    vocab = 4 * num_sampled  # the choice does not depend on it: only rows are read
-    labels = labels_of(tokens, vocab)
-    samples = sample(Uniform(vocab), jax.random.key(4), num_sampled, labels)
+    vocab_size = 4 * num_sampled  # the choice does not depend on it: only rows are read
+    labels = labels_of(tokens, vocab_size)
+    samples = draw_samples(Uniform(vocab_size), jax.random.key(4), num_sampled, labels)
 
     def function(implementation, hidden, weight, bias):
         return sampled_softmax_cross_entropy(
-            hidden, weight, bias, labels, samples, implementation=implementation
+            hidden, weight, labels, samples, bias=bias, implementation=implementation
         )
 
-    weight = _normal(1, dtype, vocab, features, scale=features**-0.5)
-    return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab))
+    weight = _normal(1, dtype, vocab_size, features, scale=features**-0.5)
+    return function, (_normal(0, dtype, tokens, features), weight, _normal(2, dtype, vocab_size))
 
 
 def _pointwise(

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -18,10 +19,10 @@ class VocabSharding(NamedTuple):
 
     Attributes:
       mesh: of devices, with axes of any type.
-      vocab: the axis, or the axes, over which the first axis of tables is split; None: every device
-        has the whole table (of gathered rows, say).
-      tokens: the axis, or the axes, over which the first axis of hidden states and labels is split;
-        None: every device sees all tokens.
+      vocab_axis: the axis, or the axes, over which the classes of tables are split; None: every
+        device has the whole table (of gathered rows, say).
+      token_axis: the axis, or the axes, over which the first axis of hidden states and labels is
+        split; None: every device sees all tokens.
 
     Example:
       >>> import jax
@@ -31,56 +32,71 @@ class VocabSharding(NamedTuple):
     """
 
     mesh: Mesh
-    vocab: str | tuple[str, ...] | None
-    tokens: str | tuple[str, ...] | None = None
+    vocab_axis: str | tuple[str, ...] | None
+    token_axis: str | tuple[str, ...] | None = None
 
     @property
     def table_spec(self) -> P:
         """Of tables [vocab, ...], biases [vocab] and their optimizer state."""
-        return P(_as_spec(self.vocab)) if self.vocab else P()
+        return P(_as_spec(self.vocab_axis)) if self.vocab_axis else P()
+
+    @property
+    def columns_spec(self) -> P:
+        """Of a table [features, vocab]."""
+        return P(None, *self.table_spec)
 
     @property
     def token_spec(self) -> P:
         """Of hidden states [..., features], labels [...] and losses [...]."""
-        return P(_as_spec(self.tokens)) if self.tokens else P()
+        return P(_as_spec(self.token_axis)) if self.token_axis else P()
 
     @property
     def vocab_axes(self) -> tuple[str, ...]:
-        """The axes of ``vocab``, as a tuple."""
-        return _as_axes(self.vocab)
+        """The axes of ``vocab_axis``, as a tuple."""
+        return _as_axes(self.vocab_axis)
 
     @property
     def token_axes(self) -> tuple[str, ...]:
-        """The axes of ``tokens``, as a tuple."""
-        return _as_axes(self.tokens)
+        """The axes of ``token_axis``, as a tuple."""
+        return _as_axes(self.token_axis)
 
     @property
     def shards(self) -> int:
         """How many parts the vocabulary is in."""
-        return math.prod(self.mesh.shape[axis] for axis in self.vocab_axes)
+        return self._devices(self.vocab_axes)
 
     @property
     def token_shards(self) -> int:
         """How many parts the tokens are in."""
-        return math.prod(self.mesh.shape[axis] for axis in self.token_axes)
+        return self._devices(self.token_axes)
 
-    def check(self, vocab: int, tokens_shape: tuple[int, ...]) -> None:
+    def _devices(self, axes: tuple[str, ...]) -> int:
+        return math.prod(self.mesh.shape[axis] for axis in axes)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether there is a mesh: it is not ``UNSPLIT``."""
+        return not self.mesh.empty
+
+    def check(self, vocab_size: int, tokens_shape: tuple[int, ...]) -> None:
         """Raise unless the axes are the mesh's and divide the arrays."""
+        if not self.is_split:
+            return
         axes = (*self.vocab_axes, *self.token_axes)
         if unknown := [axis for axis in axes if axis not in self.mesh.shape]:
             raise ValueError(f"sharding names {unknown}, the mesh has {self.mesh.axis_names}")
         if len(set(axes)) != len(axes):
             raise ValueError(f"sharding must name an axis once, got {axes}")
-        if vocab % self.shards:
+        if vocab_size % self.shards:
             raise ValueError(
-                f"vocab must be a multiple of the {self.shards} shards, got {vocab}: pad weight "
-                "with rows of zeros and bias with -inf"
+                f"vocab_size must be a multiple of the {self.shards} shards, got {vocab_size}: pad "
+                "weight with rows of zeros and bias with -inf"
             )
         parts = self.token_shards
         if not tokens_shape or tokens_shape[0] % parts:
             raise ValueError(
                 f"the first axis of hidden must be a multiple of the {parts} devices of "
-                f"{self.tokens!r}, got shape {tokens_shape}"
+                f"{self.token_axis!r}, got shape {tokens_shape}"
             )
 
     def place(self, array: Any, spec: P) -> Any:
@@ -100,7 +116,12 @@ class VocabSharding(NamedTuple):
         return [self.place(array, self.token_spec) for array in arrays]
 
     def run(self, function: Callable, in_specs: Any, out_specs: Any, *arrays: Any) -> Any:
-        """``shard_map`` of a function that does its own collectives and is not differentiated."""
+        """``shard_map`` of a function that does its own collectives and is not differentiated.
+
+        Where nothing is split it is the function itself.
+        """
+        if not self.is_split:
+            return function(*arrays)
         placed = jax.tree.map(self.place, arrays, jax.tree.broadcast(in_specs, arrays))
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
@@ -132,19 +153,25 @@ class VocabSharding(NamedTuple):
         return lax.psum(tree, self.token_axes) if self.token_axes else tree
 
 
+#: Of one device: every collective is the identity, so an operation is written once.
+UNSPLIT = VocabSharding(Mesh(np.empty((), object), ()), None)
+
+
 def as_sharding(sharding: Any) -> VocabSharding:
-    """``sharding``, with axes in lists as tuples.
+    """``sharding``, with axes in lists as tuples; None is ``UNSPLIT``.
 
     Raises:
       TypeError: it is something else, for example the mesh.
     """
+    if sharding is None:
+        return UNSPLIT
     if isinstance(sharding, VocabSharding):
         return VocabSharding(sharding.mesh, *map(_hashable, sharding[1:]))
     if isinstance(sharding, Mesh):
         first = sharding.axis_names[0]
         raise TypeError(
             "sharding must be a VocabSharding, which names the axes of classes and tokens, got a "
-            f"Mesh with {sharding.axis_names}: write VocabSharding(mesh, vocab={first!r})"
+            f"Mesh with {sharding.axis_names}: write VocabSharding(mesh, vocab_axis={first!r})"
         )
     raise TypeError(f"sharding must be a VocabSharding, got {type(sharding).__name__}")
 

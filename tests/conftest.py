@@ -2,8 +2,8 @@ import os
 from pathlib import Path
 
 # Compiling is most of the tests' time. So every program is kept, for the other worker and the next
-# run, and LLVM optimises little, which changes no equation; `make test` runs the smoke tests with
-# all optimisations too. The environment tells the processes that a test starts.
+# run, and LLVM optimizes little, which changes no equation; `make test` runs the smoke tests with
+# all optimizations too. The environment tells the processes that a test starts.
 _SETTINGS = {
     "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[1] / ".pytest_cache" / "programs"),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -7,7 +7,7 @@ from flax import nnx
 from rich.console import Console
 
 from jaxnets import optim
-from jaxnets.kernels import Rows
+from jaxnets.kernels import SparseRows
 from jaxnets.optim import clip_by_norm
 from jaxnets.training import fit
 
@@ -143,7 +143,7 @@ def test_gradients_may_come_by_rows():
 
         arguments = model.table[...], model.scale[...]
         result, (table, scale) = jax.value_and_grad(value, (0, 1))(*arguments)
-        return (result, {}), {"table": Rows(jnp.arange(5), table), "scale": scale}
+        return (result, {}), {"table": SparseRows(jnp.arange(5), table), "scale": scale}
 
     def batches(step):
         return jax.random.normal(jax.random.key(step), (5, 3))
@@ -161,7 +161,7 @@ def test_gradients_may_come_by_rows():
 
 
 def test_clip_by_norm():
-    gradient = {"a": jnp.array([3.0]), "b": Rows(jnp.array([7]), jnp.array([[4.0]]))}
+    gradient = {"a": jnp.array([3.0]), "b": SparseRows(jnp.array([7]), jnp.array([[4.0]]))}
     clipped, norm = clip_by_norm(gradient, 1.0)
     assert float(norm) == 5
     assert clipped["b"].ids.tolist() == [7]

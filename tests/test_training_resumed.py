@@ -146,7 +146,7 @@ def test_strict_modes(strict_mode, tmp_path):
 
 
 def test_buffers_that_are_shared():
-    """By parameters, and by the optimiser's state with them: each has its own in the step."""
+    """By parameters, and by the optimizer's state with them: each has its own in the step."""
 
     class Shared(Model):
         def __init__(self):

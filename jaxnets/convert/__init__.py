@@ -1,6 +1,6 @@
 """Weights from and to other libraries' layouts, exactly: nothing is computed but sums of biases."""
 
-from jaxnets.convert.dense_conv import conv_to_dense, convolutionalise, dense_to_conv
+from jaxnets.convert.dense_conv import conv_to_dense, convolutionalize, dense_to_conv
 from jaxnets.convert.flax_cells import (
     gru_from_flax,
     gru_to_flax,
@@ -13,7 +13,7 @@ from jaxnets.convert.keras import gru_from_keras, gru_to_keras, lstm_from_keras,
 from jaxnets.convert.torch import gru_from_torch, gru_to_torch, lstm_from_torch, lstm_to_torch
 
 __all__ = [
-    "conv_to_dense", "convolutionalise", "dense_to_conv", "gru_from_flax", "gru_from_keras",
+    "conv_to_dense", "convolutionalize", "dense_to_conv", "gru_from_flax", "gru_from_keras",
     "gru_from_torch", "gru_to_flax", "gru_to_keras", "gru_to_torch", "lstm_from_flax",
     "lstm_from_flax_optimized", "lstm_from_keras", "lstm_from_torch", "lstm_to_flax",
     "lstm_to_flax_optimized", "lstm_to_keras", "lstm_to_torch",

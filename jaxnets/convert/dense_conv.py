@@ -91,7 +91,7 @@ def conv_to_dense(kernel: Any, *, flattened: str = "channels_last") -> Float[Arr
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-def convolutionalise(
+def convolutionalize(
     dense: nnx.Linear, window: Iterable[SupportsIndex], *, flattened: str = "channels_last"
 ) -> nnx.Conv:
     """The convolution that slides a trained dense head over maps larger than the head's own.
@@ -110,7 +110,7 @@ def convolutionalise(
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> head = convolutionalise(nnx.Linear(4 * 4 * 3, 10, rngs=nnx.Rngs(0)), (4, 4))
+      >>> head = convolutionalize(nnx.Linear(4 * 4 * 3, 10, rngs=nnx.Rngs(0)), (4, 4))
       >>> head(jnp.ones((1, 4, 4, 3))).shape, head(jnp.ones((1, 9, 6, 3))).shape
       ((1, 1, 1, 10), (1, 6, 3, 10))
     """

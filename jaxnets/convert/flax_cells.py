@@ -57,7 +57,7 @@ def lstm_to_flax(parameters: LSTMParameters) -> dict[str, dict[str, Any]]:
 
     Raises:
       TypeError: what is not :class:`jaxnets.kernels.LSTMParameters`.
-      ValueError: a projection, peepholes or layer normalisation, which flax's cells do not have.
+      ValueError: a projection, peepholes or layer normalization, which flax's cells do not have.
 
     Example:
       >>> import jax.numpy as jnp

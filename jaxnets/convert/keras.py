@@ -74,7 +74,7 @@ def lstm_to_keras(parameters: LSTMParameters) -> list[np.ndarray]:
 
     Raises:
       TypeError: what is not :class:`jaxnets.kernels.LSTMParameters`.
-      ValueError: a projection, peepholes or layer normalisation, which Keras' layer does not have.
+      ValueError: a projection, peepholes or layer normalization, which Keras' layer does not have.
 
     Example:
       >>> import jax.numpy as jnp

@@ -85,7 +85,7 @@ def lstm_to_torch(
 
     Raises:
       TypeError: what is not :class:`jaxnets.kernels.LSTMParameters`.
-      ValueError: peepholes, layer normalisation or a cell's projection, which PyTorch does not
+      ValueError: peepholes, layer normalization or a cell's projection, which PyTorch does not
         have; ``layer`` below 0, or ``reverse`` of a cell.
 
     Example:

@@ -1,6 +1,8 @@
-"""How the layers draw their first parameters."""
+"""How the layers draw their first parameters, and the dtypes of parameters and arithmetic."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +12,32 @@ from jax.typing import DTypeLike
 from jaxnets.kernels.numerics import accumulator_dtype
 
 
-def float_dtype(dtype: DTypeLike) -> jnp.dtype:
+def float_dtype(name: str, dtype: DTypeLike) -> jnp.dtype:
     """``dtype`` as one of NumPy's.
 
     Raises:
-      TypeError: parameters cannot have it.
+      TypeError: it is not floating point.
     """
     if not jnp.issubdtype(dtype, jnp.floating):
-        raise TypeError(f"dtype must be floating point, got {dtype}")
+        raise TypeError(f"{name} must be floating point, got {dtype}")
     return jnp.dtype(dtype)
+
+
+def computing_dtype(dtype: DTypeLike | None) -> jnp.dtype | None:
+    """The dtype that a layer computes in; None: that of its inputs and parameters."""
+    return None if dtype is None else float_dtype("dtype", dtype)
+
+
+def as_computed(dtype: jnp.dtype | None, arrays: Any) -> Any:
+    """The floats of ``arrays``, any pytree, in ``dtype``, where that is given."""
+    if dtype is None:
+        return arrays
+
+    def cast(array):
+        array = jnp.asarray(array)
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(cast, arrays)
 
 
 def draw(

@@ -20,7 +20,7 @@ def look_up(
 
     Args:
       table: [vocab, features].
-      ids: [...], integers in [0, vocab).
+      ids: [...], integers in [0, vocab_size).
       name: what an error calls ``ids``.
 
     Returns:
@@ -39,9 +39,9 @@ def look_up(
       >>> jax.jit(look_up)(table, jnp.array([2, 3]))[:, 0].tolist()
       [2.0, nan]
     """
-    vocab = table.shape[0]
+    vocab_size = table.shape[0]
     ids = checks.as_integers(name, ids)
-    checks.check_range(name, ids, 0, vocab, "[0, vocab)")
+    checks.check_range(name, ids, 0, vocab_size, "[0, vocab_size)")
     return _rows(ids, table)
 
 

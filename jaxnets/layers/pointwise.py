@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from jaxnets.kernels import depthwise_conv, fold_batch_norm, pointwise_conv
 from jaxnets.kernels.checks import as_int
-from jaxnets.layers.initial import draw, float_dtype
+from jaxnets.kernels.pointwise.activations import ActivationName
+from jaxnets.layers.initial import as_computed, computing_dtype, draw, float_dtype
 
 
 class PointwiseConv(nnx.Module):
@@ -28,7 +29,8 @@ class PointwiseConv(nnx.Module):
         (what PyTorch and Keras call "gelu").
       channels_first: inputs and outputs are [batch, channels, ...] in place of [batch, ...,
         channels].
-      dtype: of the parameters.
+      dtype: computed in, inputs and parameters cast to it; None: the wider of the two, as flax.
+      param_dtype: of the parameters.
       rngs: for the kernel, which starts as LeCun-normal.
 
     Raises:
@@ -61,22 +63,24 @@ class PointwiseConv(nnx.Module):
         strides: SupportsIndex | Iterable[SupportsIndex] = 1,
         groups: SupportsIndex = 1,
         use_bias: bool = True,
-        activation: str | None = None,
+        activation: ActivationName | None = None,
         channels_first: bool = False,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         in_features = as_int("in_features", in_features, 1)
         out_features = as_int("out_features", out_features, 1)
-        groups, dtype = as_int("groups", groups), float_dtype(dtype)
+        groups, param_dtype = as_int("groups", groups), float_dtype("param_dtype", param_dtype)
+        self.dtype = computing_dtype(dtype)
         if groups < 1 or in_features % groups or out_features % groups:
             raise ValueError(
                 f"groups must divide in_features and out_features, got {groups} with "
                 f"{in_features} and {out_features}"
             )
         shape = (in_features // groups, out_features)
-        self.kernel = nnx.Param(draw(nnx.initializers.lecun_normal(), rngs, shape, dtype))
-        self.bias = nnx.Param(jnp.zeros(out_features, dtype)) if use_bias else None
+        self.kernel = nnx.Param(draw(nnx.initializers.lecun_normal(), rngs, shape, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(out_features, param_dtype)) if use_bias else None
         self.strides = _one_or_each("strides", strides)
         self.groups, self.activation = groups, activation
         self.channels_first = channels_first
@@ -87,10 +91,13 @@ class PointwiseConv(nnx.Module):
         residual: Float[Array, " batch *positions_and_out"] | None = None,
     ) -> Float[Array, " batch *positions_and_out"]:
         """As :func:`jaxnets.kernels.pointwise_conv`."""
+        bias = None if self.bias is None else self.bias[...]
+        inputs, kernel, bias, residual = as_computed(
+            self.dtype, (inputs, self.kernel[...], bias, residual)
+        )
         return pointwise_conv(
-            inputs, self.kernel[...], None if self.bias is None else self.bias[...],
-            residual=residual, activation=self.activation, strides=self.strides,
-            groups=self.groups, channels_first=self.channels_first,
+            inputs, kernel, bias, residual=residual, activation=self.activation,
+            strides=self.strides, groups=self.groups, channels_first=self.channels_first,
         )  # fmt: skip
 
     def fold(self, norm: nnx.BatchNorm) -> PointwiseConv:
@@ -117,7 +124,8 @@ class PointwiseConv(nnx.Module):
         )
         folded = PointwiseConv(
             kernel.shape[0] * self.groups, kernel.shape[1], strides=self.strides,
-            groups=self.groups, channels_first=self.channels_first, rngs=nnx.Rngs(0),
+            groups=self.groups, channels_first=self.channels_first, dtype=self.dtype,
+            rngs=nnx.Rngs(0),
         )  # fmt: skip
         folded.kernel, folded.bias = nnx.Param(kernel), nnx.Param(bias)
         return folded
@@ -137,7 +145,8 @@ class SeparableConv(nnx.Module):
       use_bias, activation: as :class:`PointwiseConv` has them.
       channels_first: inputs and outputs are [batch, channels, ...] in place of [batch, ...,
         channels].
-      dtype: of the parameters.
+      dtype: computed in, inputs and parameters cast to it; None: the wider of the two, as flax.
+      param_dtype: of the parameters.
       rngs: for the kernels.
 
     Raises:
@@ -170,8 +179,9 @@ class SeparableConv(nnx.Module):
         dilation: SupportsIndex | Iterable[SupportsIndex] = 1,
         use_bias: bool = True,
         channels_first: bool = False,
-        activation: str | None = None,
-        dtype: DTypeLike = jnp.float32,
+        activation: ActivationName | None = None,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
         window = _one_or_each("kernel_size", kernel_size)
@@ -180,7 +190,10 @@ class SeparableConv(nnx.Module):
         self.depth_multiplier = as_int("depth_multiplier", depth_multiplier, 1)
         shape = (*window, in_features * self.depth_multiplier)
         scale = math.prod(window) ** -0.5  # LeCun-normal: the window is all an output sees
-        initial = draw(nnx.initializers.normal(scale), rngs, shape, float_dtype(dtype))
+        initial = draw(
+            nnx.initializers.normal(scale), rngs, shape, float_dtype("param_dtype", param_dtype)
+        )
+        self.dtype = computing_dtype(dtype)
         self.depthwise = nnx.Param(initial)
         self.strides = _one_or_each("strides", strides)
         self.dilation = _one_or_each("dilation", dilation)
@@ -191,15 +204,16 @@ class SeparableConv(nnx.Module):
         self.channels_first = channels_first
         self.pointwise = PointwiseConv(
             shape[-1], out_features, use_bias=use_bias, activation=activation,
-            channels_first=channels_first, dtype=dtype, rngs=rngs,
+            channels_first=channels_first, dtype=dtype, param_dtype=param_dtype, rngs=rngs,
         )  # fmt: skip
 
     def __call__(
         self, inputs: Float[Array, " batch *positions_and_in"]
     ) -> Float[Array, " batch *outputs_and_out"]:
         """The block's outputs, each spatial axis divided by its stride where padding is "SAME"."""
+        inputs, depthwise = as_computed(self.dtype, (inputs, self.depthwise[...]))
         mixed = depthwise_conv(
-            inputs, self.depthwise[...], depth_multiplier=self.depth_multiplier,
+            inputs, depthwise, depth_multiplier=self.depth_multiplier,
             strides=self.strides, padding=self.padding, dilation=self.dilation,
             channels_first=self.channels_first,
         )  # fmt: skip

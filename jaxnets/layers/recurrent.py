@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, get_args
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
+from jaxtyping import ArrayLike, Float, Integer, Shaped
 
-from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters, recurrent_layers
+from jaxnets.kernels import (
+    GRUParameters,
+    LayerNorm,
+    LSTMParameters,
+    Recurrence,
+    recurrent_layers,
+)
 from jaxnets.kernels.checks import as_int
-from jaxnets.layers.initial import draw, float_dtype
+from jaxnets.kernels.recurrent.layers import MergeMode
+from jaxnets.layers.initial import as_computed, computing_dtype, draw, float_dtype
 
-MERGE_MODES = ("concat", "sum", "mul", "ave")
+MERGE_MODES = get_args(MergeMode)
 
 
 class Direction(nnx.Module):
@@ -52,8 +59,9 @@ class _Recurrent(nnx.Module):
     """What LSTM and GRU share: layers of directions, and one call of ``recurrent_layers``."""
 
     def __init__(
-        self, layers: Sequence[Sequence[LSTMParameters | GRUParameters]], merge_mode: str,
-        dropout: float, input_dropout: float, recurrent_dropout: float, rngs: nnx.Rngs,
+        self, layers: Sequence[Sequence[LSTMParameters | GRUParameters]], merge_mode: MergeMode,
+        dropout: float, input_dropout: float, recurrent_dropout: float,
+        dtype: DTypeLike | None, rngs: nnx.Rngs,
     ):  # fmt: skip
         shares = {
             "dropout": dropout,
@@ -63,11 +71,12 @@ class _Recurrent(nnx.Module):
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {share}")
-        self.features = layers[0][0].input_kernel.shape[0]
+        self.in_features = layers[0][0].input_kernel.shape[0]
+        self.dtype = computing_dtype(dtype)
         self.layers = nnx.List(
             [nnx.List([Direction(direction) for direction in layer]) for layer in layers]
         )
-        self.merge_mode = merge_mode
+        self.merge_mode: MergeMode = merge_mode
         self.dropout, self.input_dropout = dropout, input_dropout
         self.recurrent_dropout = recurrent_dropout
         self.deterministic = False
@@ -87,8 +96,8 @@ class _Recurrent(nnx.Module):
         mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
         deterministic: bool | None = None,
         **options,
-    ) -> tuple[Float[Array, "..."], list[list]]:
-        """Outputs and the last carry of each layer and direction.
+    ) -> Recurrence:
+        """:class:`jaxnets.kernels.Recurrence`: outputs, and each direction's last carry.
 
         Args:
           inputs: [batch, time, features]; [time, batch, features] with ``time_first=True``,
@@ -111,8 +120,9 @@ class _Recurrent(nnx.Module):
                 "recurrent_dropout": self.recurrent_dropout,
                 "key": self.rngs(),
             }
+        inputs, parameters = as_computed(self.dtype, (inputs, self.parameters()))
         return recurrent_layers(
-            inputs, carries, self.parameters(), lengths=lengths, segment_ids=segment_ids,
+            inputs, carries, parameters, lengths=lengths, segment_ids=segment_ids,
             mask=mask, merge_mode=self.merge_mode, **self._cell_options(), **drops,
             **options,
         )  # fmt: skip
@@ -125,20 +135,21 @@ class LSTM(_Recurrent):
     """LSTM layers over padded, packed or very long sequences.
 
     Args:
-      features: size of an input at one step.
-      hidden: size of the memory.
+      in_features: size of an input at one step.
+      hidden_features: size of the memory.
       num_layers: layers on top of each other.
       bidirectional: two directions a layer.
       merge_mode: what becomes of their outputs: "concat" (beside each other), "sum", "mul" or
         "ave".
       projection: size of the projected output and carry; None: no projection.
       peepholes: the gates see the memory.
-      layer_norm: normalise the gates and the memory.
+      layer_norm: normalize the gates and the memory.
       dropout: of the outputs between layers.
       input_dropout: of the inputs of the first.
       recurrent_dropout: of h, the same at each step.
       forget_bias: of the forget gate, at the start.
-      dtype: of the parameters.
+      dtype: computed in, inputs and parameters cast to it; None: the wider of the two, as flax.
+      param_dtype: of the parameters.
       rngs: for the parameters, and for dropout its stream ``dropout``.
 
     Kernels start as Glorot-uniform, recurrent kernels orthogonal.
@@ -164,7 +175,7 @@ jnp.swapaxes(inputs, 1, 2)
       In linen, any method by its name (with dropout, ``rngs={"dropout": key}`` or
       ``deterministic=True``):
 
-      >>> linen = nnx.bridge.to_linen(LSTM, 3, hidden=8)
+      >>> linen = nnx.bridge.to_linen(LSTM, 3, hidden_features=8)
       >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 7, 3)))
       >>> linen.apply(variables, jnp.ones((2, 7, 3)), lengths=jnp.array([7, 2]))[0].shape
       (2, 7, 8)
@@ -174,12 +185,12 @@ jnp.swapaxes(inputs, 1, 2)
 
     def __init__(
         self,
-        features: SupportsIndex,
-        hidden: SupportsIndex,
+        in_features: SupportsIndex,
+        hidden_features: SupportsIndex,
         *,
         num_layers: SupportsIndex = 1,
         bidirectional: bool = False,
-        merge_mode: str = "concat",
+        merge_mode: MergeMode = "concat",
         projection: SupportsIndex | None = None,
         peepholes: bool = False,
         layer_norm: bool = False,
@@ -187,32 +198,34 @@ jnp.swapaxes(inputs, 1, 2)
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         forget_bias: float = 1.0,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        hidden, dtype = as_int("hidden", hidden, 1), float_dtype(dtype)
+        hidden = as_int("hidden_features", hidden_features, 1)
+        param_dtype = float_dtype("param_dtype", param_dtype)
         output = hidden if projection is None else as_int("projection", projection, 1)
 
         def direction(features):
             gates = 4 * hidden
             norm = LayerNorm(
-                jnp.ones(gates, dtype),
-                jnp.ones(gates, dtype),
-                jnp.ones(hidden, dtype),
-                jnp.zeros(hidden, dtype),
+                jnp.ones(gates, param_dtype),
+                jnp.ones(gates, param_dtype),
+                jnp.ones(hidden, param_dtype),
+                jnp.zeros(hidden, param_dtype),
             )
             return LSTMParameters(
-                draw(nnx.initializers.glorot_uniform(), rngs, (features, gates), dtype),
-                _orthogonal(rngs, output, hidden, 4, dtype),
-                jnp.zeros(gates, dtype).at[hidden : 2 * hidden].set(forget_bias),
+                draw(nnx.initializers.glorot_uniform(), rngs, (features, gates), param_dtype),
+                _orthogonal(rngs, output, hidden, 4, param_dtype),
+                jnp.zeros(gates, param_dtype).at[hidden : 2 * hidden].set(forget_bias),
                 None if projection is None
-                else draw(nnx.initializers.glorot_uniform(), rngs, (hidden, output), dtype),
-                jnp.zeros((3, hidden), dtype) if peepholes else None,
+                else draw(nnx.initializers.glorot_uniform(), rngs, (hidden, output), param_dtype),
+                jnp.zeros((3, hidden), param_dtype) if peepholes else None,
                 norm if layer_norm else None,
             )  # fmt: skip
 
-        layers = _stack(direction, features, output, num_layers, bidirectional, merge_mode)
-        super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, rngs)
+        layers = _stack(direction, in_features, output, num_layers, bidirectional, merge_mode)
+        super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, dtype, rngs)
 
 
 class GRU(_Recurrent):
@@ -228,7 +241,7 @@ class GRU(_Recurrent):
       >>> outputs, carries = GRU(3, 8, rngs=nnx.Rngs(0))(jnp.ones((2, 7, 3)))
       >>> bool((outputs[:, -1] == carries[0][0]).all())
       True
-      >>> linen = nnx.bridge.to_linen(GRU, 3, hidden=8)
+      >>> linen = nnx.bridge.to_linen(GRU, 3, hidden_features=8)
       >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 7, 3)))
       >>> linen.apply(variables, nnx_method="parameters")[0][0].bias.shape
       (24,)
@@ -236,45 +249,48 @@ class GRU(_Recurrent):
 
     def __init__(
         self,
-        features: SupportsIndex,
-        hidden: SupportsIndex,
+        in_features: SupportsIndex,
+        hidden_features: SupportsIndex,
         *,
         num_layers: SupportsIndex = 1,
         bidirectional: bool = False,
-        merge_mode: str = "concat",
+        merge_mode: MergeMode = "concat",
         reset_after: bool = True,
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        hidden, dtype = as_int("hidden", hidden, 1), float_dtype(dtype)
+        hidden = as_int("hidden_features", hidden_features, 1)
+        param_dtype = float_dtype("param_dtype", param_dtype)
 
         def direction(features):
             return GRUParameters(
-                draw(nnx.initializers.glorot_uniform(), rngs, (features, 3 * hidden), dtype),
-                _orthogonal(rngs, hidden, hidden, 3, dtype),
-                jnp.zeros(3 * hidden, dtype),
-                jnp.zeros(3 * hidden, dtype),
+                draw(nnx.initializers.glorot_uniform(), rngs, (features, 3 * hidden), param_dtype),
+                _orthogonal(rngs, hidden, hidden, 3, param_dtype),
+                jnp.zeros(3 * hidden, param_dtype),
+                jnp.zeros(3 * hidden, param_dtype),
             )
 
         self.reset_after = reset_after
-        layers = _stack(direction, features, hidden, num_layers, bidirectional, merge_mode)
-        super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, rngs)
+        layers = _stack(direction, in_features, hidden, num_layers, bidirectional, merge_mode)
+        super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, dtype, rngs)
 
     def _cell_options(self) -> dict[str, Any]:
         return {"reset_after": self.reset_after}
 
 
-def _stack(direction, features, output: int, num_layers, bidirectional: bool, merge_mode: str):
+def _stack(direction, in_features, output: int, num_layers, bidirectional: bool, merge_mode: str):
     """The parameters of each layer and direction."""
-    features, num_layers = as_int("features", features, 1), as_int("num_layers", num_layers, 1)
+    in_features = as_int("in_features", in_features, 1)
+    num_layers = as_int("num_layers", num_layers, 1)
     if merge_mode not in MERGE_MODES:
         raise ValueError(f"merge_mode must be one of {MERGE_MODES}, got {merge_mode!r}")
     directions = 2 if bidirectional else 1
     width = directions * output if merge_mode == "concat" else output
-    sizes = [features] + [width] * (num_layers - 1)
+    sizes = [in_features] + [width] * (num_layers - 1)
     return [[direction(size) for _ in range(directions)] for size in sizes]
 
 

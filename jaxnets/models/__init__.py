@@ -1,7 +1,7 @@
 """Whole networks built of the layers, each with an example that trains it on real data."""
 
 from jaxnets.models.autoencoder import Autoencoder
-from jaxnets.models.decoding import beam_search, greedy_search
+from jaxnets.models.decoding import BeamSearch, beam_search, greedy_search
 from jaxnets.models.digits import DigitsCNN
 from jaxnets.models.discogan import DiscoGAN
 from jaxnets.models.ecg import ECGClassifier
@@ -12,7 +12,7 @@ from jaxnets.models.timeseries import TimeSeriesLSTM
 from jaxnets.models.unet import UNet
 
 __all__ = [
-    "TENSORFLOW_TUTORIAL", "Autoencoder", "CountRegressor", "DigitsCNN", "DiscoGAN",
+    "TENSORFLOW_TUTORIAL", "Autoencoder", "BeamSearch", "CountRegressor", "DigitsCNN", "DiscoGAN",
     "ECGClassifier", "ImageToImage", "SDCNet", "Seq2Seq", "Seq2SeqConfig", "TimeSeriesLSTM", "UNet",
     "beam_search", "greedy_search",
 ]  # fmt: skip

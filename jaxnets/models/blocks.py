@@ -7,11 +7,11 @@ from jaxtyping import Array, Float
 
 
 class ConvPair(nnx.Module):
-    """Two 3x3 convolutions, each normalised over the batch (or not) and rectified.
+    """Two 3x3 convolutions, each normalized over the batch (or not) and rectified.
 
     Args:
       before, after: channels.
-      normalise: batch normalisation in place of a bias.
+      normalize: batch normalization in place of a bias.
       rngs: for the kernels.
 
     Example:
@@ -21,16 +21,16 @@ class ConvPair(nnx.Module):
       (2, 6, 5, 4)
     """
 
-    def __init__(self, before: int, after: int, *, normalise: bool = True, rngs: nnx.Rngs):
+    def __init__(self, before: int, after: int, *, normalize: bool = True, rngs: nnx.Rngs):
         self.convs = nnx.List([
             nnx.Conv(
-                features, after, (3, 3), use_bias=not normalise,
+                features, after, (3, 3), use_bias=not normalize,
                 kernel_init=nnx.initializers.he_normal(), rngs=rngs,
             )
             for features in (before, after)
         ])  # fmt: skip
         self.norms = nnx.List(
-            [nnx.BatchNorm(after, momentum=0.95, rngs=rngs) for _ in range(2) if normalise]
+            [nnx.BatchNorm(after, momentum=0.95, rngs=rngs) for _ in range(2) if normalize]
         )
 
     def __call__(

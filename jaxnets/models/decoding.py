@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int32, Integer
+from jaxtyping import Array, ArrayLike, Int32, Integer
 
 from jaxnets.kernels import checks
 from jaxnets.kernels.meshes import WHOLE, over_rows
@@ -43,6 +43,27 @@ def greedy_search(
     return _greedy_search(model, source, lengths, max_time)
 
 
+class BeamSearch(NamedTuple):
+    """What :func:`beam_search` returns, the best translation of each source first.
+
+    Attributes:
+      words: [batch, beam, max_time] int32.
+      scores: [batch, beam] float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
+      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> beam_search(model, [[5, 7, 1]], [3], max_time=4, beam=2).scores.shape
+      (1, 2)
+    """
+
+    words: jax.Array
+    scores: jax.Array
+
+
 def beam_search(
     model: Seq2Seq,
     source: Integer[ArrayLike, "batch source"] | Sequence,
@@ -51,7 +72,7 @@ def beam_search(
     max_time: int,
     beam: int = 4,
     length_penalty: float = 0.6,
-) -> tuple[Int32[Array, "batch beam max_time"], Float[Array, "batch beam"]]:
+) -> BeamSearch:
     r"""The best ``beam`` translations found, best first, and their scores.
 
     A translation's score is its log-probability over :math:`((5 + length) / 6)^\alpha` (Wu et al.
@@ -73,9 +94,9 @@ def beam_search(
     """
     source, lengths, max_time = _check(model, source, lengths, max_time)
     beam = checks.as_int("beam", beam)
-    if not 1 <= beam <= model.config.target_vocab:
-        raise ValueError(f"beam must lie in [1, {model.config.target_vocab}], got {beam}")
-    return _beam_search(model, source, lengths, max_time, beam, length_penalty)
+    if not 1 <= beam <= model.config.target_vocab_size:
+        raise ValueError(f"beam must lie in [1, {model.config.target_vocab_size}], got {beam}")
+    return BeamSearch(*_beam_search(model, source, lengths, max_time, beam, length_penalty))
 
 
 def _check(model: Seq2Seq, source, lengths, max_time) -> tuple[jax.Array, jax.Array, int]:
@@ -83,7 +104,7 @@ def _check(model: Seq2Seq, source, lengths, max_time) -> tuple[jax.Array, jax.Ar
     source = checks.as_integers("source", source)
     if source.ndim != 2:
         raise ValueError(f"source must be [batch, source] words, got shape {source.shape}")
-    checks.check_range("source", source, 0, model.config.source_vocab, "[0, vocab)")
+    checks.check_range("source", source, 0, model.config.source_vocab_size, "[0, vocab_size)")
     lengths = checks.as_integers("lengths", lengths)
     checks.check_range("lengths", lengths, 0, source.shape[1] + 1, "[0, time]")
     return source, lengths, checks.as_int("max_time", max_time, 1)
@@ -134,7 +155,7 @@ def _beam(model, source, lengths, max_time, beam, length_penalty):
 @over_rows(source=0, lengths=0, state=WHOLE, length_penalty=WHOLE)
 def _beam_rows(source, lengths, state, length_penalty, graph, max_time, beam):
     model = nnx.merge(graph, state)
-    batch, vocab = source.shape[0], model.config.target_vocab
+    batch, vocab_size = source.shape[0], model.config.target_vocab_size
 
     def for_each(array):
         return jnp.repeat(array, beam, axis=0)
@@ -146,12 +167,12 @@ def _beam_rows(source, lengths, state, length_penalty, graph, max_time, beam):
 
     def step(state):
         logits, carries = model.step(state.words.reshape(-1), state.carries, memory)
-        gains = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, beam, vocab)
+        gains = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(batch, beam, vocab_size)
         # One that has ended goes on as itself, by END at no cost.
-        ended = jnp.full((1, 1, vocab), -jnp.inf).at[..., END].set(0)
+        ended = jnp.full((1, 1, vocab_size), -jnp.inf).at[..., END].set(0)
         gains = jnp.where((state.words == END)[..., None], ended, gains)
         # The best of all are among the best of each.
-        gains, words = lax.top_k(gains, min(beam, vocab))
+        gains, words = lax.top_k(gains, min(beam, vocab_size))
         width = gains.shape[-1]
         totals = (state.scores[..., None] + gains).reshape(batch, beam * width)
         scores, chosen = lax.top_k(totals, beam)

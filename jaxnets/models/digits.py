@@ -11,29 +11,29 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxnets.convert import convolutionalise
+from jaxnets.convert import convolutionalize
 from jaxnets.kernels import checks
 from jaxnets.models.blocks import ConvPair
 
 
 class DigitsCNN(nnx.Module):
-    """Pairs of 3x3 convolutions with batch normalisation and pooling, then a dense head.
+    """Pairs of 3x3 convolutions with batch normalization and pooling, then a dense head.
 
     The plan of LeNet-5 (LeCun et al. 1998) in today's parts: Simonyan and Zisserman's (2015) pairs
-    of small windows, Ioffe and Szegedy's (2015) batch normalisation.
+    of small windows, Ioffe and Szegedy's (2015) batch normalization.
 
     Args:
       image: height and width; each stage halves them.
       classes: how many.
       features: channels of each stage.
-      hidden: of the head.
+      hidden_features: of the head.
       dropout: before the last layer.
       rngs: for parameters and dropout.
 
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = DigitsCNN((28, 28), 10, features=(4, 8), hidden=16, rngs=nnx.Rngs(0))
+      >>> model = DigitsCNN((28, 28), 10, features=(4, 8), hidden_features=16, rngs=nnx.Rngs(0))
       >>> model(jnp.ones((2, 28, 28, 1))).shape
       (2, 10)
       >>> [maps.shape for maps in model.activations(jnp.ones((2, 28, 28, 1)))]
@@ -46,7 +46,7 @@ class DigitsCNN(nnx.Module):
         classes: int,
         *,
         features: Sequence[int] = (32, 64),
-        hidden: int = 128,
+        hidden_features: int = 128,
         dropout: float = 0.4,
         rngs: nnx.Rngs,
     ):
@@ -55,9 +55,9 @@ class DigitsCNN(nnx.Module):
         sizes = zip((1, *features[:-1]), features, strict=True)
         self.stages = nnx.List([ConvPair(before, after, rngs=rngs) for before, after in sizes])
         positions = self.window[0] * self.window[1]
-        self.flat = nnx.Linear(positions * features[-1], hidden, rngs=rngs)
+        self.flat = nnx.Linear(positions * features[-1], hidden_features, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.last = nnx.Linear(hidden, classes, rngs=rngs)
+        self.last = nnx.Linear(hidden_features, classes, rngs=rngs)
 
     def __call__(
         self, images: Float[Array, "batch height width 1"]
@@ -85,7 +85,7 @@ class DigitsCNN(nnx.Module):
         lies two pixels on for each stage of pooling. Batch statistics must be fixed (``eval()``).
         Windows see beyond their edge, where the classifier alone sees zeros.
         """
-        hidden = nnx.relu(convolutionalise(self.flat, self.window)(self._maps(images)))
+        hidden = nnx.relu(convolutionalize(self.flat, self.window)(self._maps(images)))
         return self.last(self.dropout(hidden))
 
     def activations(

@@ -123,7 +123,7 @@ class DiscoGAN(nnx.Module):
         """One loss for both sides of the game, and its parts.
 
         The generators' part holds the discriminators fixed and the discriminators' part the
-        images, so one gradient has each player's own, and any optimiser serves both.
+        images, so one gradient has each player's own, and any optimizer serves both.
         """
         fake_b, fake_a = self.a_to_b(a), self.b_to_a(b)
         back = jnp.abs(self.b_to_a(fake_b) - a).mean() + jnp.abs(self.a_to_b(fake_a) - b).mean()

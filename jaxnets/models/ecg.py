@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax import lax
@@ -21,7 +20,7 @@ from jaxnets.sequences import conv_lengths, length_mask, masked_mean
 class ECGClassifier(nnx.Module):
     """Signals of unequal length to one probability a label.
 
-    Each record is normalised by its own mean and spread; strided convolutions (optional) shorten
+    Each record is normalized by its own mean and spread; strided convolutions (optional) shorten
     it, as in Hannun et al. 2019; LSTM layers read it both ways; the mean and the largest of their
     outputs over the record's own steps go into a linear layer, one logit a label.
 
@@ -30,7 +29,7 @@ class ECGClassifier(nnx.Module):
       labels: how many; a record may have any of them together.
       strides: of the convolutions, each twice as wide as its stride; (): none.
       features: channels of the convolutions.
-      hidden: of the LSTM in each direction.
+      hidden_features: of the LSTM in each direction.
       layers: of the LSTM.
       dropout: between the layers and before the last.
       rngs: for parameters and dropout.
@@ -38,7 +37,7 @@ class ECGClassifier(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = ECGClassifier(1, 4, strides=(5, 2), features=8, hidden=8, rngs=nnx.Rngs(0))
+      >>> model = ECGClassifier(1, 4, strides=(5, 2), hidden_features=8, rngs=nnx.Rngs(0))
       >>> model(jnp.ones((2, 100, 1)), jnp.array([100, 40])).shape
       (2, 4)
     """
@@ -50,7 +49,7 @@ class ECGClassifier(nnx.Module):
         *,
         strides: Sequence[int] = (5, 3, 2),
         features: int = 32,
-        hidden: int = 64,
+        hidden_features: int = 64,
         layers: int = 2,
         dropout: float = 0.2,
         rngs: nnx.Rngs,
@@ -68,10 +67,15 @@ class ECGClassifier(nnx.Module):
         ])  # fmt: skip
         self.norms = nnx.List([nnx.LayerNorm(features, rngs=rngs) for _ in strides])
         self.lstm = LSTM(
-            sizes[-1], hidden, num_layers=layers, bidirectional=True, dropout=dropout, rngs=rngs
+            sizes[-1],
+            hidden_features,
+            num_layers=layers,
+            bidirectional=True,
+            dropout=dropout,
+            rngs=rngs,
         )
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.last = nnx.Linear(4 * hidden, labels, rngs=rngs)
+        self.last = nnx.Linear(4 * hidden_features, labels, rngs=rngs)
 
     def __call__(
         self,
@@ -83,7 +87,7 @@ class ECGClassifier(nnx.Module):
         Raises:
           ValueError: a length outside [0, time]; under ``jit`` its record's logits are NaN.
         """
-        steps = normalise(signals, lengths)
+        steps = normalize(signals, lengths)
         time, given = steps.shape[1], checks.as_integers("lengths", lengths)
         lengths = given
         for conv, norm, stride in zip(self.convs, self.norms, self.strides, strict=True):
@@ -100,7 +104,7 @@ class ECGClassifier(nnx.Module):
         return _nan_if_out_of_range(logits, given, time)
 
 
-def normalise(
+def normalize(
     signals: Num[ArrayLike, "batch time channels"],
     lengths: Integer[ArrayLike, " batch"] | Sequence[int],
 ) -> Float[Array, "batch time channels"]:
@@ -117,7 +121,7 @@ def normalise(
     Example:
       >>> import jax.numpy as jnp
       >>> signals = jnp.array([[[1.0], [3.0], [9.0]]])
-      >>> normalise(signals, jnp.array([2]))[0, :, 0].round(3).tolist()
+      >>> normalize(signals, jnp.array([2]))[0, :, 0].round(3).tolist()
       [-1.0, 1.0, 0.0]
     """
     signals = jnp.asarray(signals)
@@ -141,10 +145,10 @@ def normalise(
     level = lax.stop_gradient(jnp.abs(steps).max(1, keepdims=True, initial=0))
     flat = span <= 2 * float(jnp.finfo(given).eps) * level
     moved = moved / jnp.where(flat, 1, span)
-    centred = jnp.where(mask, moved - moved.sum(1, keepdims=True) / count, 0)
-    variance = (centred**2).sum(1, keepdims=True) / count
+    centered = jnp.where(mask, moved - moved.sum(1, keepdims=True) / count, 0)
+    variance = (centered**2).sum(1, keepdims=True) / count
     spread = jnp.sqrt(jnp.where(flat, 1, variance))
-    found = jnp.where(flat, 0, centred / spread)
+    found = jnp.where(flat, 0, centered / spread)
     return _nan_if_out_of_range(found.astype(given), lengths, time)
 
 
@@ -173,110 +177,3 @@ def multilabel_loss(
     logits, labels = jnp.where(there, logits, 0), jnp.where(there, labels, 0)
     losses = optax.sigmoid_binary_cross_entropy(logits, labels.astype(logits.dtype))
     return masked_mean(losses.mean(-1), present)
-
-
-def auroc(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    r"""The area under each label's receiver operating characteristic, [labels].
-
-    The share of pairs of a record with the label and one without whose scores are in that order,
-    ties counting half (Hanley and McNeil 1982). NaN for a label that all or none have. By ranks:
-
-    .. math:: \frac{\sum_{i \in P} r_i - |P| (|P| + 1) / 2}{|P| |N|}
-
-    with positives P, negatives N, and r the ranks of all scores from 1, those of ties averaged.
-
-    Args:
-      scores: [records, labels], any order-preserving number: logits or probabilities.
-      labels: [records, labels], 0 or 1.
-
-    Raises:
-      ValueError: a score is NaN, a label neither 0 nor 1, or the shapes do not fit.
-
-    Example:
-      >>> import numpy as np
-      >>> auroc(np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]])).tolist()
-      [0.75]
-    """
-    scores, has = _scores_and_labels(scores, labels)
-    return np.array([_area(score, label) for score, label in zip(scores.T, has.T, strict=True)])
-
-
-def _area(score: np.ndarray, label: np.ndarray) -> float:
-    positives = int(label.sum())
-    negatives = label.size - positives
-    if not positives or not negatives:
-        return np.nan
-    _, place, ties = np.unique(score, return_inverse=True, return_counts=True)
-    twice_rank = 2 * np.cumsum(ties) - ties + 1  # integers, so that the sum is exact
-    ordered = int(twice_rank[place][label].sum()) - positives * (positives + 1)
-    return ordered / (2 * positives * negatives)
-
-
-def _scores_and_labels(scores, labels) -> tuple[np.ndarray, np.ndarray]:
-    """[records, labels] each, the labels as booleans."""
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    if scores.ndim != 2 or labels.shape != scores.shape:
-        raise ValueError(
-            "scores and labels must be [records, labels] alike, "
-            f"got {scores.shape} and {labels.shape}"
-        )
-    if np.isnan(scores).any():
-        record, label = np.argwhere(np.isnan(scores))[0]
-        raise ValueError(f"scores must not be NaN, got NaN at record {record}, label {label}")
-    if not np.isin(labels, (0, 1)).all():
-        raise ValueError(f"labels must be 0 or 1, got {labels[~np.isin(labels, (0, 1))][0]}")
-    return scores, labels.astype(bool)
-
-
-def best_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """For each label the threshold of its scores with the best F1, [labels]: "at least" has it.
-
-    To be chosen on records that are not the test's. Arguments and errors as of :func:`auroc`;
-    among equally good thresholds the lowest; NaN without records.
-
-    Example:
-      >>> import numpy as np
-      >>> best_thresholds(np.array([[0.1], [0.4], [0.35], [0.8]]), np.array([[0], [0], [1], [1]]))
-      array([0.35])
-    """
-    scores, has = _scores_and_labels(scores, labels)
-    return np.array([
-        _best_threshold(score, label) for score, label in zip(scores.T, has.T, strict=True)
-    ])  # fmt: skip
-
-
-def _best_threshold(score: np.ndarray, label: np.ndarray) -> float:
-    if not score.size:
-        return np.nan
-    thresholds, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    # By threshold, how many lie at or above it: of all, and of those with the label.
-    found = np.cumsum(counts[::-1])[::-1]
-    right = np.cumsum(np.bincount(place, label, len(thresholds))[::-1])[::-1]
-    return thresholds[np.argmax(2 * right / (found + label.sum()))]
-
-
-def f1(found: np.ndarray, label: np.ndarray) -> float:
-    """The harmonic mean of precision and recall; 0 where nothing is right.
-
-    Args:
-      found: [...], booleans or 0 and 1.
-      label: as ``found``.
-
-    Raises:
-      ValueError: the shapes differ.
-
-    Example:
-      >>> import numpy as np
-      >>> f1(np.array([True, True, False]), np.array([True, False, True]))
-      0.5
-    """
-    found, label = np.asarray(found).astype(bool), np.asarray(label).astype(bool)
-    if found.shape != label.shape:
-        raise ValueError(f"found and label must be alike, got {found.shape} and {label.shape}")
-    right = (found & label).sum()
-    return float(2 * right / max(found.sum() + label.sum(), 1))
-
-
-def probabilities(logits: jax.Array) -> np.ndarray:
-    """Sigmoid outputs, on the host."""
-    return np.asarray(jax.nn.sigmoid(logits))

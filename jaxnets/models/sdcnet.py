@@ -65,7 +65,7 @@ class SDCNet(nnx.Module):
       channels: of an image.
       features: channels of each stage; the image is halved after each but the last, so the largest
         region, 4 by 4 of the last map, has a side of 64 with five stages.
-      hidden: of the heads.
+      hidden_features: of the heads.
       rngs: for the parameters.
 
     Example:
@@ -85,20 +85,20 @@ class SDCNet(nnx.Module):
         divisions: int = 2,
         channels: int = 1,
         features: Sequence[int] = (16, 24, 32, 48, 48),
-        hidden: int = 64,
+        hidden_features: int = 64,
         rngs: nnx.Rngs,
     ):
         self.intervals, self.divisions = intervals, divisions
         self.region = WINDOW * 2 ** (len(features) - 1)
         if not 0 <= divisions < len(features):
             raise ValueError(f"divisions must lie in [0, {len(features)}), got {divisions}")
-        self.encoder = Encoder(channels, features, normalise=True, rngs=rngs)
+        self.encoder = Encoder(channels, features, normalize=True, rngs=rngs)
         deep = features[-1]
         skips = features[-2 : -2 - divisions : -1]
         self.up = nnx.List([ResizeConv(deep, deep, rngs=rngs) for _ in skips])
         self.joined = nnx.List([ConvPair(deep + skip, deep, rngs=rngs) for skip in skips])
-        self.counter = RegionHead(deep, hidden, len(intervals.bounds) + 1, rngs=rngs)
-        self.decider = RegionHead(deep, hidden, 1, rngs=rngs)
+        self.counter = RegionHead(deep, hidden_features, len(intervals.bounds) + 1, rngs=rngs)
+        self.decider = RegionHead(deep, hidden_features, 1, rngs=rngs)
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Levels:
         """What each level finds, from whole regions to the smallest.
@@ -167,7 +167,7 @@ class Levels(NamedTuple):
 class CountRegressor(nnx.Module):
     """What S-DCNet is compared with: the same encoder, and a head that regresses each region.
 
-    Without batch normalisation, which takes away how much there is in all of a batch: with it a
+    Without batch normalization, which takes away how much there is in all of a batch: with it a
     regressor is several times worse, while the classifier of intervals is better.
 
     Example:
@@ -183,11 +183,11 @@ class CountRegressor(nnx.Module):
         *,
         channels: int = 1,
         features: Sequence[int] = (16, 24, 32, 48, 48),
-        hidden: int = 64,
+        hidden_features: int = 64,
         rngs: nnx.Rngs,
     ):
-        self.encoder = Encoder(channels, features, normalise=False, rngs=rngs)
-        self.head = RegionHead(features[-1], hidden, 1, rngs=rngs)
+        self.encoder = Encoder(channels, features, normalize=False, rngs=rngs)
+        self.head = RegionHead(features[-1], hidden_features, 1, rngs=rngs)
 
     def loss(
         self,
@@ -209,9 +209,9 @@ WINDOW = 4  # of the heads: a region is a map of 4 by 4 at its level
 class Encoder(nnx.Module):
     """Pairs of convolutions as in VGG, the image halved between them; the maps of every stage."""
 
-    def __init__(self, channels: int, features: Sequence[int], *, normalise: bool, rngs: nnx.Rngs):
+    def __init__(self, channels: int, features: Sequence[int], *, normalize: bool, rngs: nnx.Rngs):
         pairs = zip((channels, *features[:-1]), features, strict=True)
-        self.stages = nnx.List([ConvPair(*pair, normalise=normalise, rngs=rngs) for pair in pairs])
+        self.stages = nnx.List([ConvPair(*pair, normalize=normalize, rngs=rngs) for pair in pairs])
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> list[jax.Array]:
         """Maps from the image's size downwards."""
@@ -224,10 +224,14 @@ class Encoder(nnx.Module):
 class RegionHead(nnx.Module):
     """A dense head over each 4 by 4 part of a map, as a convolution of that window and stride."""
 
-    def __init__(self, features: int, hidden: int, out: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, in_features: int, hidden_features: int, out_features: int, *, rngs: nnx.Rngs
+    ):
         window = WINDOW, WINDOW
-        self.window = nnx.Conv(features, hidden, window, strides=window, padding="VALID", rngs=rngs)
-        self.last = PointwiseConv(hidden, out, rngs=rngs)
+        self.window = nnx.Conv(
+            in_features, hidden_features, window, strides=window, padding="VALID", rngs=rngs
+        )
+        self.last = PointwiseConv(hidden_features, out_features, rngs=rngs)
 
     def __call__(
         self, maps: Float[Array, "batch height width features"]

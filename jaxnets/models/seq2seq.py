@@ -17,10 +17,10 @@ from jaxtyping import Array, ArrayLike, Float, Integer
 
 from jaxnets.kernels import (
     LogUniform,
-    Rows,
+    SparseRows,
     checks,
+    draw_samples,
     gather_rows,
-    sample,
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.meshes import over_rows
@@ -36,8 +36,8 @@ class Seq2SeqConfig:
     """Sizes of the model, and how it is trained.
 
     Attributes:
-      source_vocab: words, of them 0 unknown (and padding), 1 the end, 2 the start.
-      target_vocab: words, likewise.
+      source_vocab_size: words, of them 0 unknown (and padding), 1 the end, 2 the start.
+      target_vocab_size: words, likewise.
       features: of the embeddings, the memory and the hidden state.
       layers: of the encoder and of the decoder.
       bidirectional: the encoder reads both ways, each with half of the features.
@@ -55,8 +55,8 @@ class Seq2SeqConfig:
       3
     """
 
-    source_vocab: int
-    target_vocab: int
+    source_vocab_size: int
+    target_vocab_size: int
     features: int = 512
     layers: int = 1
     bidirectional: bool = True
@@ -71,8 +71,9 @@ class Seq2SeqConfig:
 
 #: The translate.py of TensorFlow's sequence-to-sequence tutorial (2015): its flags and buckets.
 TENSORFLOW_TUTORIAL = Seq2SeqConfig(
-    source_vocab=40_000, target_vocab=40_000, features=1024, layers=3, bidirectional=False,
-    reverse_source=True, dropout=0.0, num_sampled=512, batch=64, learning_rate=0.5, clip_norm=5.0,
+    source_vocab_size=40_000, target_vocab_size=40_000, features=1024, layers=3,
+    bidirectional=False, reverse_source=True, dropout=0.0, num_sampled=512, batch=64,
+    learning_rate=0.5, clip_norm=5.0,
     buckets=((5, 10), (10, 15), (20, 25), (40, 50)),
 )  # fmt: skip
 
@@ -106,8 +107,8 @@ class Seq2Seq(nnx.Module):
         features = config.features
         directions = 2 if config.bidirectional else 1
         self.config = config
-        self.source_embedding = _table(rngs, config.source_vocab, features)
-        self.target_embedding = _table(rngs, config.target_vocab, features)
+        self.source_embedding = _table(rngs, config.source_vocab_size, features)
+        self.target_embedding = _table(rngs, config.target_vocab_size, features)
         self.encoder = LSTM(
             features, features // directions, num_layers=config.layers,
             bidirectional=config.bidirectional, rngs=rngs,
@@ -115,7 +116,7 @@ class Seq2Seq(nnx.Module):
         self.decoder = LSTM(features, features, num_layers=config.layers, rngs=rngs)
         self.keys = nnx.Linear(features, features, use_bias=False, rngs=rngs)
         self.combine = nnx.Linear(2 * features, features, use_bias=False, rngs=rngs)
-        self.projection = OutputProjection(features, config.target_vocab, rngs=rngs)
+        self.projection = OutputProjection(features, config.target_vocab_size, rngs=rngs)
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
 
     def encode(
@@ -180,7 +181,7 @@ class Seq2Seq(nnx.Module):
             look_up(self.target_embedding[...], inputs, "target"),
         )
         return jnp.asarray(
-            self.projection.evaluate(hidden, labels, weights=weights, reduction=reduction)
+            self.projection.exact_loss(hidden, labels, token_weights=weights, reduction=reduction)
         )
 
     def step(self, words: Integer[Array, " batch"], carries, memory: Memory):
@@ -236,17 +237,19 @@ def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
 
     For :func:`jaxnets.training.fit`. ``batch`` is a :class:`jaxnets.sequences.Batch` of source and
     target; each of the three tables is read at the rows that the step touches, and its gradient is
-    :class:`jaxnets.kernels.Rows`. Errors are those of :meth:`Seq2Seq.loss`.
+    :class:`jaxnets.kernels.SparseRows`. Errors are those of :meth:`Seq2Seq.loss`.
     """
     (source, target), (source_lengths, target_lengths) = batch.sequences, batch.lengths
     inputs, labels, weights = _targets(target, target_lengths)
     source = checks.as_integers("source", source)
-    for name, words, vocab in (
-        ("source", source, model.config.source_vocab),
-        ("target", target, model.config.target_vocab),
+    for name, words, vocab_size in (
+        ("source", source, model.config.source_vocab_size),
+        ("target", target, model.config.target_vocab_size),
     ):
-        checks.check_range(name, words, 0, vocab, "[0, vocab)")
-    samples = sample(LogUniform(model.config.target_vocab), key, model.config.num_sampled, labels)
+        checks.check_range(name, words, 0, vocab_size, "[0, vocab_size)")
+    samples = draw_samples(
+        LogUniform(model.config.target_vocab_size), key, model.config.num_sampled, labels
+    )
     parts: Any = nnx.split(model, nnx.Param, ...)
     graph, parameters, rest = parts
     pure = nnx.to_pure_dict(parameters)
@@ -271,15 +274,15 @@ def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
         )
         own, ids = local["projection"]
         loss = sampled_softmax_cross_entropy(
-            hidden, rows["projection"]["weight"], rows["projection"]["bias"], own,
-            samples._replace(ids=ids), weights=weights,
+            hidden, rows["projection"]["weight"], own,
+            samples._replace(ids=ids), bias=rows["projection"]["bias"], token_weights=weights,
         )  # fmt: skip
         return loss, nnx.state(module, nnx.Not(nnx.Param))
 
     (loss, after), (dense, rows) = jax.value_and_grad(value, (0, 1), has_aux=True)(dense, rows)
     nnx.update(model, after)
     tables = {
-        name: jax.tree.map(lambda leaf, ids=row_ids[name]: Rows(ids, leaf), values)
+        name: jax.tree.map(lambda leaf, ids=row_ids[name]: SparseRows(ids, leaf), values)
         for name, values in rows.items()
     }
     return (loss, {}), {**dense, **tables}
@@ -290,5 +293,5 @@ def is_table(path: tuple[str, ...]) -> bool:
     return path[0] in TABLES
 
 
-def _table(rngs: nnx.Rngs, vocab: int, features: int) -> nnx.Param:
-    return nnx.Param(nnx.initializers.normal(features**-0.5)(rngs.params(), (vocab, features)))
+def _table(rngs: nnx.Rngs, vocab_size: int, features: int) -> nnx.Param:
+    return nnx.Param(nnx.initializers.normal(features**-0.5)(rngs.params(), (vocab_size, features)))

@@ -13,9 +13,9 @@ class TimeSeriesLSTM(nnx.Module):
     """LSTM layers, the last output of each series in each direction, a linear layer.
 
     Args:
-      features: numbers at each step of a series.
-      outputs: logits of classes, or numbers to predict.
-      hidden: of the LSTM in each direction.
+      in_features: numbers at each step of a series.
+      out_features: logits of classes, or numbers to predict.
+      hidden_features: of the LSTM in each direction.
       layers: on top of each other.
       bidirectional: read both ways.
       dropout: between the layers and before the last.
@@ -24,7 +24,7 @@ class TimeSeriesLSTM(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = TimeSeriesLSTM(12, 9, hidden=8, rngs=nnx.Rngs(0))
+      >>> model = TimeSeriesLSTM(12, 9, hidden_features=8, rngs=nnx.Rngs(0))
       >>> model(jnp.ones((5, 29, 12)), jnp.array([29, 7, 12, 20, 9])).shape
       (5, 9)
       >>> model(jnp.ones((5, 12, 29)))
@@ -37,21 +37,23 @@ jnp.swapaxes(inputs, 1, 2)
 
     def __init__(
         self,
-        features: int,
-        outputs: int,
+        in_features: int,
+        out_features: int,
         *,
-        hidden: int = 64,
+        hidden_features: int = 64,
         layers: int = 1,
         bidirectional: bool = True,
         dropout: float = 0.2,
         rngs: nnx.Rngs,
     ):
         self.lstm = LSTM(
-            features, hidden, num_layers=layers, bidirectional=bidirectional, dropout=dropout,
-            rngs=rngs,
+            in_features, hidden_features, num_layers=layers, bidirectional=bidirectional,
+            dropout=dropout, rngs=rngs,
         )  # fmt: skip
         self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.last = nnx.Linear((2 if bidirectional else 1) * hidden, outputs, rngs=rngs)
+        self.last = nnx.Linear(
+            (2 if bidirectional else 1) * hidden_features, out_features, rngs=rngs
+        )
 
     def __call__(
         self,

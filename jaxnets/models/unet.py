@@ -16,7 +16,7 @@ from jaxnets.models.blocks import ConvPair
 
 
 class UNet(nnx.Module):
-    """Ronneberger et al. 2015, with padding, batch normalisation and an output of any size.
+    """Ronneberger et al. 2015, with padding, batch normalization and an output of any size.
 
     Where the paper's decoder doubles a map, this one is resized to the map that it meets from the
     encoder, so an image may have any size of at least 2 ** (stages - 1); and a last learned

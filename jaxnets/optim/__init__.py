@@ -1,4 +1,4 @@
-"""Optimisers for row-sparse gradients: a step costs the rows it touches, not the table."""
+"""Optimizers for row-sparse gradients: a step costs the rows it touches, not the table."""
 
 from jaxnets.optim.clipping import clip_by_norm, global_norm
 from jaxnets.optim.partition import partition

@@ -13,7 +13,7 @@ from jaxnets.optim.rows import is_rows
 
 
 def global_norm(gradient: Any) -> jax.Array:
-    r"""The norm of all leaves together, :math:`\sqrt{\sum g^2}`, of Rows' values and not their ids.
+    r"""The norm of all leaves together, :math:`\sqrt{\sum g^2}`, of the values of rows.
 
     In float32 at least, and by the largest entry, so that no square overflows or vanishes:
     :math:`m \sqrt{\sum (g / m)^2}`. It is 0 without leaves, infinite or NaN where an entry is, and
@@ -21,8 +21,8 @@ def global_norm(gradient: Any) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnets.kernels import Rows
-      >>> gradient = {"a": jnp.array([3.0]), "table": Rows([7], jnp.array([[4.0]]))}
+      >>> from jaxnets.kernels import SparseRows
+      >>> gradient = {"a": jnp.array([3.0]), "table": SparseRows([7], jnp.array([[4.0]]))}
       >>> float(global_norm(gradient))
       5.0
     """
@@ -33,9 +33,9 @@ def global_norm(gradient: Any) -> jax.Array:
 def clip_by_norm(gradient: Any, limit: Any) -> tuple[Any, jax.Array]:
     """``gradient`` scaled to a norm of at most ``limit``, and the norm that it had.
 
-    A leaf may be :class:`jaxnets.kernels.Rows`, whose values count. A gradient that is not finite
-    is NaN throughout afterwards, as no scale makes it small. One whose norm overflows is clipped
-    as any other.
+    A leaf may be :class:`jaxnets.kernels.SparseRows`, whose values count. A gradient that is not
+    finite is NaN throughout afterwards, as no scale makes it small. One whose norm overflows is
+    clipped as any other.
 
     Args:
       gradient: a pytree of floats, each kept in its dtype; integers in it are left alone.

@@ -1,4 +1,4 @@
-"""One optimiser for the tables of a model, another for everything else."""
+"""One optimizer for the tables of a model, another for everything else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def partition(
     """``tables`` for the parameters whose path ``is_table`` names, ``rest`` for the others.
 
     ``optax.partition`` does the same for arrays; here a table's gradient and update may be
-    :class:`jaxnets.kernels.Rows`.
+    :class:`jaxnets.kernels.SparseRows`.
 
     Args:
       tables: of this package.
@@ -36,10 +36,10 @@ def partition(
     Example:
       >>> import jax.numpy as jnp, optax
       >>> from jaxnets import optim
-      >>> from jaxnets.kernels import Rows
+      >>> from jaxnets.kernels import SparseRows
       >>> parameters = {"table": jnp.ones((5, 2)), "bias": jnp.ones(2)}
       >>> optimizer = partition(optim.sgd(1.0), optax.sgd(0.5), lambda path: path[0] == "table")
-      >>> gradients = {"table": Rows(jnp.array([3]), jnp.ones((1, 2))), "bias": jnp.ones(2)}
+      >>> gradients = {"table": SparseRows(jnp.array([3]), jnp.ones((1, 2))), "bias": jnp.ones(2)}
       >>> updates, state = optimizer.update(gradients, optimizer.init(parameters), parameters)
       >>> parameters = optim.apply_updates(parameters, updates)
       >>> parameters["table"][:, 0].tolist(), parameters["bias"].tolist()
@@ -53,7 +53,9 @@ def partition(
         parts: dict[bool, list] = {True: [], False: []}
         for path, choice, leaf in zip(paths, chosen, leaves, strict=True):
             if is_rows(leaf) and not choice:
-                raise TypeError(f"the gradient of {path} is Rows, but is_table does not name it")
+                raise TypeError(
+                    f"the gradient of {path} is SparseRows, but is_table does not name it"
+                )
             parts[choice].append(leaf)
         return chosen, parts[True], parts[False], structure
 

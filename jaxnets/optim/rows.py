@@ -1,12 +1,12 @@
-"""optax-style transformations of :class:`jaxnets.kernels.Rows` gradients.
+"""optax-style transformations of :class:`jaxnets.kernels.SparseRows` gradients.
 
-Each is an ``optax.GradientTransformation``. Its gradients are a pytree with ``Rows`` where the
-parameters have a table [vocab, ...]; its updates are ``Rows`` too, for :func:`apply_updates`. Keep
-tables apart from the dense parameters, and give those to optax.
+Each is an ``optax.GradientTransformation``. Its gradients are a pytree with ``SparseRows`` where
+the parameters have a table [vocab, ...]; its updates are ``SparseRows`` too, for
+:func:`apply_updates`. Keep tables apart from the dense parameters, and give those to optax.
 
 Rows without a gradient are left as they are, with all their state. For SGD and Adagrad that is what
-the dense optimiser does with a gradient of 0, so the two agree exactly. For momentum and Adam it is
-not: the dense optimiser goes on moving a row by its old momentum and lets the moments decay. The
+the dense optimizer does with a gradient of 0, so the two agree exactly. For momentum and Adam it is
+not: the dense optimizer goes on moving a row by its old momentum and lets the moments decay. The
 lazy ones agree with it where every row is touched at every step.
 
 States and arithmetic are in float32 at least, whatever the table's dtype: in bfloat16 Adam's
@@ -17,12 +17,12 @@ Donate tables and state to the jitted step, or each step copies them:
 
 >>> import jax, jax.numpy as jnp
 >>> from jaxnets import optim
->>> from jaxnets.kernels import Rows, gather_rows
+>>> from jaxnets.kernels import SparseRows, gather_rows
 >>> optimizer = optim.adagrad(0.1)
 >>> def step(table, state, ids):
 ...     row_ids, rows, local_ids = gather_rows(table, ids)
 ...     gradient = jax.grad(lambda rows: (rows[local_ids] ** 2).sum())(rows)
-...     updates, state = optimizer.update(Rows(row_ids, gradient), state)
+...     updates, state = optimizer.update(SparseRows(row_ids, gradient), state)
 ...     return optim.apply_updates(table, updates), state
 >>> table = jnp.ones((1000, 4))
 >>> step = jax.jit(step, donate_argnums=(0, 1))
@@ -43,7 +43,7 @@ import optax
 from jaxnets.kernels.checks import as_floats, as_number, is_known
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.rows.dense import add_rows, set_rows
-from jaxnets.kernels.rows.rows import Rows
+from jaxnets.kernels.rows.rows import SparseRows
 
 
 class RowState(NamedTuple):
@@ -60,15 +60,15 @@ def sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
       learning_rate: a number of at least 0, or a schedule.
 
     Raises:
-      TypeError: tables that are not floating point; by ``update``, a gradient that is not ``Rows``
-        of floats.
+      TypeError: tables that are not floating point; by ``update``, a gradient that is not
+        ``SparseRows`` of floats.
       ValueError: a number out of its range; by ``update``, gradients of another tree or other
         shapes than ``init`` was given.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnets.kernels import Rows
-      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> from jaxnets.kernels import SparseRows
+      >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = sgd(0.1)
       >>> updates, state = optimizer.update(gradient, optimizer.init(table))
       >>> apply_updates(table, updates)[:, 0].round(3).tolist()
@@ -98,8 +98,8 @@ def momentum(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnets.kernels import Rows
-      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> from jaxnets.kernels import SparseRows
+      >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = momentum(0.1)
       >>> updates, state = optimizer.update(gradient, optimizer.init(table))
       >>> apply_updates(table, updates)[:, 0].round(3).tolist()
@@ -119,7 +119,7 @@ def momentum(
 
 
 def adagrad(
-    learning_rate: optax.ScalarOrSchedule, initial_accumulator: float = 0.1, eps: float = 1e-7
+    learning_rate: optax.ScalarOrSchedule, initial_accumulator_value: float = 0.1, eps: float = 1e-7
 ) -> optax.GradientTransformation:
     """``a = a + g^2; update = -learning_rate g / sqrt(a + eps)`` (Duchi et al. 2011).
 
@@ -127,7 +127,7 @@ def adagrad(
 
     Args:
       learning_rate: a number of at least 0, or a schedule.
-      initial_accumulator: of a, at least 0.
+      initial_accumulator_value: of a, at least 0.
       eps: at least 0.
 
     Raises:
@@ -135,15 +135,15 @@ def adagrad(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnets.kernels import Rows
-      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
-      >>> optimizer = adagrad(0.1, initial_accumulator=0.0)
+      >>> from jaxnets.kernels import SparseRows
+      >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
+      >>> optimizer = adagrad(0.1, initial_accumulator_value=0.0)
       >>> updates, state = optimizer.update(gradient, optimizer.init(table))
       >>> apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.9...]
     """
 
-    initial_accumulator = _number("initial_accumulator", initial_accumulator)
+    initial_accumulator_value = _number("initial_accumulator_value", initial_accumulator_value)
     eps = _number("eps", eps)
 
     def rule(rate, gradient, state, count):
@@ -151,13 +151,13 @@ def adagrad(
         return -rate * gradient * _inverse_root(total, eps), {"sum": total}
 
     def start(table, dtype):
-        return {"sum": jnp.full_like(table, initial_accumulator, dtype)}
+        return {"sum": jnp.full_like(table, initial_accumulator_value, dtype)}
 
     return _by_rows(learning_rate, start, rule)
 
 
 def rowwise_adagrad(
-    learning_rate: optax.ScalarOrSchedule, initial_accumulator: float = 0.1, eps: float = 1e-7
+    learning_rate: optax.ScalarOrSchedule, initial_accumulator_value: float = 0.1, eps: float = 1e-7
 ) -> optax.GradientTransformation:
     """Adagrad with one accumulator a row, of the mean of g^2 over the row: 1/features the state.
 
@@ -166,8 +166,8 @@ def rowwise_adagrad(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnets.kernels import Rows
-      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> from jaxnets.kernels import SparseRows
+      >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = rowwise_adagrad(0.1)
       >>> updates, state = optimizer.update(gradient, optimizer.init(table))
       >>> apply_updates(table, updates)[:, 0].round(3).tolist()
@@ -176,7 +176,7 @@ def rowwise_adagrad(
       (3,)
     """
 
-    initial_accumulator = _number("initial_accumulator", initial_accumulator)
+    initial_accumulator_value = _number("initial_accumulator_value", initial_accumulator_value)
     eps = _number("eps", eps)
 
     def rule(rate, gradient, state, count):
@@ -186,7 +186,7 @@ def rowwise_adagrad(
         return -rate * gradient * scale, {"sum": total}
 
     def start(table, dtype):
-        return {"sum": jnp.full(table.shape[:1], initial_accumulator, dtype)}
+        return {"sum": jnp.full(table.shape[:1], initial_accumulator_value, dtype)}
 
     return _by_rows(learning_rate, start, rule)
 
@@ -216,8 +216,8 @@ def lazy_adam(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnets.kernels import Rows
-      >>> table, gradient = jnp.ones((3, 2)), Rows([2], jnp.full((1, 2), 4.0))
+      >>> from jaxnets.kernels import SparseRows
+      >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = lazy_adam(0.1)
       >>> updates, state = optimizer.update(gradient, optimizer.init(table))
       >>> apply_updates(table, updates)[:, 0].round(3).tolist()
@@ -243,23 +243,23 @@ def lazy_adam(
 
 
 def apply_updates(tables: Any, updates: Any) -> Any:
-    """``tables`` with the ``Rows`` of ``updates`` added, in place where the tables are donated.
+    """``tables`` with the rows of ``updates`` added, in place where the tables are donated.
 
     Updates that are arrays are added as ``optax.apply_updates`` does: in the wider dtype, and
     rounded once.
 
     Args:
-      tables: a pytree of arrays, [vocab, ...] where the update is ``Rows``.
-      updates: of the same tree, with ``Rows`` or arrays.
+      tables: a pytree of arrays, [vocab, ...] where the update is ``SparseRows``.
+      updates: of the same tree, with ``SparseRows`` or arrays.
 
     Raises:
       TypeError, ValueError: as :func:`jaxnets.kernels.add_rows`; or another tree.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from jaxnets.kernels import Rows
+      >>> from jaxnets.kernels import SparseRows
       >>> parameters = {"table": jnp.ones((3, 1)), "bias": jnp.ones(1)}
-      >>> updates = {"table": Rows([2], jnp.ones((1, 1))), "bias": jnp.ones(1)}
+      >>> updates = {"table": SparseRows([2], jnp.ones((1, 1))), "bias": jnp.ones(1)}
       >>> parameters = apply_updates(parameters, updates)
       >>> parameters["table"][:, 0].tolist(), parameters["bias"].tolist()
       ([1.0, 1.0, 2.0], [2.0])
@@ -274,8 +274,8 @@ def apply_updates(tables: Any, updates: Any) -> Any:
 
 
 def is_rows(leaf: Any) -> bool:
-    """Whether a leaf of gradients or updates is ``Rows``, to be asked before it is taken apart."""
-    return isinstance(leaf, Rows)
+    """Whether a leaf is ``SparseRows``, to be asked before it is taken apart."""
+    return isinstance(leaf, SparseRows)
 
 
 def _by_rows(
@@ -302,13 +302,15 @@ def _by_rows(
         leaves, tree = jax.tree.flatten(gradients, is_leaf=is_rows)
         if len(leaves) != len(state.tables):
             raise ValueError(
-                f"gradients must be Rows for each of the {len(state.tables)} tables that the state "
-                f"was made for, got {len(leaves)} leaves"
+                f"gradients must be SparseRows for each of the {len(state.tables)} tables that the "
+                f"state was made for, got {len(leaves)} leaves"
             )
         updates, tables = [], []
         for rows, arrays in zip(leaves, state.tables, strict=True):
             if not is_rows(rows):
-                raise TypeError(f"gradients must be Rows for each table, got {type(rows).__name__}")
+                raise TypeError(
+                    f"gradients must be SparseRows for each table, got {type(rows).__name__}"
+                )
             _check_values(rows.values, arrays)
             ids, dtype = rows.ids, accumulator_dtype(rows.values, *arrays.values())
             touched = {name: a.at[ids].get(mode="clip") for name, a in arrays.items()}

@@ -1,4 +1,4 @@
-"""Row-sparse optimisers on tables that are split over devices: each updates its own rows."""
+"""Row-sparse optimizers on tables that are split over devices: each updates its own rows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxnets.optim.rows import RowState, apply_updates, is_rows
 def sharded_init(
     sharding: VocabSharding, optimizer: optax.GradientTransformation, tables: Any
 ) -> RowState:
-    """The state of an optimiser of this package, split as the tables are.
+    """The state of an optimizer of this package, split as the tables are.
 
     Args:
       sharding: over which axes the tables' first axis is split.
@@ -58,7 +58,7 @@ def sharded_update(
     Args:
       sharding: over which axes the tables' first axis is split.
       optimizer: of this package.
-      gradients: like ``tables`` with :class:`jaxnets.kernels.Rows`, on all devices.
+      gradients: like ``tables`` with :class:`jaxnets.kernels.SparseRows`, on all devices.
       state: of :func:`sharded_init`; it and ``tables`` are donated.
       tables: of arrays [vocab, ...].
 
@@ -68,11 +68,11 @@ def sharded_update(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
-      >>> from jaxnets.kernels import Rows
+      >>> from jaxnets.kernels import SparseRows
       >>> sharding = VocabSharding(jax.make_mesh((1,), ("vocab",)), "vocab")
       >>> optimizer, table = optim.sgd(0.5), jnp.ones((4, 1))
       >>> state = sharded_init(sharding, optimizer, table)
-      >>> gradient = Rows(jnp.array([1, 3]), jnp.ones((2, 1)))
+      >>> gradient = SparseRows(jnp.array([1, 3]), jnp.ones((2, 1)))
       >>> table, state = sharded_update(sharding, optimizer, gradient, state, table)
       >>> table[:, 0].tolist()
       [1.0, 0.5, 1.0, 0.5]

@@ -13,7 +13,7 @@ from flax import nnx
 
 
 def check_functions(model, loss, gradients, optimizer, evaluate, key) -> None:
-    """Raises for what is not a module, an optimiser, a key, or a function of the right arguments.
+    """Raises for what is not a module, an optimizer, a key, or a function of the right arguments.
 
     Raises:
       TypeError: so it is.

@@ -13,7 +13,7 @@ class Finite:
     """Knows what ``state`` held at the start, and finds what has become NaN or infinite since.
 
     An array may hold what it held at the start (a bias of -inf keeps a class out), and the
-    optimiser any infinity (the best value so far begins with one).
+    optimizer any infinity (the best value so far begins with one).
     """
 
     def __init__(self, state: Any):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def fit(
     evaluate: Callable[[Any], Mapping[str, float]] | None = None,
     every: SupportsIndex = 100,
     monitor: str | None = None,
-    mode: str = "max",
+    mode: Literal["max", "min"] = "max",
     patience: SupportsIndex | None = None,
     folder: Path | str | None = None,
     gradients: Callable[[Any, Any, jax.Array], tuple] | None = None,
@@ -93,7 +93,7 @@ def fit(
       key: of all random numbers; step n gets ``fold_in(key, n)``.
       clip_norm: the largest norm of all gradients together (Pascanu et al. 2013); None: any.
       compute_dtype: ``jnp.bfloat16`` runs forward and backward in it (parameters and floats of the
-        batch are cast); parameters, gradients and the optimiser stay as they are, in float32
+        batch are cast); parameters, gradients and the optimizer stay as they are, in float32
         (Micikevicius et al. 2018). float16 is refused: it would need the loss scaled.
       evaluate: ``evaluate(model) -> metrics``, with the model in evaluation mode.
       every: steps from one evaluation, line of output and checkpoint to the next.
@@ -106,15 +106,15 @@ def fit(
         A damaged one is put aside with a warning, and the one before is taken. One run at a time
         may use a folder.
       gradients: ``gradients(model, batch, key) -> ((loss, metrics), gradients)`` in place of
-        ``loss`` and its differentiation; tables may have :class:`jaxnets.kernels.Rows` there, with
-        an optimiser that takes them.
+        ``loss`` and its differentiation; tables may have :class:`jaxnets.kernels.SparseRows` there,
+        with an optimizer that takes them.
       console: where progress goes; None: the terminal.
 
     Raises:
       TypeError: an argument, or what ``loss`` or ``evaluate`` return, is of a wrong type.
       ValueError: an option out of range, ``monitor`` not among the metrics, a metric with a name
         that is taken ("step", "loss", another metric's), or ``folder`` has another model's,
-        optimiser's or monitor's run, or more steps than ``steps``.
+        optimizer's or monitor's run, or more steps than ``steps``.
       FloatingPointError: the loss, or the state, is no longer finite, or the monitored metric has
         been NaN in every evaluation.
       RuntimeError: another run is using ``folder``.

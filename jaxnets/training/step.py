@@ -1,4 +1,4 @@
-"""The jitted step: forward, backward and the optimiser's update, in the state's own memory."""
+"""The jitted step: forward, backward and the optimizer's update, in the state's own memory."""
 
 from __future__ import annotations
 

@@ -23,13 +23,15 @@ from jax import lax
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
-    add_rows,
+    VocabTile,
+    add_slice,
     cap_logits,
     tile_count,
     vocab_tile,
 )
+from jaxnets.kernels.losses import in_range
 from jaxnets.kernels.numerics import matmul
-from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Reduced, Tile, fused_matmul
+from jaxnets.kernels.pallas.fused_matmul import Inputs, PallasOptions, Reduced, Tile, fused_matmul
 from jaxnets.kernels.pallas.log_sum_exp import combine_tiles, tile_log_sum_exp
 
 _CHUNK = 2**26  # logits whose gradients are in memory at one time
@@ -39,9 +41,35 @@ _FLOAT32 = jnp.dtype(jnp.float32)
 class FusedEngine(NamedTuple):
     """An :class:`Engine` for GPU and TPU."""
 
-    call: Call
+    call: PallasOptions
 
     def statistics(
+        self,
+        options: Options,
+        hidden: jax.Array,
+        weight: jax.Array,
+        bias: jax.Array,
+        labels: jax.Array,
+    ) -> Statistics:
+        if not options.features_first:
+            return self._statistics(options, hidden, weight, bias, labels)
+        # The kernel wants classes in rows: a chunk of the table at a time is turned.
+        tokens, vocab_size = hidden.shape[0], bias.shape[0]
+        chunked = options._replace(vocab_tile=_chunk(tokens, vocab_size))
+
+        def over_vocab(_, index):
+            tile = vocab_tile(weight, bias, index, chunked)
+            seen = jnp.where(_fresh(tile), tile.bias, -jnp.inf)
+            own = labels >= index * chunked.vocab_tile
+            here = jnp.where(own & in_range(labels, vocab_size), labels - tile.start, -1)
+            part = self._statistics(options, hidden, tile.weight.T, seen, here)
+            return None, part
+
+        _, parts = lax.scan(over_vocab, None, jnp.arange(tile_count(vocab_size, chunked)))
+        log_sum_exp = jax.nn.logsumexp(parts.log_sum_exp, 0)
+        return Statistics(log_sum_exp, parts.logit_sum.sum(0), parts.label_logit.sum(0))
+
+    def _statistics(
         self,
         options: Options,
         hidden: jax.Array,
@@ -72,43 +100,52 @@ class FusedEngine(NamedTuple):
         log_sum_exp: jax.Array,
         factors: Factors,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        (tokens, features), vocab = hidden.shape, weight.shape[0]
-        # In whole hardware tiles, and no larger than the vocabulary.
-        chunk = min(vocab, max(512, _CHUNK // tokens // 512 * 512))
-        chunked = options._replace(vocab_tile=chunk)
+        (tokens, features), vocab_size = hidden.shape, bias.shape[0]
+        chunked = options._replace(vocab_tile=_chunk(tokens, vocab_size))
 
         def over_vocab(index, gradients):
             hidden_gradient, weight_gradient, bias_gradient = gradients
             tile = vocab_tile(weight, bias, index, chunked)
-            fresh = jnp.ones(chunk) if tile.fresh is None else tile.fresh.astype(_FLOAT32)
-            here = jnp.where((labels >= 0) & (labels < vocab), labels - tile.start, -1)
+            here = jnp.where(in_range(labels, vocab_size), labels - tile.start, -1)
             (gradient,) = fused_matmul(
                 self.call,
-                tile.weight,
+                tile.weight.T if options.features_first else tile.weight,
                 hidden,
-                Inputs([tile.bias, fresh], [here, log_sum_exp, *factors]),
+                Inputs([tile.bias, _fresh(tile).astype(_FLOAT32)], [here, log_sum_exp, *factors]),
                 epilogue=partial(tile_gradient, options.soft_cap),
                 outputs=(Tile(hidden.dtype),),
                 name="softmax_gradient",
             )
-            rows = matmul(gradient, hidden, (1, 0)).astype(weight.dtype)
+            both = (hidden, gradient) if options.features_first else (gradient, hidden)
+            contract = (0, 1) if options.features_first else (1, 0)
+            part = matmul(*both, contract).astype(weight.dtype)
             return (
-                hidden_gradient + matmul(gradient, tile.weight, (0, 0)),
-                add_rows(weight_gradient, tile, rows),
-                add_rows(bias_gradient, tile, gradient.sum(1, dtype=_FLOAT32)),
+                hidden_gradient + matmul(gradient, tile.weight, (0, options.vocab_axis)),
+                add_slice(weight_gradient, part, tile.start, options.vocab_axis),
+                add_slice(bias_gradient, gradient.sum(1, dtype=_FLOAT32), tile.start),
             )
 
         zeros = (
             jnp.zeros((tokens, features), _FLOAT32),
             jnp.zeros(weight.shape, weight.dtype),  # each row is written once: no need to be wide
-            jnp.zeros(vocab, _FLOAT32),
+            jnp.zeros(vocab_size, _FLOAT32),
         )
-        return lax.fori_loop(0, tile_count(vocab, chunked), over_vocab, zeros)
+        return lax.fori_loop(0, tile_count(vocab_size, chunked), over_vocab, zeros)
+
+
+def _chunk(tokens: int, vocab_size: int) -> int:
+    """Classes of a chunk: in whole hardware tiles, and no more than there are."""
+    return min(vocab_size, max(512, _CHUNK // tokens // 512 * 512))
+
+
+def _fresh(tile: VocabTile) -> jax.Array:
+    """[size] bool: the classes that no earlier chunk had."""
+    return jnp.ones(tile.bias.shape, bool) if tile.fresh is None else tile.fresh
 
 
 def tile_statistics(
     soft_cap: float | None,
-    vocab: int,
+    vocab_size: int,
     smoothing: bool,
     product: jax.Array,
     row_ids: jax.Array,
@@ -120,7 +157,7 @@ def tile_statistics(
     (bias,), (labels,) = rows, columns
     bias = bias.astype(jnp.float32)
     logits, _ = cap_logits(product + bias, soft_cap)
-    inside = (row_ids < vocab) & (bias != -jnp.inf)
+    inside = (row_ids < vocab_size) & (bias != -jnp.inf)
     logits = jnp.where(inside, logits, -jnp.inf)
     results = [*tile_log_sum_exp(logits)]
     results.append(jnp.where(row_ids == labels, logits, 0).sum(0, keepdims=True))

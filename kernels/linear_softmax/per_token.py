@@ -7,7 +7,8 @@ The gradient with respect to a logit is
 with three numbers a token that are known once the cotangents are. An engine makes two passes over
 the vocabulary: one for the log-sum-exp, one that computes the logits again, tile by tile, and turns
 ``d l`` into the gradients of hidden states, weights and bias. ``xla_two_pass.py`` is the engine on
-XLA, ``pallas.py`` the one on Pallas; ``sharded.py`` has one on each shard of the vocabulary.
+XLA, ``pallas.py`` the one on Pallas. Where the vocabulary is split over devices an engine runs on
+each, and ``sharded.py`` puts together what they found.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.linear_softmax.tiles import Options, class_count
+from jaxnets.kernels.linear_softmax.sharded import (
+    classes_of_all,
+    log_sum_exp_of_all,
+    own_logits,
+    specs,
+)
+from jaxnets.kernels.linear_softmax.tiles import Options
+from jaxnets.kernels.losses import in_range
+from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
 class Statistics(NamedTuple):
@@ -27,7 +36,7 @@ class Statistics(NamedTuple):
 
     log_sum_exp: jax.Array
     logit_sum: jax.Array
-    label_logit: jax.Array  # anything where the label is not in [0, vocab)
+    label_logit: jax.Array  # anything where the label is not in [0, vocab_size)
 
 
 class Factors(NamedTuple):
@@ -42,7 +51,8 @@ class Factors(NamedTuple):
 class Engine(Protocol):
     """Two passes over ``weight [vocab, features]``, ``bias [vocab]``; hashable.
 
-    A label outside [0, vocab) is no class: it has no effect on a gradient.
+    By ``options.features_first``, ``weight [features, vocab]``, and its gradient likewise. A label
+    outside [0, vocab_size) is no class: it has no effect on a gradient.
     """
 
     def statistics(
@@ -68,8 +78,9 @@ class Engine(Protocol):
         """The gradients of hidden, weight and bias, each in its dtype or wider."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def per_token(
+    sharding: VocabSharding,
     engine: Engine,
     options: Options,
     hidden: jax.Array,
@@ -77,15 +88,16 @@ def per_token(
     bias: jax.Array,
     labels: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """The loss of ``api.py`` and the log-sum-exp, each [tokens].
+    """The loss of ``api.py`` and the log-sum-exp, each [...].
 
-    ``hidden [tokens, features]``, ``weight [vocab, features]``, ``bias [vocab]``,
-    ``labels [tokens]`` int32 (out of range: NaN).
+    ``hidden [..., features]``, ``weight [vocab, features]``, ``bias [vocab]``, ``labels [...]``
+    int32 (out of range: NaN). ``shard_map`` is not differentiated, so its sums are ours.
     """
-    return token_losses(engine, options, hidden, weight, bias, labels)
+    return token_losses(sharding, engine, options, hidden, weight, bias, labels)
 
 
 def token_losses(
+    sharding: VocabSharding,
     engine: Engine,
     options: Options,
     hidden: jax.Array,
@@ -94,22 +106,33 @@ def token_losses(
     labels: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """What :func:`per_token` computes, without its gradient rule."""
-    statistics = engine.statistics(options, hidden, weight, bias, labels)
-    losses = losses_of(options, weight.shape[0], _classes(options, bias), statistics, labels)
-    return losses, statistics.log_sum_exp
 
+    def on_device(hidden, weight, bias, labels):
+        flat, flat_labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+        local, own = sharding.local_ids(flat_labels, bias.shape[0])
+        part = engine.statistics(options, flat, weight, bias, local)
+        whole = Statistics(
+            log_sum_exp_of_all(sharding, part.log_sum_exp),
+            sharding.sum_over_vocab(part.logit_sum) if options.label_smoothing else part.logit_sum,
+            own_logits(sharding, own, part.label_logit),
+        )
+        vocab_size = sharding.shards * bias.shape[0]
+        classes = classes_of_all(sharding, options, bias)
+        losses = losses_of(options, vocab_size, classes, whole, flat_labels)
+        return losses.reshape(labels.shape), whole.log_sum_exp.reshape(labels.shape)
 
-def _classes(options: Options, bias: jax.Array) -> jax.Array | int:
-    """What smoothing divides by, or 1 without it."""
-    return class_count(bias) if options.label_smoothing else 1
+    tokens, table, classes = specs(sharding, options)
+    return sharding.run(
+        on_device, (tokens, table, classes, tokens), (tokens, tokens), hidden, weight, bias, labels
+    )
 
 
 def losses_of(
-    options: Options, vocab: int, classes: Any, statistics: Statistics, labels: jax.Array
+    options: Options, vocab_size: int, classes: Any, statistics: Statistics, labels: jax.Array
 ) -> jax.Array:
     """The losses [tokens], smoothed over so many ``classes``; NaN where a label is out of range."""
     log_sum_exp, logit_sum, label_logit = statistics
-    label_logit = jnp.where(_in_range(labels, vocab), label_logit, jnp.nan)
+    label_logit = jnp.where(in_range(labels, vocab_size), label_logit, jnp.nan)
     losses = losses_without_smoothing(options, log_sum_exp, label_logit)
     if not options.label_smoothing:
         return losses
@@ -150,6 +173,7 @@ def factors_of(
 
 
 def _forward(
+    sharding: VocabSharding,
     engine: Engine,
     options: Options,
     hidden: jax.Array,
@@ -157,24 +181,42 @@ def _forward(
     bias: jax.Array,
     labels: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
-    losses, log_sum_exp = token_losses(engine, options, hidden, weight, bias, labels)
+    losses, log_sum_exp = token_losses(sharding, engine, options, hidden, weight, bias, labels)
     return (losses, log_sum_exp), (hidden, weight, bias, labels, log_sum_exp)
 
 
 def _backward(
-    engine: Engine, options: Options, residuals: tuple, cotangents: Sequence[jax.Array]
+    sharding: VocabSharding,
+    engine: Engine,
+    options: Options,
+    residuals: tuple,
+    cotangents: Sequence[jax.Array],
 ) -> tuple[jax.Array | None, ...]:
-    hidden, weight, bias, labels, log_sum_exp = residuals
-    factors = factors_of(options, _classes(options, bias), log_sum_exp, cotangents)
-    unused, hidden, log_sum_exp, factors = without_unused(hidden, log_sum_exp, factors, cotangents)
-    gradients = engine.gradient(options, hidden, weight, bias, labels, log_sum_exp, factors)
-    hidden_gradient = mark_bad_labels(gradients[0], labels, weight.shape[0], unused)
-    return (
-        hidden_gradient.astype(hidden.dtype),
-        gradients[1].astype(weight.dtype),
-        gradients[2].astype(bias.dtype),
-        None,
-    )
+    def on_device(residuals, cotangents):
+        hidden, weight, bias, labels, log_sum_exp = residuals
+        flat, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+        log_sum_exp = log_sum_exp.reshape(-1)
+        cotangents = [cotangent.reshape(-1) for cotangent in cotangents]
+        classes = classes_of_all(sharding, options, bias)
+        factors = factors_of(options, classes, log_sum_exp, cotangents)
+        unused, flat, log_sum_exp, factors = without_unused(flat, log_sum_exp, factors, cotangents)
+        local, _ = sharding.local_ids(labels, bias.shape[0])
+        d_hidden, d_weight, d_bias = engine.gradient(
+            options, flat, weight, bias, local, log_sum_exp, factors
+        )
+        d_hidden = sharding.sum_over_vocab(d_hidden)
+        d_hidden = mark_bad_labels(d_hidden, labels, sharding.shards * bias.shape[0], unused)
+        d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
+        return (
+            d_hidden.reshape(hidden.shape).astype(hidden.dtype),
+            d_weight.astype(weight.dtype),
+            d_bias.astype(bias.dtype),
+        )
+
+    tokens, table, classes = specs(sharding, options)
+    in_specs = ((tokens, table, classes, tokens, tokens), (tokens, tokens))
+    out_specs = (tokens, table, classes)
+    return (*sharding.run(on_device, in_specs, out_specs, residuals, tuple(cotangents)), None)
 
 
 per_token.defvjp(_forward, _backward)
@@ -194,12 +236,8 @@ def without_unused(
 
 
 def mark_bad_labels(
-    hidden_gradient: jax.Array, labels: jax.Array, vocab: int, unused: jax.Array
+    hidden_gradient: jax.Array, labels: jax.Array, vocab_size: int, unused: jax.Array
 ) -> jax.Array:
     """NaN for the tokens whose label is out of range."""
-    fine = unused | _in_range(labels, vocab)
+    fine = unused | in_range(labels, vocab_size)
     return jnp.where(fine[:, None], hidden_gradient, jnp.nan)
-
-
-def _in_range(labels: jax.Array, vocab: int) -> jax.Array:
-    return (labels >= 0) & (labels < vocab)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 def linear_softmax_cross_entropy(
     hidden: jax.Array,
     weight: jax.Array,
-    bias: jax.Array | None,
     labels: jax.Array,
     *,
+    bias: jax.Array | None = None,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     soft_cap: float | None = None,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Float, Int32
+from jaxtyping import ArrayLike, Float
 
 from jaxnets.kernels.checks import as_int
+from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
+    Tiles,
+    check_tiles,
     tile_count,
     tile_logits,
     token_tiles,
@@ -21,58 +24,117 @@ from jaxnets.kernels.linear_softmax.tiles import (
 from jaxnets.kernels.losses import check_projection
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype
+from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 _TOKENS = 512
 
 
+class TopK(NamedTuple):
+    """What :func:`linear_top_k` returns.
+
+    Attributes:
+      logits: [..., k], the largest first, float32 (float64 for float64 input).
+      ids: [..., k] int32: their classes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> linear_top_k(jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [3.0]]), 2).ids.tolist()
+      [[1, 2]]
+    """
+
+    logits: jax.Array
+    ids: jax.Array
+
+
 def linear_top_k(
     hidden: Float[ArrayLike, "*batch features"],
-    weight: Float[ArrayLike, "vocab features"],
-    bias: Float[ArrayLike, " vocab"] | None,
+    weight: Float[ArrayLike, "vocab features"] | Float[ArrayLike, "features vocab"],
     k: SupportsIndex,
     *,
-    vocab_tile: SupportsIndex = 4096,
-) -> tuple[Float[Array, "*batch k"], Int32[Array, "*batch k"]]:
+    bias: Float[ArrayLike, " vocab"] | None = None,
+    features_first: bool = False,
+    tiles: Tiles | None = None,
+    sharding: VocabSharding | None = None,
+) -> TopK:
     """The ``k`` largest of ``hidden @ weight.T + bias``, largest first, and their classes.
 
     Args:
       hidden: [..., features], float.
-      weight: [vocab, features], float.
+      weight: [vocab, features], float; or, by ``features_first``, [features, vocab].
+      k: from 1 to the number of classes.
       bias: [vocab] or None.
-      k: from 1 to vocab.
-      vocab_tile: classes at a time.
+      features_first: ``weight`` is [features, vocab], as the kernel of ``nnx.Linear`` is.
+      tiles: None: 4096 classes at a time.
+      sharding: over which axes classes and tokens are split; see
+        :func:`linear_softmax_cross_entropy`. Each device finds the best of its own classes; k of
+        each are sent.
 
     Returns:
-      Logits [..., k] in float32 (float64 for float64 input) and ids [..., k] int32; among equal
-      logits the smaller id comes first, and an id comes once, even where logits are -inf or NaN
-      (which is taken for the largest). Without tokens both are empty.
+      :class:`TopK`. Among equal logits the smaller id comes first, and an id comes once, even where
+      logits are -inf or NaN (which is taken for the largest). Without tokens both are empty.
 
     Raises:
-      TypeError: integer hidden, weight or bias, or a k or vocab_tile that is no integer.
-      ValueError: shapes that do not fit, or k or vocab_tile out of range.
+      TypeError: integer hidden, weight or bias, or a k that is no integer.
+      ValueError: shapes that do not fit or that the sharding does not divide, or k out of range.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> logits, ids = linear_top_k(jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [3.0]]), None, 2)
+      >>> logits, ids = linear_top_k(jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [3.0]]), 2)
       >>> logits.tolist(), ids.tolist()
       ([[5.0, 3.0]], [[1, 2]])
     """
-    hidden, weight, bias = check_projection(hidden, weight, bias)
-    k, tile = as_int("k", k), as_int("vocab_tile", vocab_tile, 1)
-    if not 1 <= k <= weight.shape[0]:
-        raise ValueError(f"k must lie in [1, vocab] = [1, {weight.shape[0]}], got {k}")
-    return _top_k(Options(vocab_tile=tile), k, hidden, weight, bias)
+    hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
+    vocab_size, k = weight.shape[1 if features_first else 0], as_int("k", k)
+    if not 1 <= k <= vocab_size:
+        raise ValueError(f"k must lie in [1, vocab_size] = [1, {vocab_size}], got {k}")
+    tile = check_tiles(tiles, Tiles(vocab_tile=4096)).vocab_tile
+    options = Options(vocab_tile=tile, features_first=bool(features_first))
+    sharding = as_sharding(sharding)
+    sharding.check(vocab_size, hidden.shape[:-1])
+    return _top_k(sharding, options, k, hidden, weight, bias)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("linear_top_k")
 @over_rows(hidden=0, weight=WHOLE, bias=WHOLE)
 def _top_k(
+    sharding: VocabSharding,
+    options: Options,
+    k: int,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+) -> TopK:
+    def on_device(hidden, weight, bias):
+        own = weight.shape[options.vocab_axis]
+        logits, ids = _best(options, min(k, own), hidden, weight, bias)
+        ids = ids + jnp.asarray(sharding.start(own), ids.dtype)
+        if sharding.vocab_axes:  # in the order of the classes, of which equal ones keep theirs
+            logits, ids = (
+                lax.all_gather(a, sharding.vocab_axes, axis=a.ndim - 1, tiled=True)
+                for a in (logits, ids)
+            )
+        return TopK(*_largest(k, logits, ids))
+
+    tokens, table, classes = specs(sharding, options)
+    return sharding.run(on_device, (tokens, table, classes), tokens, hidden, weight, bias)
+
+
+def _largest(k: int, logits: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The ``k`` largest of ``logits [..., n]``, and their ``classes``."""
+    # Bits decide in top_k: -0 comes after 0, and a NaN after -inf if its sign bit is set.
+    keys = jnp.where(jnp.isnan(logits), jnp.nan, jnp.where(logits == 0, 0, logits))
+    _, places = lax.top_k(keys, k)
+    return jnp.take_along_axis(logits, places, -1), jnp.take_along_axis(classes, places, -1)
+
+
+def _best(
     options: Options, k: int, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    dtype = accumulator_dtype(hidden, weight)
+    """Logits and classes [..., k], over tiles of the vocabulary."""
+    dtype, vocab_size = accumulator_dtype(hidden, weight), weight.shape[options.vocab_axis]
     if bias is None:
-        bias = jnp.zeros(weight.shape[0], dtype)
+        bias = jnp.zeros(vocab_size, dtype)
     flat = hidden.reshape(-1, hidden.shape[-1])
     tokens = flat.shape[0]
     shape = (*hidden.shape[:-1], k)
@@ -91,18 +153,12 @@ def _top_k(
             classes = (tile.start + jnp.arange(logits.shape[1])).astype(jnp.int32)
             return logits, jnp.broadcast_to(classes[None], logits.shape)
 
-        def best_of(logits, classes):
-            # Bits decide in top_k: -0 comes after 0, and a NaN after -inf if its sign bit is set.
-            keys = jnp.where(jnp.isnan(logits), jnp.nan, jnp.where(logits == 0, 0, logits))
-            _, places = lax.top_k(keys, k)
-            return tuple(jnp.take_along_axis(a, places, 1) for a in (logits, classes))
-
         def over_vocab(best, index):
             both = zip(best, logits_of(index), strict=True)
-            return best_of(*(jnp.concatenate(pair, 1) for pair in both)), None
+            return _largest(k, *(jnp.concatenate(pair, 1) for pair in both)), None
 
-        others = jnp.arange(1, tile_count(weight.shape[0], options))
-        best, _ = lax.scan(over_vocab, best_of(*logits_of(0)), others)
+        others = jnp.arange(1, tile_count(vocab_size, options))
+        best, _ = lax.scan(over_vocab, _largest(k, *logits_of(0)), others)
         return best
 
     values, ids = lax.map(over_tokens, token_tiles(flat, size))

@@ -12,6 +12,9 @@ which is known only once the last tile is seen. It is never multiplied into ``e`
 
 so a logit costs one multiply-add over the features and one exponential, and the whole gradient
 three matmuls. The gradient of ``hidden`` is accumulated online, as flash attention does it.
+
+With the vocabulary split over devices, each goes over its own classes; a token's maximum, sum and
+label's logit, and then its gradient, are put together between the two halves of a tile of tokens.
 """
 
 from __future__ import annotations
@@ -24,27 +27,34 @@ from jax import lax
 
 from jaxnets.kernels.linear_softmax.per_token import (
     losses_without_smoothing,
+    mark_bad_labels,
     softmax_slope,
     token_losses,
 )
+from jaxnets.kernels.linear_softmax.sharded import classes_of_all, own_logits, specs
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
-    add_rows,
-    class_count,
+    add_at,
+    add_slice,
+    add_tile,
     is_in,
     label_logits,
     largest_of,
     tile_count,
     tile_logits,
+    times_tile,
     token_tiles,
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
-from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum, matmul
+from jaxnets.kernels.losses import in_range
+from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
+from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def weighted_sum(
+    sharding: VocabSharding,
     options: Options,
     hidden: jax.Array,
     weight: jax.Array,
@@ -54,10 +64,11 @@ def weighted_sum(
 ) -> jax.Array:
     """Sum over tokens of ``factors`` times the loss: the scalar of ``api.py``.
 
-    ``hidden [tokens, features]``, ``weight [vocab, features]``, ``bias [vocab]``,
-    ``labels [tokens]`` int32 (out of range: NaN), ``factors [tokens]`` (0: left out).
+    ``hidden [..., features]``, ``weight [vocab, features]``, ``bias [vocab]``, ``labels [...]``
+    int32 (out of range: NaN), ``factors [...]`` (0: left out).
     """
-    losses, _ = token_losses(TiledEngine(), options, hidden, weight, bias, labels)
+    arrays = hidden, weight, bias, labels
+    losses, _ = token_losses(sharding, TiledEngine(), options, *arrays)
     return _total(losses, factors)
 
 
@@ -66,6 +77,7 @@ def _total(losses: jax.Array, factors: jax.Array) -> jax.Array:
 
 
 def _forward(
+    sharding: VocabSharding,
     options: Options,
     hidden: jax.Array,
     weight: jax.Array,
@@ -73,14 +85,37 @@ def _forward(
     labels: jax.Array,
     factors: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    tokens, vocab = hidden.shape[0], weight.shape[0]
-    dtype = accumulator_dtype(hidden, weight)
+    tokens, table, classes = specs(sharding, options)
+    *gradients, losses = sharding.run(
+        partial(_on_device, sharding, options),
+        (tokens, table, classes, tokens, tokens),
+        (tokens, table, classes, tokens),
+        hidden, weight, bias, labels, factors,
+    )  # fmt: skip
+    return _total(losses, factors), (*gradients, losses)
+
+
+def _on_device(
+    sharding: VocabSharding,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+    factors: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Gradients of hidden, weight and bias, and the losses [...]: of a device's own tokens."""
+    shape, dtype = hidden.shape, accumulator_dtype(hidden, weight)
+    hidden, labels, factors = hidden.reshape(-1, shape[-1]), labels.reshape(-1), factors.reshape(-1)
+    tokens, vocab_size = hidden.shape[0], bias.shape[0]
     smoothing = options.label_smoothing
     size = min(options.token_tile, tokens)
     if smoothing:
         # The mean logit is linear in the mean row, so smoothing costs no pass over the logits.
-        inside, share = is_in(bias), smoothing / class_count(bias).astype(dtype)
-        mean_row = jnp.where(inside[:, None], weight, 0).sum(0, dtype=dtype) * share
+        inside = is_in(bias)
+        share = jnp.asarray(smoothing / classes_of_all(sharding, options, bias), dtype)
+        columns = jnp.expand_dims(inside, 1 - options.vocab_axis)
+        mean_row = jnp.where(columns, weight, 0).sum(options.vocab_axis, dtype=dtype) * share
         mean_bias = jnp.where(inside, bias, 0).sum(dtype=dtype) * share
 
     def over_tokens(gradients, xs):
@@ -102,33 +137,42 @@ def _forward(
             new_max = jnp.maximum(running_max, tile_max)
             hidden_gradient = (
                 hidden_gradient * jnp.exp(running_max - new_max)[:, None]
-                + matmul(e, tile.weight, (1, 0)) * jnp.exp(tile_max - new_max)[:, None]
+                + times_tile(e, tile, options) * jnp.exp(tile_max - new_max)[:, None]
             )
             return (new_max, hidden_gradient), (e, tile_max, tile_sum)
 
         start = (jnp.full(size, jnp.finfo(dtype).min), jnp.zeros(hidden.shape, dtype))
-        (row_max, hidden_gradient), (e, tile_max, tile_sum) = lax.scan(
-            over_vocab, start, jnp.arange(tile_count(vocab, options))
+        (own_max, hidden_gradient), (e, tile_max, tile_sum) = lax.scan(
+            over_vocab, start, jnp.arange(tile_count(vocab_size, options))
         )
+        row_max = sharding.max_over_vocab(own_max)
         above = jnp.exp(tile_max - row_max[None])
-        row_sum = (tile_sum * above).sum(0)
+        row_sum = sharding.sum_over_vocab((tile_sum * above).sum(0))
         log_sum_exp = log_of_sum(row_max, row_sum)
         row_sum = jnp.where(left_out, 1, row_sum)  # 0 where all classes are out
 
         wide = hidden.astype(dtype)
-        label_logit, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
+        local, own = sharding.local_ids(labels, vocab_size)
+        label_logit, label_slope, label_rows = label_logits(hidden, weight, bias, local, options)
+        label_logit = own_logits(sharding, own, label_logit)
+        in_vocab = in_range(labels, sharding.shards * vocab_size)
+        label_logit = jnp.where(in_vocab, label_logit, jnp.nan)
         losses = losses_without_smoothing(options, log_sum_exp, label_logit)
         # d loss / d logits = softmax * softmax_factor - onehot * label_factor - smoothing / classes
         softmax_factor = factors * softmax_slope(options, log_sum_exp)
-        label_factor = factors * (1 - smoothing) * label_slope
-        hidden_gradient = (
-            hidden_gradient * (softmax_factor / row_sum)[:, None]
-            - label_factor[:, None] * label_rows
-        )
+        label_factor = jnp.where(own, factors * (1 - smoothing) * label_slope, 0)
+        by_softmax = softmax_factor / row_sum
+        if sharding.vocab_axes:
+            by_softmax *= jnp.exp(own_max - row_max)
+        hidden_gradient = hidden_gradient * by_softmax[:, None]
+        hidden_gradient -= label_factor[:, None] * jnp.where(own[:, None], label_rows, 0)
         if smoothing:
-            losses -= wide @ mean_row + mean_bias
+            losses -= sharding.sum_over_vocab(wide @ mean_row + mean_bias)
             hidden_gradient -= factors[:, None] * mean_row[None]
         losses = jnp.where(left_out, 0, losses)
+        hidden_gradient = mark_bad_labels(
+            sharding.sum_over_vocab(hidden_gradient), labels, sharding.shards * vocab_size, left_out
+        )
 
         # By the sum: with the log-sum-exp of large logits, which is rounded, they add up to more.
         scale = (softmax_factor / row_sum)[None] * above
@@ -137,16 +181,16 @@ def _forward(
             weight_gradient, bias_gradient = gradients
             tile = vocab_tile(weight, bias, index, options)
             here, scaled = e[index], scale[index]
-            rows = matmul(here, (wide * scaled[:, None]).astype(here.dtype), (0, 0))
-            weight_gradient = add_rows(weight_gradient, tile, rows)
-            bias_gradient = add_rows(bias_gradient, tile, scaled @ here.astype(dtype))
+            by_scale = (wide * scaled[:, None]).astype(here.dtype)
+            weight_gradient = add_tile(weight_gradient, tile, here, by_scale, options)
+            bias_gradient = add_slice(bias_gradient, scaled @ here.astype(dtype), tile.start)
             return weight_gradient, bias_gradient
 
         weight_gradient, bias_gradient = lax.fori_loop(
-            0, tile_count(vocab, options), over_tiles, (weight_gradient, bias_gradient)
+            0, tile_count(vocab_size, options), over_tiles, (weight_gradient, bias_gradient)
         )
-        weight_gradient = weight_gradient.at[labels].add(-label_factor[:, None] * wide, mode="drop")
-        bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
+        weight_gradient = add_at(weight_gradient, local, -label_factor[:, None] * wide, options)
+        bias_gradient = bias_gradient.at[local].add(-label_factor, mode="drop")
         return (weight_gradient, bias_gradient), (losses, hidden_gradient.astype(hidden.dtype))
 
     zeros = (jnp.zeros(weight.shape, dtype), jnp.zeros(bias.shape, dtype))
@@ -156,20 +200,23 @@ def _forward(
     )
     if smoothing:
         clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)
-        weight_gradient -= jnp.where(inside[:, None], (share * (factors @ clean))[None], 0)
+        every_row = jnp.expand_dims(share * (factors @ clean), options.vocab_axis)
+        weight_gradient -= jnp.where(columns, every_row, 0)
         bias_gradient -= jnp.where(inside, share * factors.sum(), 0)
-    losses = losses.reshape(-1)[:tokens]
-    gradients = (
-        hidden_gradient.reshape(-1, hidden.shape[1])[:tokens],
+    weight_gradient, bias_gradient = sharding.sum_over_tokens((weight_gradient, bias_gradient))
+    return (
+        hidden_gradient.reshape(-1, shape[-1])[:tokens].reshape(shape),
         weight_gradient.astype(weight.dtype),
         bias_gradient.astype(bias.dtype),
-        losses,
+        losses.reshape(-1)[:tokens].reshape(shape[:-1]),
     )
-    return _total(losses, factors), gradients
 
 
 def _backward(
-    _options: Options, gradients: tuple[jax.Array, ...], cotangent: jax.Array
+    _sharding: VocabSharding,
+    _options: Options,
+    gradients: tuple[jax.Array, ...],
+    cotangent: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
     hidden, weight, bias, factors = (
         (cotangent * gradient.astype(cotangent.dtype)).astype(gradient.dtype)

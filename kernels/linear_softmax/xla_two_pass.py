@@ -11,14 +11,17 @@ from jax import lax
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
-    add_rows,
+    add_at,
+    add_slice,
     label_logits,
     largest_of,
     tile_count,
     tile_logits,
+    times_tile,
     token_tiles,
     vocab_tile,
 )
+from jaxnets.kernels.losses import in_range, safe_ids
 from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum, matmul
 
 # Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by
@@ -77,7 +80,7 @@ def _statistics(
         (row_max, row_sum, logit_sum), _ = lax.scan(
             over_vocab,
             (jnp.full(size, jnp.finfo(dtype).min), zeros, zeros),
-            jnp.arange(tile_count(weight.shape[0], options)),
+            jnp.arange(tile_count(bias.shape[0], options)),
         )
         return log_of_sum(row_max, row_sum), logit_sum
 
@@ -95,7 +98,7 @@ def _gradient(
     log_sum_exp: jax.Array,
     factors: Factors,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    tokens, vocab = hidden.shape[0], weight.shape[0]
+    tokens, vocab_size = hidden.shape[0], bias.shape[0]
     dtype = accumulator_dtype(hidden, weight)
     size = min(_TOKENS, tokens)
     arrays = hidden, factors.softmax, factors.uniform
@@ -118,8 +121,9 @@ def _gradient(
                 gradient = jnp.where(tile.fresh[None], gradient, 0)
             bias_rows += gradient.sum(0)
             gradient = gradient.astype(hidden.dtype)
-            weight_rows += matmul(gradient, hidden, (0, 0))
-            hidden_gradient += matmul(gradient, tile.weight, (1, 0))
+            both = (hidden, gradient) if options.features_first else (gradient, hidden)
+            weight_rows += matmul(*both, (0, 0))
+            hidden_gradient += times_tile(gradient, tile, options)
             return (weight_rows, bias_rows), hidden_gradient
 
         zeros = (jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype))
@@ -128,13 +132,13 @@ def _gradient(
         )
         return (
             hidden_gradient,
-            add_rows(weight_gradient, tile, weight_rows),
-            add_rows(bias_gradient, tile, bias_rows),
+            add_slice(weight_gradient, weight_rows, tile.start, options.vocab_axis),
+            add_slice(bias_gradient, bias_rows, tile.start),
         )
 
     hidden_gradient, weight_gradient, bias_gradient = lax.fori_loop(
         0,
-        tile_count(vocab, options),
+        tile_count(vocab_size, options),
         over_vocab,
         (
             jnp.zeros(tiles[1].shape, dtype),
@@ -144,13 +148,12 @@ def _gradient(
     )
     hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[:tokens]
 
-    inside = (labels >= 0) & (labels < vocab)
+    inside = in_range(labels, vocab_size)
     _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
     label_factor = jnp.where(inside, factors.label * label_slope, 0)
     hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
-    labels = jnp.where(inside, labels, vocab)  # a negative index would wrap around
-    weight_gradient = weight_gradient.at[labels].add(
-        -label_factor[:, None] * hidden.astype(dtype), mode="drop"
-    )
+    labels = safe_ids(labels, vocab_size)
+    rows = -label_factor[:, None] * hidden.astype(dtype)
+    weight_gradient = add_at(weight_gradient, labels, rows, options)
     bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
     return hidden_gradient, weight_gradient, bias_gradient

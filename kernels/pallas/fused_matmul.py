@@ -42,14 +42,14 @@ class Tiles(NamedTuple):
     depth: int
 
 
-class Call(NamedTuple):
+class PallasOptions(NamedTuple):
     """What the kernel is compiled for, and in which tiles (None: the platform's); static."""
 
     target: Target
     tiles: Tiles | None = None
 
     @classmethod
-    def of(cls, choice: Choice) -> Call | None:
+    def of(cls, choice: Choice) -> PallasOptions | None:
         """The call of what the dispatcher chose; None where that is not Pallas."""
         if choice.implementation != "pallas":
             return None
@@ -92,7 +92,7 @@ Epilogue = Callable[..., Sequence[jax.Array]]
 
 
 def fused_matmul(
-    call: Call,
+    call: PallasOptions,
     left: jax.Array,
     right: jax.Array,
     inputs: Inputs,

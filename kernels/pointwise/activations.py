@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+ActivationName = Literal["relu", "sigmoid", "tanh", "silu", "gelu", "gelu_exact"]
 
 
 class Activation(NamedTuple):

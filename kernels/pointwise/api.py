@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,9 @@ from jaxnets.kernels import dispatch
 from jaxnets.kernels.checks import as_floats, as_int, as_sizes
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
-from jaxnets.kernels.pallas.fused_matmul import Call
+from jaxnets.kernels.pallas.fused_matmul import PallasOptions
 from jaxnets.kernels.pointwise import pallas, reference
-from jaxnets.kernels.pointwise.activations import ACTIVATIONS
+from jaxnets.kernels.pointwise.activations import ACTIVATIONS, ActivationName
 from jaxnets.kernels.pointwise.checks import check_arrays, check_epilogue, optional_floats
 from jaxnets.kernels.pointwise.xla import (
     MANY_GROUPS,
@@ -43,6 +43,7 @@ OPERATION = dispatch.register(
         "pointwise_conv",
         ("positions", "features", "out", "groups", "channels_first"),
         {"matmul": dispatch.anywhere, "reference": dispatch.anywhere, "pallas": _pallas_obstacle},
+        {"groups": 1, "channels_first": False},
     )
 )
 
@@ -53,11 +54,11 @@ def pointwise_conv(
     bias: Float[ArrayLike, " out"] | None = None,
     *,
     residual: Float[ArrayLike, " batch *positions_and_out"] | None = None,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     strides: SupportsIndex | Iterable[SupportsIndex] = 1,
     groups: SupportsIndex = 1,
     channels_first: bool = False,
-    implementation: str | None = None,
+    implementation: Literal["matmul", "reference", "pallas"] | None = None,
 ) -> Float[Array, " batch *positions_and_out"]:
     r"""A convolution whose window is one position: a matmul over the channels.
 
@@ -123,13 +124,19 @@ def pointwise_conv(
     dtype = result_dtype(inputs, kernel)
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
     may_tile = choice.target.platform == "cpu" and groups == 1 and not channels_first
-    call = _Call(
-        activation, each, groups, channels_first, choice.implementation, Call.of(choice), may_tile
+    options = _Options(
+        activation,
+        each,
+        groups,
+        channels_first,
+        choice.implementation,
+        PallasOptions.of(choice),
+        may_tile,
     )
-    return _pointwise_conv(call, inputs, kernel, bias, residual)
+    return _pointwise_conv(options, inputs, kernel, bias, residual)
 
 
-class _Call(NamedTuple):
+class _Options(NamedTuple):
     """What is static of a call."""
 
     activation: str | None
@@ -137,7 +144,7 @@ class _Call(NamedTuple):
     groups: int
     channels_first: bool
     implementation: str
-    fused: Call | None  # by Pallas
+    fused: PallasOptions | None  # by Pallas
     may_tile: bool  # the backward, on a CPU
 
 
@@ -145,67 +152,67 @@ class _Call(NamedTuple):
 @jax.named_scope("pointwise_conv")
 @over_rows(inputs=0, kernel=WHOLE, bias=WHOLE, residual=0)
 def _pointwise_conv(
-    call: _Call,
+    options: _Options,
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> jax.Array:
     dtype = result_dtype(inputs, kernel)
-    if call.implementation == "reference":
-        return _reference(call, inputs, kernel, bias, residual).astype(dtype)
-    strided = _subsample(call, inputs)
+    if options.implementation == "reference":
+        return _reference(options, inputs, kernel, bias, residual).astype(dtype)
+    strided = _subsample(options, inputs)
     outputs = _convolve(
-        call, _flat(call, strided).astype(dtype), kernel.astype(dtype), bias,
-        None if residual is None else _flat(call, residual),
+        options, _flat(options, strided).astype(dtype), kernel.astype(dtype), bias,
+        None if residual is None else _flat(options, residual),
     )  # fmt: skip
     channels = kernel.shape[1]
-    if call.channels_first:
+    if options.channels_first:
         return outputs.reshape(inputs.shape[0], channels, *strided.shape[2:])
     return outputs.reshape(*strided.shape[:-1], channels)
 
 
 def _reference(
-    call: _Call,
+    options: _Options,
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> jax.Array:
     wide = accumulator_dtype(inputs, kernel)
-    if call.channels_first:
+    if options.channels_first:
         inputs = jnp.moveaxis(inputs, 1, -1)
         residual = None if residual is None else jnp.moveaxis(residual, 1, -1)
     inputs, kernel = inputs.astype(wide), kernel.astype(wide)
     bias, residual = (None if a is None else a.astype(wide) for a in (bias, residual))
     outputs = reference.pointwise_conv(
-        inputs, kernel, bias, residual, call.strides, call.groups, call.activation
+        inputs, kernel, bias, residual, options.strides, options.groups, options.activation
     )
-    return jnp.moveaxis(outputs, -1, 1) if call.channels_first else outputs
+    return jnp.moveaxis(outputs, -1, 1) if options.channels_first else outputs
 
 
-def _subsample(call: _Call, inputs: jax.Array) -> jax.Array:
+def _subsample(options: _Options, inputs: jax.Array) -> jax.Array:
     """The positions that the outputs look at; its gradient pads with zeros."""
-    if set(call.strides) <= {1}:
+    if set(options.strides) <= {1}:
         return inputs
-    spatial = tuple(slice(None, None, stride) for stride in call.strides)
+    spatial = tuple(slice(None, None, stride) for stride in options.strides)
     every = slice(None)
-    return inputs[(every, every, *spatial) if call.channels_first else (every, *spatial)]
+    return inputs[(every, every, *spatial) if options.channels_first else (every, *spatial)]
 
 
-def _flat(call: _Call, array: jax.Array) -> jax.Array:
+def _flat(options: _Options, array: jax.Array) -> jax.Array:
     """The spatial axes as one: [batch, positions, channels] or [batch, channels, positions]."""
-    if call.channels_first:
+    if options.channels_first:
         return array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
     return array.reshape(array.shape[0], math.prod(array.shape[1:-1]), array.shape[-1])
 
 
-def _channels(call: _Call) -> int:
-    return 1 if call.channels_first else 2
+def _channels(options: _Options) -> int:
+    return 1 if options.channels_first else 2
 
 
-def _split(call: _Call, array: jax.Array, axis: int) -> list[jax.Array]:
-    return [array] if call.groups == 1 else jnp.split(array, call.groups, axis)
+def _split(options: _Options, array: jax.Array, axis: int) -> list[jax.Array]:
+    return [array] if options.groups == 1 else jnp.split(array, options.groups, axis)
 
 
 def _join(parts: list[jax.Array], axis: int) -> jax.Array:
@@ -214,69 +221,69 @@ def _join(parts: list[jax.Array], axis: int) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _convolve(
-    call: _Call,
+    options: _Options,
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> jax.Array:
-    return _forward(call, inputs, kernel, bias, residual)[0]
+    return _forward(options, inputs, kernel, bias, residual)[0]
 
 
 def _forward(
-    call: _Call,
+    options: _Options,
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The outputs, and what the activation's slope is told by (None without an activation)."""
-    if call.fused is not None:
-        return pallas.forward(call.fused, call.activation, inputs, kernel, bias, residual)
-    axis, layout = _channels(call), {"channels_first": call.channels_first}
-    if call.groups >= MANY_GROUPS:
-        total = apply_grouped(inputs, kernel, call.groups, **layout)
+    if options.fused is not None:
+        return pallas.forward(options.fused, options.activation, inputs, kernel, bias, residual)
+    axis, layout = _channels(options), {"channels_first": options.channels_first}
+    if options.groups >= MANY_GROUPS:
+        total = apply_grouped(inputs, kernel, options.groups, **layout)
     else:
-        pairs = zip(_split(call, inputs, axis), _split(call, kernel, 1), strict=True)
+        pairs = zip(_split(options, inputs, axis), _split(options, kernel, 1), strict=True)
         total = _join([apply_kernel(x, w, **layout) for x, w in pairs], axis)
     if bias is not None:
-        shape = (1, -1, 1) if call.channels_first else (1, 1, -1)
+        shape = (1, -1, 1) if options.channels_first else (1, 1, -1)
         total = total + bias.astype(total.dtype).reshape(shape)
     if residual is not None:
         total = total + residual.astype(total.dtype)
-    if call.activation is None:
+    if options.activation is None:
         return total.astype(inputs.dtype), None
-    activation = ACTIVATIONS[call.activation]
+    activation = ACTIVATIONS[options.activation]
     outputs = activation.function(total).astype(inputs.dtype)
     return outputs, outputs if activation.keeps_output else total.astype(inputs.dtype)
 
 
 def _convolve_forward(
-    call: _Call,
+    options: _Options,
     inputs: jax.Array,
     kernel: jax.Array,
     bias: jax.Array | None,
     residual: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-    outputs, kept = _forward(call, inputs, kernel, bias, residual)
+    outputs, kept = _forward(options, inputs, kernel, bias, residual)
     # Gradients have the dtypes of what they belong to; of bias and residual nothing else is kept.
     empty = [None if a is None else jnp.empty(0, a.dtype) for a in (bias, residual)]
     return outputs, (inputs, kernel, kept, *empty)
 
 
 def _convolve_backward(
-    call: _Call, kept_arrays: tuple, gradient: jax.Array
+    options: _Options, kept_arrays: tuple, gradient: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     inputs, kernel, kept, bias, residual = kept_arrays
-    if call.activation is not None:
+    if options.activation is not None:
         wide = accumulator_dtype(gradient)
-        slope = ACTIVATIONS[call.activation].slope(kept.astype(wide)).astype(wide)
+        slope = ACTIVATIONS[options.activation].slope(kept.astype(wide)).astype(wide)
         gradient = (gradient.astype(wide) * slope).astype(gradient.dtype)
-    tiled = call.may_tile and wants_tiles(inputs, gradient)
+    tiled = options.may_tile and wants_tiles(inputs, gradient)
     gradients = (
         tiled_gradients(inputs, kernel, gradient)
         if tiled
-        else _whole(call, inputs, kernel, gradient)
+        else _whole(options, inputs, kernel, gradient)
     )
     return (
         gradients[0].astype(inputs.dtype),
@@ -287,15 +294,19 @@ def _convolve_backward(
 
 
 def _whole(
-    call: _Call, inputs: jax.Array, kernel: jax.Array, gradient: jax.Array
+    options: _Options, inputs: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of inputs, kernel and bias; XLA drops that of a bias that is not there."""
-    axis, layout = _channels(call), {"channels_first": call.channels_first}
-    positions = (0, 2) if call.channels_first else (0, 1)
+    axis, layout = _channels(options), {"channels_first": options.channels_first}
+    positions = (0, 2) if options.channels_first else (0, 1)
     d_bias = gradient.sum(positions, dtype=accumulator_dtype(gradient))
-    if call.groups >= MANY_GROUPS:
-        return *grouped_gradients(inputs, kernel, gradient, call.groups, **layout), d_bias
-    parts = _split(call, inputs, axis), _split(call, kernel, 1), _split(call, gradient, axis)
+    if options.groups >= MANY_GROUPS:
+        return *grouped_gradients(inputs, kernel, gradient, options.groups, **layout), d_bias
+    parts = (
+        _split(options, inputs, axis),
+        _split(options, kernel, 1),
+        _split(options, gradient, axis),
+    )
     triples = list(zip(*parts, strict=True))
     d_inputs = _join([apply_kernel(g, w.T, **layout) for _, w, g in triples], axis)
     d_kernel = _join([kernel_gradient(x, g, **layout) for x, _, g in triples], 1)

@@ -1,10 +1,12 @@
-"""Batch normalisation folded into the kernel before it, for inference."""
+"""Batch normalization folded into the kernel before it, for inference."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import ArrayLike, Float
 
 from jaxnets.kernels.checks import as_floats
 from jaxnets.kernels.numerics import result_dtype
@@ -12,6 +14,24 @@ from jaxnets.kernels.pointwise.checks import optional_floats
 
 
 @jax.named_scope("fold_batch_norm")
+class FoldedBatchNorm(NamedTuple):
+    """What :func:`fold_batch_norm` returns: of the one layer in place of the two.
+
+    Attributes:
+      kernel: as the layer's, [..., out].
+      bias: [out].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> ones = jnp.ones(4)
+      >>> fold_batch_norm(jnp.ones((3, 4)), None, ones, 3 * ones, epsilon=1.0).bias[0].item()
+      -0.5
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+
+
 def fold_batch_norm(
     kernel: Float[ArrayLike, "*window out"],
     bias: Float[ArrayLike, " out"] | None,
@@ -21,15 +41,15 @@ def fold_batch_norm(
     offset: Float[ArrayLike, " out"] | None = None,
     *,
     epsilon: float = 1e-5,
-) -> tuple[Float[Array, "*window out"], Float[Array, " out"]]:
-    r"""Kernel and bias of one layer that does what a layer and its batch normalisation do.
+) -> FoldedBatchNorm:
+    r"""Kernel and bias of one layer that does what a layer and its batch normalization do.
 
     .. math::
         W'_{\cdot o} = W_{\cdot o} \frac{\gamma_o}{\sqrt{\sigma^2_o + \epsilon}}, \quad
         b'_o = (b_o - \mu_o) \frac{\gamma_o}{\sqrt{\sigma^2_o + \epsilon}} + \beta_o
 
     (Jacob et al. 2018, section 3.2.) It holds for any linear layer whose output channels are the
-    kernel's last axis, where nothing stands between it and the normalisation, and for the running
+    kernel's last axis, where nothing stands between it and the normalization, and for the running
     statistics only: in training the batch's own are used.
 
     Args:
@@ -37,7 +57,10 @@ def fold_batch_norm(
       bias: [out] or None.
       mean, variance: [out], the running statistics.
       scale, offset: [out], gamma and beta; None: 1 and 0.
-      epsilon: as the normalisation has it.
+      epsilon: as the normalization has it.
+
+    Returns:
+      :class:`FoldedBatchNorm`.
 
     Raises:
       TypeError: an array is not of floats.
@@ -68,4 +91,4 @@ def fold_batch_norm(
     factor = factor if scale is None else factor * scale.astype(dtype)
     shift = -mean if bias is None else bias.astype(dtype) - mean
     folded = shift * factor if offset is None else shift * factor + offset.astype(dtype)
-    return kernel * jnp.expand_dims(factor, range(kernel.ndim - 1)), folded
+    return FoldedBatchNorm(kernel * jnp.expand_dims(factor, range(kernel.ndim - 1)), folded)

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, SupportsIndex
+from typing import Literal, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def depthwise_conv(
     padding: str | SupportsIndex | Sequence = "SAME",
     dilation: SupportsIndex | Iterable[SupportsIndex] = 1,
     channels_first: bool = False,
-    implementation: str | None = None,
+    implementation: Literal["shifts", "convolution"] | None = None,
 ) -> Float[Array, " batch *outputs_and_channels"]:
     r"""A convolution that mixes positions and no channels.
 
@@ -103,8 +103,8 @@ def depthwise_conv(
         few = math.prod(window) <= (_MOST_SHIFTS if axes > 1 else _MOST_SHIFTS // 2)
         on_cpu = jax.default_backend() == "cpu"
         implementation = "shifts" if on_cpu and few else "convolution"
-    call = _Call(each, spread, around, implementation)
-    outputs = _depthwise_conv(call, inputs, kernel, bias)
+    options = _Options(each, spread, around, implementation)
+    outputs = _depthwise_conv(options, inputs, kernel, bias)
     return jnp.moveaxis(outputs, -1, 1) if channels_first else outputs
 
 
@@ -114,7 +114,7 @@ def depthwise_conv(
 _MOST_SHIFTS = 128
 
 
-class _Call(NamedTuple):
+class _Options(NamedTuple):
     """What is static of a call."""
 
     strides: tuple[int, ...]
@@ -127,30 +127,30 @@ class _Call(NamedTuple):
 @jax.named_scope("depthwise_conv")
 @over_rows(inputs=0, kernel=WHOLE, bias=WHOLE)
 def _depthwise_conv(
-    call: _Call, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
+    options: _Options, inputs: jax.Array, kernel: jax.Array, bias: jax.Array | None
 ) -> jax.Array:
     dtype, wide = result_dtype(inputs, kernel), accumulator_dtype(inputs, kernel)
-    axes, channels = len(call.strides), inputs.shape[-1]
+    axes, channels = len(options.strides), inputs.shape[-1]
     outputs = math.prod(kernel.shape[axes:])
     if 0 in inputs.shape:
         spatial = [
             max(0, (size + sum(pads) - (width - 1) * gap - 1) // stride + 1) if size else 0
             for size, pads, width, gap, stride in zip(
-                inputs.shape[1:-1], call.around, kernel.shape, call.dilation, call.strides,
+                inputs.shape[1:-1], options.around, kernel.shape, options.dilation, options.strides,
                 strict=False,
             )
         ]  # fmt: skip
         return jnp.zeros((inputs.shape[0], *spatial, outputs), dtype)
     kernel = kernel.reshape(*kernel.shape[:axes], outputs)
-    if call.implementation == "shifts":
+    if options.implementation == "shifts":
         if outputs > channels:
             inputs = jnp.repeat(inputs, outputs // channels, axis=-1)
-        found = _shifts(call, inputs.astype(wide), kernel.astype(wide))
+        found = _shifts(options, inputs.astype(wide), kernel.astype(wide))
     else:
         letters = "DHW"[3 - axes :]
         found = lax.conv_general_dilated(
-            inputs.astype(dtype), jnp.expand_dims(kernel, -2).astype(dtype), call.strides,
-            call.around, rhs_dilation=call.dilation,
+            inputs.astype(dtype), jnp.expand_dims(kernel, -2).astype(dtype), options.strides,
+            options.around, rhs_dilation=options.dilation,
             dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
             feature_group_count=channels,
         )  # fmt: skip
@@ -160,31 +160,33 @@ def _depthwise_conv(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _shifts(call: _Call, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _correlate(_pad(inputs, call.around), kernel, call.strides, call.dilation)
+def _shifts(options: _Options, inputs: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _correlate(_pad(inputs, options.around), kernel, options.strides, options.dilation)
 
 
-def _shifts_forward(call: _Call, inputs: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple]:
-    return _shifts(call, inputs, kernel), (inputs, kernel)
+def _shifts_forward(
+    options: _Options, inputs: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple]:
+    return _shifts(options, inputs, kernel), (inputs, kernel)
 
 
 def _shifts_backward(
-    call: _Call, kept: tuple[jax.Array, ...], gradient: jax.Array
+    options: _Options, kept: tuple[jax.Array, ...], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     inputs, kernel = kept
-    axes = tuple(range(len(call.strides)))
+    axes = tuple(range(len(options.strides)))
     # The inputs' gradient is the same sum over the flipped window, of the gradient spread out by
     # the strides and padded until it has one place for each input.
     around = []
     for size, width, gap, stride, (low, _), count in zip(
-        inputs.shape[1:-1], kernel.shape[:-1], call.dilation, call.strides, call.around,
+        inputs.shape[1:-1], kernel.shape[:-1], options.dilation, options.strides, options.around,
         gradient.shape[1:-1], strict=True,
     ):  # fmt: skip
         spread = (count - 1) * stride + 1
         around.append(((width - 1) * gap - low, size + low - spread))
-    spread = _pad(gradient, around, [stride - 1 for stride in call.strides])
+    spread = _pad(gradient, around, [stride - 1 for stride in options.strides])
     flipped = jnp.flip(kernel, axes)
-    inputs_gradient = _correlate(spread, flipped, (1,) * len(axes), call.dilation)
+    inputs_gradient = _correlate(spread, flipped, (1,) * len(axes), options.dilation)
 
     # One image at a time, so that the reductions of the whole window find it in the cache.
     def add_image(total, image):
@@ -192,13 +194,13 @@ def _shifts_backward(
         parts = [
             (tap * gradient).sum(axes)
             for _, tap in _taps(
-                padded, kernel.shape[:-1], call.strides, call.dilation, gradient.shape[:-1]
+                padded, kernel.shape[:-1], options.strides, options.dilation, gradient.shape[:-1]
             )
         ]
         return total + jnp.stack(parts), None
 
     start = jnp.zeros((kernel[..., 0].size, kernel.shape[-1]), gradient.dtype)
-    images = _pad(inputs, call.around), gradient
+    images = _pad(inputs, options.around), gradient
     kernel_gradient, _ = lax.scan(add_image, start, images)
     return inputs_gradient, kernel_gradient.reshape(kernel.shape)
 

@@ -12,12 +12,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Tile, fused_matmul
+from jaxnets.kernels.pallas.fused_matmul import Inputs, PallasOptions, Tile, fused_matmul
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 
 def forward(
-    call: Call,
+    call: PallasOptions,
     activation: str | None,
     inputs: jax.Array,
     kernel: jax.Array,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
@@ -23,7 +23,27 @@ from jaxnets.kernels.recurrent.checks import (
 )
 from jaxnets.kernels.recurrent.padding import Given
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
-from jaxnets.kernels.recurrent.programs import Call, run_gru, run_lstm
+from jaxnets.kernels.recurrent.programs import Options, run_gru, run_lstm
+
+
+class Recurrence(NamedTuple):
+    """What a recurrent layer, or a stack of them, returns.
+
+    Attributes:
+      outputs: [batch, time, output], as the inputs are laid out.
+      carry: at each row's own last step: ``(c [batch, hidden], h [batch, output])`` of an LSTM, h
+        of a GRU; of a stack, for each layer a list of one a direction.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
+      >>> result = lstm(jnp.ones((1, 4, 3)), None, parameters)
+      >>> result.outputs.shape, result.carry[1].shape
+      ((1, 4, 2), (1, 2))
+    """
+
+    outputs: jax.Array
+    carry: Any
 
 
 @names_arguments
@@ -35,20 +55,17 @@ def lstm(
     lengths: Integer[ArrayLike, "..."] | Sequence | None = None,
     segment_ids: Integer[ArrayLike, "..."] | Sequence | None = None,
     mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
-    masked_outputs: str = "zero",
+    masked_outputs: Literal["zero", "repeat"] = "zero",
     reverse: bool = False,
     time_first: bool = False,
     batched: bool = True,
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
-    recompute: bool | None = None,
-    truncate: int | None = None,
-    chunk: int | None = None,
-    implementation: str | None = None,
-) -> tuple[
-    Float[Array, "*steps output"],
-    tuple[Float[Array, "*batch hidden"], Float[Array, "*batch output"]],
-]:
+    remat: bool | None = None,
+    truncate_steps: int | None = None,
+    chunk_size: int | None = None,
+    implementation: Literal["scan", "reference", "pallas", "cudnn"] | None = None,
+) -> Recurrence:
     r"""A long short-term memory over padded, packed or very long sequences.
 
     .. math::
@@ -59,7 +76,7 @@ def lstm(
     (Hochreiter and Schmidhuber 1997; with the forget gate of Gers et al. 2000). By its parameters
     it also has a projection, :math:`h_t P` in place of :math:`h_t` (Sak et al. 2014, section 2.1);
     peepholes (Gers and Schmidhuber 2000): :math:`p_i c_{t-1}` is added to i, :math:`p_f c_{t-1}`
-    to f and :math:`p_o c_t` to o; or layer normalisation of :math:`x_t W`, :math:`h_{t-1} U` and
+    to f and :math:`p_o c_t` to o; or layer normalization of :math:`x_t W`, :math:`h_{t-1} U` and
     :math:`c_t` (Ba et al. 2016, appendix, equations 20 to 22).
 
     Args:
@@ -82,12 +99,13 @@ def lstm(
         no batch axis, lengths is one integer, segment_ids and mask are [time].
       recurrent_dropout: the share of h that is dropped before its matmul, the same at each step of
         a row (Gal and Ghahramani 2016); kept values are scaled by 1 / (1 - share). Needs ``key``.
-      recompute: keep one carry a chunk for the gradient and compute the gates again, in memory that
+      remat: keep one carry a chunk for the gradient and compute the gates again, in memory that
         grows with the square root of the time; False: keep all gates; None: chosen by shape.
-      truncate: the gradient does not cross from one window of so many steps to another; the carry
-        does (truncated backpropagation through time, Williams and Peng 1990). Padding counts in a
-        window with lengths only.
-      chunk: steps that are projected together; None: chosen by shape. It changes speed and memory.
+      truncate_steps: the gradient does not cross from one window of so many steps to another; the
+        carry does (truncated backpropagation through time, Williams and Peng 1990). Padding counts
+        in a window with lengths only.
+      chunk_size: steps that are projected together; None: chosen by shape. It changes speed and
+        memory.
       implementation: "scan", on XLA, has reverse-mode derivatives of first and second order;
         "reference", a plain loop, also has forward mode and higher orders. "pallas" (GPU with a
         small hidden size, and TPU) and "cudnn" (NVIDIA, float32) have first derivatives only and
@@ -95,9 +113,9 @@ def lstm(
         :func:`jaxnets.kernels.explain` says what can run.
 
     Returns:
-      Outputs, [batch, time, output], in the dtype of inputs and kernels; and the carry at each
-      row's own last step, in float32 (float64 for float64). bfloat16 and float16 are accumulated in
-      float32. Of no row or no step: no outputs, and the carry as it was.
+      :class:`Recurrence`: outputs, [batch, time, output], in the dtype of inputs and kernels; and
+      the carry at each row's own last step, in float32 (float64 for float64). bfloat16 and float16
+      are accumulated in float32. Of no row or no step: no outputs, and the carry as it was.
 
     Raises:
       TypeError: inputs, carry or parameters not of floats, lengths or segment_ids not of integers,
@@ -122,11 +140,11 @@ def lstm(
     batch, time = check_inputs(inputs, features, time_first=time_first, batched=batched)
     carry = lstm_carry(carry, batch, hidden, output)
     given = as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
-    call = _call(
+    options = _options(
         implementations.LSTM, inputs, parameters, given, batch, time, key, masked_outputs, reverse,
-        time_first, batched, recurrent_dropout, recompute, truncate, chunk, implementation,
+        time_first, batched, recurrent_dropout, remat, truncate_steps, chunk_size, implementation,
     )  # fmt: skip
-    return run_lstm(call, inputs, carry, parameters, given, key)
+    return Recurrence(*run_lstm(options, inputs, carry, parameters, given, key))
 
 
 @names_arguments
@@ -138,18 +156,18 @@ def gru(
     lengths: Integer[ArrayLike, "..."] | Sequence | None = None,
     segment_ids: Integer[ArrayLike, "..."] | Sequence | None = None,
     mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
-    masked_outputs: str = "zero",
+    masked_outputs: Literal["zero", "repeat"] = "zero",
     reverse: bool = False,
     time_first: bool = False,
     batched: bool = True,
     reset_after: bool = True,
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
-    recompute: bool | None = None,
-    truncate: int | None = None,
-    chunk: int | None = None,
-    implementation: str | None = None,
-) -> tuple[Float[Array, "*steps hidden"], Float[Array, "*batch hidden"]]:
+    remat: bool | None = None,
+    truncate_steps: int | None = None,
+    chunk_size: int | None = None,
+    implementation: Literal["scan", "reference"] | None = None,
+) -> Recurrence:
     r"""A gated recurrent unit over padded, packed or very long sequences.
 
     .. math::
@@ -179,15 +197,15 @@ def gru(
     batch, time = check_inputs(inputs, features, time_first=time_first, batched=batched)
     carry = gru_carry(carry, batch, hidden)
     given = as_given(lengths, segment_ids, mask, batch, time, time_first=time_first)
-    call = _call(
+    options = _options(
         implementations.GRU, inputs, parameters, given, batch, time, key, masked_outputs, reverse,
-        time_first, batched, recurrent_dropout, recompute, truncate, chunk, implementation,
+        time_first, batched, recurrent_dropout, remat, truncate_steps, chunk_size, implementation,
     )  # fmt: skip
-    call = call._replace(reset_after=bool(reset_after))
-    return run_gru(call, inputs, carry, parameters, given, key)
+    options = options._replace(reset_after=bool(reset_after))
+    return Recurrence(*run_gru(options, inputs, carry, parameters, given, key))
 
 
-def _call(
+def _options(
     operation: dispatch.Operation,
     inputs: Any,
     parameters: LSTMParameters | GRUParameters,
@@ -200,16 +218,18 @@ def _call(
     time_first: bool,
     batched: bool,
     recurrent_dropout: float,
-    recompute: bool | None,
-    truncate: int | None,
-    chunk: int | None,
+    remat: bool | None,
+    truncate_steps: int | None,
+    chunk_size: int | None,
     implementation: str | None,
-) -> Call:
+) -> Options:
     """The options' checks that LSTM and GRU share, and the implementation."""
-    truncate, chunk = check_options(recurrent_dropout, key, truncate, chunk, masked_outputs)
+    truncate_steps, chunk_size = check_options(
+        recurrent_dropout, key, truncate_steps, chunk_size, masked_outputs
+    )
     extras = implementations.extras_of(
-        parameters, truncate=truncate is not None, recompute=bool(recompute),
-        chunk=chunk is not None, segment_ids=given.segment_ids is not None,
+        parameters, truncate_steps=truncate_steps is not None, remat=bool(remat),
+        chunk_size=chunk_size is not None, segment_ids=given.segment_ids is not None,
         recurrent_dropout=recurrent_dropout > 0,
     )  # fmt: skip
     sizes = {
@@ -222,7 +242,7 @@ def _call(
     dtype = result_dtype(inputs, *jax.tree.leaves(parameters))
     chosen = dispatch.choose(operation, dtype, sizes, implementation)
     target = chosen.target if chosen.implementation in ("pallas", "cudnn") else None
-    return Call(
+    return Options(
         bool(time_first), bool(batched), masked_outputs == "repeat", bool(reverse),
-        float(recurrent_dropout), recompute, truncate, chunk, chosen.implementation, target,
+        float(recurrent_dropout), remat, truncate_steps, chunk_size, chosen.implementation, target,
     )  # fmt: skip

@@ -244,22 +244,24 @@ def _check_axes(
 
 
 def check_options(
-    recurrent_dropout: float, key: Any, truncate: Any, chunk: Any, masked_outputs: str
+    recurrent_dropout: float, key: Any, truncate_steps: Any, chunk_size: Any, masked_outputs: str
 ) -> tuple[int | None, int | None]:
-    """Raise unless the options are in range and fit together; returns ``truncate, chunk``."""
+    """``truncate_steps, chunk_size``; raises unless the options are in range and fit together."""
     if not 0 <= recurrent_dropout < 1:
         raise ValueError(f"recurrent_dropout must lie in [0, 1), got {recurrent_dropout}")
     if recurrent_dropout and key is None:
         raise ValueError("key must be given with recurrent_dropout, got None")
     if masked_outputs not in ("zero", "repeat"):
         raise ValueError(f"masked_outputs must be 'zero' or 'repeat', got {masked_outputs!r}")
-    truncate, chunk = (
+    truncate_steps, chunk_size = (
         None if steps is None else as_int(name, steps)
-        for name, steps in (("truncate", truncate), ("chunk", chunk))
+        for name, steps in (("truncate_steps", truncate_steps), ("chunk_size", chunk_size))
     )
-    for name, steps in (("truncate", truncate), ("chunk", chunk)):
+    for name, steps in (("truncate_steps", truncate_steps), ("chunk_size", chunk_size)):
         if steps is not None and steps < 1:
             raise ValueError(f"{name} must be at least 1 step, got {steps}")
-    if truncate is not None and chunk is not None:
-        raise ValueError("chunk must be left out with truncate, whose windows are the chunks")
-    return truncate, chunk
+    if truncate_steps is not None and chunk_size is not None:
+        raise ValueError(
+            "chunk_size must be left out with truncate_steps, whose windows are the chunks"
+        )
+    return truncate_steps, chunk_size

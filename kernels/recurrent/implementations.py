@@ -30,8 +30,8 @@ def _lacks(sizes: Mapping[str, Any], *supported: str) -> str | None:
 def _reference_obstacle(
     _where: dispatch.Target, _dtype: Any, sizes: Mapping[str, Any]
 ) -> str | None:
-    if {"recompute", "chunk"} & set(sizes["extras"]):
-        return "it is one plain loop: no recompute, no chunk"
+    if {"remat", "chunk_size"} & set(sizes["extras"]):
+        return "it is one plain loop: no remat, no chunk_size"
     return None
 
 
@@ -80,8 +80,14 @@ LSTM = dispatch.register(
             "pallas": _pallas_obstacle,
             "cudnn": _cudnn_obstacle,
         },
+        {"extras": ()},
     )
 )
 GRU = dispatch.register(
-    dispatch.Operation("gru", _SIZES, {"scan": dispatch.anywhere, "reference": _reference_obstacle})
+    dispatch.Operation(
+        "gru",
+        _SIZES,
+        {"scan": dispatch.anywhere, "reference": _reference_obstacle},
+        {"extras": ()},
+    )
 )

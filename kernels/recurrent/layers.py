@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
 
-from jaxnets.kernels.recurrent.api import gru, lstm
+from jaxnets.kernels.recurrent.api import Recurrence, gru, lstm
 from jaxnets.kernels.recurrent.checks import as_given, check_inputs
 from jaxnets.kernels.recurrent.padding import Given, steps_that_count
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
 
 Layer = LSTMParameters | GRUParameters
+MergeMode = Literal["concat", "sum", "mul", "ave"]
 
 
 def recurrent_layers(
@@ -28,13 +29,13 @@ def recurrent_layers(
     mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
     dropout: float = 0.0,
     input_dropout: float = 0.0,
-    merge_mode: str = "concat",
+    merge_mode: MergeMode = "concat",
     recurrent_dropout: float = 0.0,
     key: Key[Array, ""] | None = None,
     time_first: bool = False,
     batched: bool = True,
     **options: Any,
-) -> tuple[Float[Array, "*steps output"], list[list]]:
+) -> Recurrence:
     r"""LSTM or GRU layers on top of each other, each in one direction or in both.
 
     A layer's outputs, both directions merged, are the next one's inputs (Schuster and Paliwal 1997;
@@ -60,8 +61,8 @@ def recurrent_layers(
       options: the others of :func:`lstm` or :func:`gru`, for every layer.
 
     Returns:
-      Outputs, [batch, time, output], twice as wide with two directions side by side; and the
-      carries.
+      :class:`Recurrence`: outputs, [batch, time, output], twice as wide with two directions side by
+      side; and for each layer the carries of its directions.
 
     Raises:
       TypeError, ValueError: as :func:`lstm`; or layers that are none, or of three directions.
@@ -119,7 +120,7 @@ def recurrent_layers(
             ends.append(end)
         below = outputs[0] if len(outputs) == 1 else _MERGES[merge_mode](*outputs)
         final.append(ends)
-    return below, final
+    return Recurrence(below, final)
 
 
 _MERGES: dict[str, Callable] = {

@@ -8,7 +8,7 @@ import jax
 
 
 class LayerNorm(NamedTuple):
-    """Scales and the one bias of a layer-normalised LSTM (the gates' bias is the layer's own).
+    """Scales and the one bias of a layer-normalized LSTM (the gates' bias is the layer's own).
 
     Attributes:
       inputs: [4 * hidden], of what comes of the inputs.

@@ -17,10 +17,10 @@ from jaxnets.kernels.recurrent.accelerated import accelerated_lstm
 from jaxnets.kernels.recurrent.padding import Given, padding_of, poisoned, put_back, to_front
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.recurrent.xla_rows import row_counts
-from jaxnets.kernels.recurrent.xla_scan import Marks, Options, Weights, recur
+from jaxnets.kernels.recurrent.xla_scan import Marks, ScanOptions, Weights, recur
 
 
-class Call(NamedTuple):
+class Options(NamedTuple):
     """What is static of a call."""
 
     time_first: bool
@@ -28,9 +28,9 @@ class Call(NamedTuple):
     repeat: bool  # h in the padding, not zeros
     reverse: bool
     recurrent_dropout: float
-    recompute: bool | None
-    truncate: int | None
-    chunk: int | None
+    remat: bool | None
+    truncate_steps: int | None
+    chunk_size: int | None
     implementation: str
     target: dispatch.Target | None  # of "pallas" and "cudnn"
     reset_after: bool = True  # of a GRU
@@ -38,13 +38,13 @@ class Call(NamedTuple):
 
 def _steps_axis(of: dict[str, Any]) -> int:
     """The batch's axis in what has steps: inputs, outputs, segment ids and mask."""
-    call = of["call"]
-    return int(call.time_first) if call.batched else WHOLE
+    options = of["options"]
+    return int(options.time_first) if options.batched else WHOLE
 
 
 def _state_axis(of: dict[str, Any]) -> int:
     """The batch's axis in what has none: carries and lengths."""
-    return 0 if of["call"].batched else WHOLE
+    return 0 if of["options"].batched else WHOLE
 
 
 def _given_axes(of: dict[str, Any]) -> Any:
@@ -62,24 +62,34 @@ _own_rows = over_rows(
 @jax.named_scope("lstm")
 @_own_rows
 def run_lstm(
-    call: Call, inputs: jax.Array, carry: Any, parameters: LSTMParameters, given: Given, key: Any
+    options: Options,
+    inputs: jax.Array,
+    carry: Any,
+    parameters: LSTMParameters,
+    given: Given,
+    key: Any,
 ) -> tuple[jax.Array, Any]:
     """Outputs and ``(c, h)``."""
-    return _turned_around(call, _lstm, inputs, carry, parameters, given, key)
+    return _turned_around(options, _lstm, inputs, carry, parameters, given, key)
 
 
 @partial(jax.jit, static_argnums=0)
 @jax.named_scope("gru")
 @_own_rows
 def run_gru(
-    call: Call, inputs: jax.Array, carry: Any, parameters: GRUParameters, given: Given, key: Any
+    options: Options,
+    inputs: jax.Array,
+    carry: Any,
+    parameters: GRUParameters,
+    given: Given,
+    key: Any,
 ) -> tuple[jax.Array, Any]:
     """Outputs and ``h``."""
-    return _turned_around(call, _gru, inputs, carry, parameters, given, key)
+    return _turned_around(options, _gru, inputs, carry, parameters, given, key)
 
 
 def _turned_around(
-    call: Call,
+    options: Options,
     rows_first: Callable,
     inputs: jax.Array,
     carry: Any,
@@ -90,35 +100,45 @@ def _turned_around(
     """``rows_first`` of the same arguments, whose arrays begin with the batch's axis."""
 
     def turned(array):
-        if not call.batched:
+        if not options.batched:
             return array[None]
-        return jnp.swapaxes(array, 0, 1) if call.time_first and array.ndim > 1 else array
+        return jnp.swapaxes(array, 0, 1) if options.time_first and array.ndim > 1 else array
 
     inputs, given = jax.tree.map(turned, (inputs, given))
-    if not call.batched:
+    if not options.batched:
         carry = jax.tree.map(turned, carry)
-    outputs, carry = rows_first(call, inputs, carry, parameters, given, key)
-    if not call.batched:
+    outputs, carry = rows_first(options, inputs, carry, parameters, given, key)
+    if not options.batched:
         return jax.tree.map(lambda array: array[0], (outputs, carry))
     return turned(outputs), carry
 
 
 def _lstm(
-    call: Call, inputs: jax.Array, carry: Any, parameters: LSTMParameters, given: Given, key: Any
+    options: Options,
+    inputs: jax.Array,
+    carry: Any,
+    parameters: LSTMParameters,
+    given: Given,
+    key: Any,
 ) -> tuple[jax.Array, Any]:
     sizes = parameters.bias.shape[0] // 4, parameters.recurrent_kernel.shape[0]
-    return _around(call, _lstm_steps, inputs, carry, sizes, parameters, given, key)
+    return _around(options, _lstm_steps, inputs, carry, sizes, parameters, given, key)
 
 
 def _gru(
-    call: Call, inputs: jax.Array, carry: Any, parameters: GRUParameters, given: Given, key: Any
+    options: Options,
+    inputs: jax.Array,
+    carry: Any,
+    parameters: GRUParameters,
+    given: Given,
+    key: Any,
 ) -> tuple[jax.Array, Any]:
     size = parameters.recurrent_kernel.shape[0]
-    return _around(call, _gru_steps, inputs, carry, size, parameters, given, key)
+    return _around(options, _gru_steps, inputs, carry, size, parameters, given, key)
 
 
 def _around(
-    call: Call,
+    options: Options,
     steps: Callable,
     inputs: jax.Array,
     carry: Any,
@@ -127,53 +147,60 @@ def _around(
     given: Given,
     key: Any,
 ) -> tuple[jax.Array, Any]:
-    """What both do before and after ``steps(call, parameters, inputs, carry, marks)``.
+    """What both do before and after ``steps(options, parameters, inputs, carry, marks)``.
 
     ``sizes``: of each array of the carry, the last that of an output.
     """
     dtype = result_dtype(inputs, *jax.tree.leaves(parameters))
     accumulator = accumulator_dtype(dtype)
-    copied = call.time_first or not call.batched or inputs.dtype != dtype
+    copied = options.time_first or not options.batched or inputs.dtype != dtype
     inputs, parameters = jax.tree.map(lambda array: array.astype(dtype), (inputs, parameters))
     batch, time = inputs.shape[:2]
     if carry is None:
         carry = jax.tree.map(lambda size: jnp.zeros((batch, size)), sizes)
     carry = jax.tree.map(lambda array: array.astype(accumulator), carry)
-    padding = padding_of(given, time, reverse=call.reverse)
+    padding = padding_of(given, time, reverse=options.reverse)
     carry = poisoned(carry, padding)
     first_h = jax.tree.leaves(carry)[-1]
     if not (batch and time):
         return jnp.zeros((batch, time, first_h.shape[1]), dtype), carry
-    marks = Marks(padding.lengths, padding.resets, _dropout_mask(call, key, first_h))
+    marks = Marks(padding.lengths, padding.resets, _dropout_mask(options, key, first_h))
     inputs = to_front(inputs, padding, copied=copied)
-    outputs, carry = steps(call, parameters, inputs, carry, marks)
-    outputs = put_back(outputs, first_h, padding, repeat=call.repeat, reverse=call.reverse)
+    outputs, carry = steps(options, parameters, inputs, carry, marks)
+    outputs = put_back(outputs, first_h, padding, repeat=options.repeat, reverse=options.reverse)
     return outputs, carry
 
 
-def _dropout_mask(call: Call, key: Any, h: jax.Array) -> jax.Array | None:
-    if not call.recurrent_dropout:
+def _dropout_mask(options: Options, key: Any, h: jax.Array) -> jax.Array | None:
+    if not options.recurrent_dropout:
         return None
-    share = jnp.float32(1 - call.recurrent_dropout)
+    share = jnp.float32(1 - options.recurrent_dropout)
     kept = draw_rows(partial(jax.random.bernoulli, key, share), h.shape)
-    return kept.astype(h.dtype) / (1 - call.recurrent_dropout)
+    return kept.astype(h.dtype) / (1 - options.recurrent_dropout)
 
 
 def _lstm_steps(
-    call: Call, parameters: LSTMParameters, inputs: jax.Array, carry: Any, marks: Marks
+    options: Options, parameters: LSTMParameters, inputs: jax.Array, carry: Any, marks: Marks
 ) -> tuple[jax.Array, Any]:
-    if call.implementation == "reference":
+    if options.implementation == "reference":
 
         def step(x, state):
             c, h = state
             c, h = reference.lstm_step(parameters, x, c, h, marks.recurrent_mask)
             return (c, h), h
 
-        return _reference(call, step, inputs, carry, marks)
+        return _reference(options, step, inputs, carry, marks)
     c, h = carry
-    if call.target is not None:
+    if options.target is not None:
         outputs, c, h = accelerated_lstm(
-            call.implementation, call.target, parameters, inputs, c, h, marks, reverse=call.reverse
+            options.implementation,
+            options.target,
+            parameters,
+            inputs,
+            c,
+            h,
+            marks,
+            reverse=options.reverse,
         )
         return outputs, (c, h)
     weights = Weights(
@@ -184,38 +211,38 @@ def _lstm_steps(
     if parameters.layer_norm is not None:
         cell = cells.LAYER_NORM_LSTM
         weights = weights._replace(bias=None, extra=(parameters.layer_norm, parameters.bias))
-    outputs, c, h = _scan(call, cell, weights, inputs, c, h, marks)
+    outputs, c, h = _scan(options, cell, weights, inputs, c, h, marks)
     return outputs, (c, h)
 
 
 def _gru_steps(
-    call: Call, parameters: GRUParameters, inputs: jax.Array, h: jax.Array, marks: Marks
+    options: Options, parameters: GRUParameters, inputs: jax.Array, h: jax.Array, marks: Marks
 ) -> tuple[jax.Array, Any]:
-    if call.implementation == "reference":
+    if options.implementation == "reference":
 
         def step(x, h):
-            h = reference.gru_step(parameters, x, h, marks.recurrent_mask, call.reset_after)
+            h = reference.gru_step(parameters, x, h, marks.recurrent_mask, options.reset_after)
             return h, h
 
-        return _reference(call, step, inputs, h, marks)
-    cell = cells.GRU if call.reset_after else cells.RESET_BEFORE_GRU
+        return _reference(options, step, inputs, h, marks)
+    cell = cells.GRU if options.reset_after else cells.RESET_BEFORE_GRU
     weights = Weights(*parameters, None, None)
-    outputs, _, h = _scan(call, cell, weights, inputs, h, h, marks)
+    outputs, _, h = _scan(options, cell, weights, inputs, h, h, marks)
     return outputs, h
 
 
 def _reference(
-    call: Call, step: Callable, inputs: jax.Array, state: Any, marks: Marks
+    options: Options, step: Callable, inputs: jax.Array, state: Any, marks: Marks
 ) -> tuple[jax.Array, Any]:
     outputs, state = reference.unroll(
         step, inputs.astype(jax.tree.leaves(state)[0].dtype), state, lengths=marks.lengths,
-        resets=marks.resets, reverse=call.reverse, truncate=call.truncate,
+        resets=marks.resets, reverse=options.reverse, truncate_steps=options.truncate_steps,
     )  # fmt: skip
     return outputs.astype(inputs.dtype), state
 
 
 def _scan(
-    call: Call,
+    options: Options,
     cell: cells.Cell,
     weights: Weights,
     inputs: jax.Array,
@@ -225,17 +252,17 @@ def _scan(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     (batch, time, features), gates = inputs.shape, weights.input_kernel.shape[1]
     staged = marks.lengths is not None and xla_chunk_size.stages_pay(batch, time, gates)
-    recompute, chunk = call.recompute, call.truncate or call.chunk
-    if recompute is None:
-        recompute = xla_chunk_size.recomputes(batch, time, gates, features + h.shape[1])
-    elif recompute and not staged:
+    remat, chunk = options.remat, options.truncate_steps or options.chunk_size
+    if remat is None:
+        remat = xla_chunk_size.recomputes(batch, time, gates, features + h.shape[1])
+    elif remat and not staged:
         chunk = chunk or xla_chunk_size.square_root(batch, time)
     chunk = min(chunk or xla_chunk_size.steps(batch, time, gates, staged=staged), time)
     short_chunk = chunk
-    if call.chunk is None and not staged:
+    if options.chunk_size is None and not staged:
         short_chunk = xla_chunk_size.without_gradient(time, chunk)
-    options = Options(
-        cell, call.reverse, chunk, short_chunk, row_counts(batch) if staged else (batch,),
-        "carries" if recompute else "gates", call.truncate,
+    scan = ScanOptions(
+        cell, options.reverse, chunk, short_chunk, row_counts(batch) if staged else (batch,),
+        "carries" if remat else "gates", options.truncate_steps,
     )  # fmt: skip
-    return recur(options, weights, inputs, c, h, marks)
+    return recur(scan, weights, inputs, c, h, marks)

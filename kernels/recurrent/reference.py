@@ -49,8 +49,8 @@ def layer_norm_update(
 
 def normalize(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) over the last axis."""
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+    centered = x - x.mean(-1, keepdims=True)
+    return centered * lax.rsqrt((centered * centered).mean(-1, keepdims=True) + epsilon)
 
 
 def gru_update(x_gates: jax.Array, h_gates: jax.Array, h: jax.Array) -> jax.Array:
@@ -117,13 +117,13 @@ def unroll(
     lengths: jax.Array | None = None,
     resets: jax.Array | None = None,
     reverse: bool = False,
-    truncate: int | None = None,
+    truncate_steps: int | None = None,
 ) -> tuple[jax.Array, Any]:
     """``step(inputs [batch, features], state) -> (state, output)`` over the steps of a batch.
 
     ``inputs [batch, time, features]``; past its own length a row's state stays, and its output is
     zero; where ``resets [batch, time]`` the step starts from a state of zeros; no gradient crosses
-    from one window of ``truncate`` steps to another.
+    from one window of ``truncate_steps`` steps to another.
     Returns ``outputs [batch, time, ...]`` and the last state of each row.
     """
 
@@ -131,12 +131,12 @@ def unroll(
 
     def over_time(state, xs):
         t, inputs, reset = xs
-        if truncate is not None:
+        if truncate_steps is not None:
             ends = jnp.full(inputs.shape[0], time) if lengths is None else lengths
             if reverse:
-                crosses = ((t + 1) % truncate == 0) & (t + 1 < ends)
+                crosses = ((t + 1) % truncate_steps == 0) & (t + 1 < ends)
             else:
-                crosses = (t % truncate == 0) & (t > 0) & (t < ends)
+                crosses = (t % truncate_steps == 0) & (t > 0) & (t < ends)
             state = jax.tree.map(
                 lambda s: jnp.where(crosses[:, None], lax.stop_gradient(s), s), state
             )

@@ -31,7 +31,7 @@ from jaxnets.kernels.recurrent.reference import unroll
 from jaxnets.kernels.recurrent.xla_rows import falling, put, put_rows, read, sweep, take_rows, write
 
 
-class Options(NamedTuple):
+class ScanOptions(NamedTuple):
     """What shapes the program; static under ``jit``."""
 
     cell: Cell
@@ -40,7 +40,7 @@ class Options(NamedTuple):
     short_chunk: int  # and on the way there, where no gates are kept
     rows: tuple[int, ...]  # of the stages, falling; the first is the batch
     keep: str  # for the gradient: the "gates" of each step, or the "carries" of each chunk
-    truncate: int | None  # no gradient crosses from one window of so many steps to another
+    truncate_steps: int | None  # no gradient crosses from one window of so many steps to another
 
 
 class Weights(NamedTuple):
@@ -64,7 +64,12 @@ class Marks(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def recur(
-    options: Options, weights: Weights, inputs: jax.Array, c: jax.Array, h: jax.Array, marks: Marks
+    options: ScanOptions,
+    weights: Weights,
+    inputs: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    marks: Marks,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Outputs [batch, time, output], and the last ``c [batch, hidden]``, ``h [batch, output]``."""
     options = options._replace(keep="nothing")
@@ -72,7 +77,7 @@ def recur(
 
 
 def _run(
-    options: Options,
+    options: ScanOptions,
     chunk: int,
     weights: Weights,
     inputs: jax.Array,
@@ -106,18 +111,23 @@ def _run(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _run_and_keep(
-    options: Options, weights: Weights, inputs: jax.Array, c: jax.Array, h: jax.Array, marks: Marks
+    options: ScanOptions,
+    weights: Weights,
+    inputs: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
+    marks: Marks,
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     """``recur`` and what it keeps, with a rule of its own for when ``recur`` is derived twice."""
     return _run(options, options.chunk, weights, inputs, c, h, marks)
 
 
-def _run_and_keep_forward(options: Options, *arguments: Any) -> tuple[Any, tuple]:
+def _run_and_keep_forward(options: ScanOptions, *arguments: Any) -> tuple[Any, tuple]:
     results, kept = _run(options, options.chunk, *arguments)
     return (results, kept), (*arguments, (results[0], kept))
 
 
-def _run_and_keep_backward(options: Options, residuals: tuple, cotangents: Any) -> tuple:
+def _run_and_keep_backward(options: ScanOptions, residuals: tuple, cotangents: Any) -> tuple:
     return _backward(options, residuals, cotangents[0])  # of what is kept no gradient is taken
 
 
@@ -125,13 +135,13 @@ _run_and_keep.defvjp(_run_and_keep_forward, _run_and_keep_backward)
 
 
 def _forward(
-    options: Options, *arguments: Any
+    options: ScanOptions, *arguments: Any
 ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple]:
     results, kept = _run_and_keep(options, *arguments)
     return results, (*arguments, (results[0], kept))
 
 
-def _backward(options: Options, residuals: tuple, cotangents: Any) -> tuple:
+def _backward(options: ScanOptions, residuals: tuple, cotangents: Any) -> tuple:
     weights, inputs, c, h, marks, saved = residuals
     return (*_gradient(options, (weights, inputs, c, h), marks, saved, cotangents), None)
 
@@ -141,7 +151,7 @@ recur.defvjp(_forward, _backward)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _gradient(
-    options: Options, arguments: Any, marks: Marks, saved: Any, cotangents: Any
+    options: ScanOptions, arguments: Any, marks: Marks, saved: Any, cotangents: Any
 ) -> tuple[Weights, jax.Array, jax.Array, jax.Array]:
     """The gradients of ``arguments = (weights, inputs, c, h)``, from what the way there kept."""
     weights, inputs, c, h = arguments
@@ -170,7 +180,7 @@ def _gradient(
         )  # fmt: skip
         d_weights = jax.tree.map(jnp.add, d_weights, d_chunk)
         d_inputs = write(d_inputs, d_x, order, index)
-        if options.truncate is not None:  # the windows are the chunks
+        if options.truncate_steps is not None:  # the windows are the chunks
             cut = _crosses(options, marks, order, rows, index, time)
             dc, dh = jnp.where(cut, 0, dc), jnp.where(cut, 0, dh)
         return (dc, dh), (d_weights, d_inputs)
@@ -186,13 +196,13 @@ def _gradient(
 
 
 def _gradient_forward(
-    options: Options, arguments: Any, marks: Marks, saved: Any, cotangents: Any
+    options: ScanOptions, arguments: Any, marks: Marks, saved: Any, cotangents: Any
 ) -> tuple[Any, tuple]:
     gradients = _gradient(options, arguments, marks, saved, cotangents)
     return gradients, (arguments, marks, cotangents)
 
 
-def _gradient_backward(options: Options, residuals: tuple, cotangents: Any) -> tuple:
+def _gradient_backward(options: ScanOptions, residuals: tuple, cotangents: Any) -> tuple:
     """Second derivatives: the gradient is a function of the arguments, whatever was kept for it."""
     arguments, marks, first = residuals
 
@@ -208,7 +218,12 @@ _gradient.defvjp(_gradient_forward, _gradient_backward)
 
 
 def unfused(
-    options: Options, marks: Marks, weights: Weights, inputs: jax.Array, c: jax.Array, h: jax.Array
+    options: ScanOptions,
+    marks: Marks,
+    weights: Weights,
+    inputs: jax.Array,
+    c: jax.Array,
+    h: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The same recurrence as one plain loop, for JAX to differentiate."""
 
@@ -225,18 +240,18 @@ def unfused(
 
     outputs, (c, h) = unroll(
         step, inputs, (c, h), lengths=marks.lengths, resets=marks.resets,
-        reverse=options.reverse, truncate=options.truncate,
+        reverse=options.reverse, truncate_steps=options.truncate_steps,
     )  # fmt: skip
     return outputs.astype(inputs.dtype), c, h
 
 
-def _order(options: Options, marks: Marks) -> jax.Array | None:
+def _order(options: ScanOptions, marks: Marks) -> jax.Array | None:
     """The rows by falling length, where there are stages to use it."""
     return falling(marks.lengths) if len(options.rows) > 1 else None
 
 
 def _view(
-    options: Options,
+    options: ScanOptions,
     chunk: int,
     inputs: jax.Array,
     marks: Marks,
@@ -272,7 +287,7 @@ def _lengths(marks: Marks, order: jax.Array | None, rows: int, time: int) -> jax
 
 
 def _before(
-    options: Options,
+    options: ScanOptions,
     view: xla_chunk.View,
     outputs: jax.Array,
     marks: Marks,
@@ -300,7 +315,12 @@ def _before(
 
 
 def _crosses(
-    options: Options, marks: Marks, order: jax.Array | None, rows: int, index: jax.Array, time: int
+    options: ScanOptions,
+    marks: Marks,
+    order: jax.Array | None,
+    rows: int,
+    index: jax.Array,
+    time: int,
 ) -> jax.Array:
     """[rows, 1]: whether a row's carry comes into the chunk from another one it has run."""
     lengths, start = _lengths(marks, order, rows, time), index * options.chunk

@@ -11,11 +11,11 @@ from jaxtyping import ArrayLike, Shaped
 from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import INT32_MAX, as_int, is_known
 from jaxnets.kernels.numerics import result_dtype
-from jaxnets.kernels.rows.rows import Rows
+from jaxnets.kernels.rows.rows import SparseRows
 
 
 @jax.named_scope("rows_from_dense")
-def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> Rows:
+def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> SparseRows:
     """The rows of a dense ``gradient [vocab, ...]`` that are not 0, at most ``num_rows`` of them.
 
     For tests and for moving over: it reads the whole gradient.
@@ -35,40 +35,40 @@ def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> Rows:
     if not gradient.ndim:
         raise ValueError(f"gradient must be [vocab, ...], got shape {gradient.shape}")
     num_rows = as_int("num_rows", num_rows, 1 if gradient.size else 0)
-    gradient, vocab = meshes.replicated(gradient), gradient.shape[0]
-    if vocab + num_rows > INT32_MAX:
-        raise ValueError(f"vocab + num_rows must fit int32, got {vocab} + {num_rows}")
-    if not vocab:
+    gradient, vocab_size = meshes.replicated(gradient), gradient.shape[0]
+    if vocab_size + num_rows > INT32_MAX:
+        raise ValueError(f"vocab_size + num_rows must fit int32, got {vocab_size} + {num_rows}")
+    if not vocab_size:
         values = jnp.zeros((num_rows, *gradient.shape[1:]), gradient.dtype)
-        return Rows(jnp.arange(num_rows, dtype=jnp.int32), values)
+        return SparseRows(jnp.arange(num_rows, dtype=jnp.int32), values)
     touched = (gradient != 0).any(tuple(range(1, gradient.ndim)))
     count = touched.sum()
     if is_known(count) and int(count) > num_rows:
         raise ValueError(f"num_rows must be at least {int(count)}, the rows not 0, got {num_rows}")
-    (ids,) = jnp.nonzero(touched, size=num_rows, fill_value=vocab)
+    (ids,) = jnp.nonzero(touched, size=num_rows, fill_value=vocab_size)
     ids = ids.astype(jnp.int32)
-    ids = ids + jnp.where(ids < vocab, 0, jnp.arange(num_rows, dtype=jnp.int32))
+    ids = ids + jnp.where(ids < vocab_size, 0, jnp.arange(num_rows, dtype=jnp.int32))
     values = gradient.at[ids].get(mode="fill", fill_value=0)
-    if not is_known(count) and num_rows < vocab:
+    if not is_known(count) and num_rows < vocab_size:
         if not jnp.issubdtype(values.dtype, jnp.inexact):
             raise TypeError(f"gradient must be floating point under jit, got {values.dtype}")
         values = jnp.where(count > num_rows, jnp.asarray(jnp.nan, values.dtype), values)
-    return Rows(ids, values)
+    return SparseRows(ids, values)
 
 
 @jax.named_scope("add_rows")
-def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: Rows) -> jax.Array:
+def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: SparseRows) -> jax.Array:
     """``table [vocab, ...]`` with ``rows`` added; in place where the table is donated.
 
     Added in the wider of the two dtypes, and rounded once.
 
     Raises:
-      TypeError: what is not ``Rows``, or floats for a table of integers.
+      TypeError: what is not ``SparseRows``, or floats for a table of integers.
       ValueError: rows of another shape than the table's.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> add_rows(jnp.ones((4, 1)), Rows([1, 3], jnp.array([[2.0], [5.0]])))[:, 0].tolist()
+      >>> add_rows(jnp.ones((4, 1)), SparseRows([1, 3], jnp.array([[2.0], [5.0]])))[:, 0].tolist()
       [1.0, 3.0, 1.0, 6.0]
     """
     table = _check(table, rows)
@@ -87,7 +87,7 @@ def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: Rows) -> jax.Array:
 
 
 @jax.named_scope("set_rows")
-def set_rows(table: jax.Array, rows: Rows) -> jax.Array:
+def set_rows(table: jax.Array, rows: SparseRows) -> jax.Array:
     """``table [vocab, ...]`` with ``rows`` put in; in place where the table is donated."""
     table = _check(table, rows)
     whole, ids, values = meshes.replicated((table, *rows))
@@ -102,8 +102,8 @@ def set_rows(table: jax.Array, rows: Rows) -> jax.Array:
 
 def _check(table: Any, rows: Any) -> jax.Array:
     """The table as an array; raises unless rows fit it."""
-    if not isinstance(rows, Rows):
-        raise TypeError(f"rows must be Rows(ids, values), got {type(rows).__name__}")
+    if not isinstance(rows, SparseRows):
+        raise TypeError(f"rows must be SparseRows(ids, values), got {type(rows).__name__}")
     table, values = jnp.asarray(table), rows.values
     if not table.ndim or values.shape[1:] != table.shape[1:]:
         raise ValueError(
@@ -115,17 +115,17 @@ def _check(table: Any, rows: Any) -> jax.Array:
     return table
 
 
-def to_dense(rows: Rows, vocab: SupportsIndex) -> jax.Array:
+def to_dense(rows: SparseRows, vocab_size: SupportsIndex) -> jax.Array:
     """The dense gradient [vocab, ...] that ``rows`` stand for.
 
     Raises:
-      TypeError: what is not ``Rows``, or a ``vocab`` that is no integer.
-      ValueError: a negative ``vocab``.
+      TypeError: what is not ``SparseRows``, or a ``vocab_size`` that is no integer.
+      ValueError: a negative ``vocab_size``.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> to_dense(Rows([1, 3], jnp.array([[2.0], [5.0]])), 5)[:, 0].tolist()
+      >>> to_dense(SparseRows([1, 3], jnp.array([[2.0], [5.0]])), 5)[:, 0].tolist()
       [0.0, 2.0, 0.0, 5.0, 0.0]
     """
-    vocab = as_int("vocab", vocab, 0)
-    return add_rows(jnp.zeros((vocab, *rows.values.shape[1:]), rows.values.dtype), rows)
+    vocab_size = as_int("vocab_size", vocab_size, 0)
+    return add_rows(jnp.zeros((vocab_size, *rows.values.shape[1:]), rows.values.dtype), rows)

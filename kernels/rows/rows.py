@@ -2,9 +2,9 @@
 
 The ids are whole numbers among gradients, and libraries such as optax scale, add and average every
 array that they find in a gradient. Scaled ids would silently name other rows. So inside a
-:class:`Rows` they are kept as an array of a dtype of their own, "ids of jaxnets.kernels.Rows",
-which JAX moves about as any other and refuses to compute with, naming it. (It is declared as a kind
-of random key, the one way that JAX has to declare such a dtype.)
+:class:`SparseRows` they are kept as an array of a dtype of their own, "ids of
+jaxnets.kernels.SparseRows", which JAX moves about as any other and refuses to compute with, naming
+it. (It is declared as a kind of random key, the one way that JAX has to declare such a dtype.)
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jaxnets.kernels.checks import INT32_MAX, as_integers, is_known
 
 
 def _refuse(*_args: Any) -> NoReturn:
-    raise TypeError("the ids of jaxnets.kernels.Rows are no random keys")
+    raise TypeError("the ids of jaxnets.kernels.SparseRows are no random keys")
 
 
 _IDS = jax.extend.random.define_prng_impl(
     key_shape=(1,), seed=_refuse, split=_refuse, random_bits=_refuse, fold_in=_refuse,
-    name="jaxnets_row_ids", tag="ids of jaxnets.kernels.Rows",
+    name="jaxnets_row_ids", tag="ids of jaxnets.kernels.SparseRows",
 )  # fmt: skip
 
 
@@ -37,10 +37,10 @@ def _in_order(ids: Any) -> Any:
 
 
 @jax.tree_util.register_pytree_with_keys_class
-class Rows:
+class SparseRows:
     """Rows of a table: ``values[i]`` belongs to row ``ids[i]``; what is not named is 0.
 
-    Optimisers of ``jaxnets.optim`` take it; to scale or clip it use ``_replace(values=...)``, a
+    Optimizers of ``jaxnets.optim`` take it; to scale or clip it use ``_replace(values=...)``, a
     learning rate that is a schedule, or ``jaxnets.optim.clip_by_norm``. Transformations of optax
     are refused with a TypeError that names the ids.
 
@@ -56,14 +56,14 @@ class Rows:
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> rows = Rows([3, 7], jnp.ones((2, 4)))
+      >>> rows = SparseRows([3, 7], jnp.ones((2, 4)))
       >>> ids, values = rows
       >>> ids.tolist(), rows._replace(values=2 * values).values[0, 0].item()
       ([3, 7], 2.0)
       >>> jax.tree.map(lambda gradient: 0.5 * gradient, rows)  # doctest: +ELLIPSIS
       Traceback (most recent call last):
         ...
-      TypeError: ...ids of jaxnets.kernels.Rows...
+      TypeError: ...ids of jaxnets.kernels.SparseRows...
     """
 
     __slots__ = ("_kept", "values")
@@ -99,7 +99,7 @@ class Rows:
         data = jax.random.key_data(self._kept)
         return INT32_MAX - jax.lax.bitcast_convert_type(data[:, 0], jnp.int32)
 
-    def _replace(self, *, values: Any) -> Rows:
+    def _replace(self, *, values: Any) -> SparseRows:
         """The same rows with other values."""
         return self.tree_unflatten(None, (self._kept, values))
 
@@ -116,7 +116,7 @@ class Rows:
         return tuple(zip(names, (self._kept, self.values), strict=True)), None
 
     @classmethod
-    def tree_unflatten(cls, _nothing: None, children: Any) -> Rows:
+    def tree_unflatten(cls, _nothing: None, children: Any) -> SparseRows:
         """Around whatever JAX puts in place of arrays, so without checks."""
         rows = object.__new__(cls)
         rows._kept, rows.values = children

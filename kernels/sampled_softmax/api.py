@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.losses import check_ignore_index, reduce_losses
+from jaxnets.kernels.losses import Reduction, check_ignore_index, reduce_losses
 from jaxnets.kernels.losses_over_rows import losses_over_rows, samples_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
-from jaxnets.kernels.pallas.fused_matmul import Call
-from jaxnets.kernels.sampled_softmax.candidates import candidates, check, fused_losses, leave_out
-from jaxnets.kernels.sampled_softmax.xla import candidate_logits, candidate_softmax, target_logits
+from jaxnets.kernels.pallas.fused_matmul import PallasOptions
+from jaxnets.kernels.sampled_softmax.candidates import (
+    Options,
+    candidates,
+    check,
+    fused_losses,
+    leave_out,
+)
+from jaxnets.kernels.sampled_softmax.sharded import split_losses
+from jaxnets.kernels.sampled_softmax.xla import candidate_logistic, candidate_softmax
 from jaxnets.kernels.samplers.samples import Samples
+from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 
 def _pallas_obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
@@ -33,23 +41,27 @@ OPERATION = dispatch.register(
         "sampled_softmax_cross_entropy",
         ("tokens", "features", "num_sampled", "per_token"),
         {"gathered": dispatch.anywhere, "pallas": _pallas_obstacle},
+        {"per_token": False},
     )
 )
 
 
+@jax.named_scope("sampled_softmax_cross_entropy")
 def sampled_softmax_cross_entropy(
     hidden: Float[ArrayLike, "*batch features"],
-    weight: Float[ArrayLike, "vocab features"],
-    bias: Float[ArrayLike, " vocab"] | None,
+    weight: Float[ArrayLike, "vocab features"] | Float[ArrayLike, "features vocab"],
     labels: Integer[ArrayLike, "..."] | Sequence,
     samples: Samples | tuple,
     *,
+    bias: Float[ArrayLike, " vocab"] | None = None,
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = True,
-    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
-    reduction: str = "mean",
-    implementation: str | None = None,
+    reduction: Reduction = "mean",
+    features_first: bool = False,
+    sharding: VocabSharding | None = None,
+    implementation: Literal["gathered", "pallas"] | None = None,
 ) -> Float[Array, "..."]:
     r"""Softmax cross-entropy over the true classes and the sampled ones.
 
@@ -64,24 +76,31 @@ def sampled_softmax_cross_entropy(
 
     Args:
       hidden: [..., features], float; bfloat16 and float16 are accumulated in float32.
-      weight: [vocab, features], float; only the rows of labels and samples are read.
-      bias: [vocab] or None.
-      labels: [...], integers in [0, vocab), or [..., num_true] where a token has several true
+      weight: [vocab, features], float; or, by ``features_first``, [features, vocab]. Only the rows
+        of labels and samples are read.
+      labels: [...], integers in [0, vocab_size), or [..., num_true] where a token has several true
         classes, each with a share of 1 / num_true.
-      samples: from :func:`jaxnets.kernels.sample` with these labels, or your own by
+      samples: from :func:`jaxnets.kernels.draw_samples` with these labels, or your own by
         :meth:`jaxnets.kernels.Samples.from_candidates`: ids [num_sampled] shared by all tokens, or
         [..., num_sampled], each token's own (then num_sampled rows are read for each token).
-      subtract_log_q: correct the logits for how often a class is drawn; without it the loss favours
+      bias: [vocab] or None.
+      subtract_log_q: correct the logits for how often a class is drawn; without it the loss favors
         rarely drawn classes. A true class that is never drawn (log Q is -infinity) is not
         corrected.
       remove_accidental_hits: leave a sample out for the tokens whose true class it is.
-      weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
+      token_weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
         hidden state, labels and own samples are.
       ignore_index: a label that is no class, for example -1 for padding: the token's other true
         classes share its target, and without any the token is left out.
       reduction: "mean" (by weight), "sum" or "none" (one loss a token).
+      features_first: ``weight`` is [features, vocab], as the kernel of ``nnx.Linear`` is.
+      sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
+        and ``bias`` are split over the first and the batch's first axis over the second, and so are
+        their gradients; samples that all tokens share are drawn with one key on all devices. Value
+        and gradients are those of one device up to rounding.
       implementation: "gathered", on XLA, runs anywhere; "pallas" needs a GPU or TPU and samples
-        that all tokens share. None is "gathered", unless the tuner measured "pallas" to be faster.
+        that all tokens share, and takes no sharding. None is "gathered", unless the tuner measured
+        "pallas" to be faster.
 
     Returns:
       The loss, a scalar or [...] for "none", in float32 (float64 for float64 input); 0 for no
@@ -89,22 +108,27 @@ def sampled_softmax_cross_entropy(
 
     Raises:
       TypeError: float labels or samples, or integer hidden, weight or bias.
-      ValueError: shapes that do not fit, an implementation that cannot run here, or a label or
-        sample out of range where its value is known at trace time. Under ``jit`` one out of range
-        gives NaN.
+      ValueError: shapes that do not fit, or that the sharding does not divide, an implementation
+        that cannot run here, or a label or sample out of range where its value is known at trace
+        time. Under ``jit`` one out of range gives NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnets.kernels import LogUniform, sample
+      >>> from jaxnets.kernels import LogUniform, draw_samples
       >>> hidden, weight = jnp.ones((2, 4)), jnp.zeros((100, 4))
       >>> labels = jnp.array([3, 5])
-      >>> samples = sample(LogUniform(100), jax.random.key(0), 100, labels)
-      >>> loss = sampled_softmax_cross_entropy(hidden, weight, None, labels, samples)
+      >>> samples = draw_samples(LogUniform(100), jax.random.key(0), 100, labels)
+      >>> loss = sampled_softmax_cross_entropy(hidden, weight, labels, samples)
       >>> bool(jnp.isclose(loss, jnp.log(100.0)))
       True
     """
     ignore_index = check_ignore_index(ignore_index)
-    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
+    arrays = check(
+        hidden, weight, bias, labels, samples, token_weights, reduction, ignore_index,
+        features_first,
+    )  # fmt: skip
+    sharding = _checked(sharding, arrays, features_first)
+    options = Options(bool(subtract_log_q), bool(remove_accidental_hits), bool(features_first))
     *batch, features = arrays[0].shape
     ids = arrays[4].ids
     sizes = {
@@ -113,24 +137,37 @@ def sampled_softmax_cross_entropy(
         "num_sampled": ids.shape[-1],
         "per_token": ids.ndim > 1,
     }
-    choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, implementation)
+    if sharding.is_split and implementation == "pallas":
+        raise ValueError('implementation="pallas" cannot run here: it takes no sharding')
+    asked = "gathered" if sharding.is_split else implementation
+    choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, asked)
     # The grid of a kernel is not empty.
-    call = Call.of(choice) if math.prod(batch) and ids.size else None
-    return _softmax(call, subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
+    call = PallasOptions.of(choice) if math.prod(batch) and ids.size else None
+    return _loss(candidate_softmax, call, sharding, options, ignore_index, reduction, *arrays)
 
 
+def _checked(sharding: Any, arrays: tuple, features_first: bool) -> VocabSharding:
+    hidden, weight, *_ = arrays
+    sharding = as_sharding(sharding)
+    sharding.check(weight.shape[1 if features_first else 0], hidden.shape[:-1])
+    return sharding
+
+
+@jax.named_scope("nce_loss")
 def nce_loss(
     hidden: Float[ArrayLike, "*batch features"],
-    weight: Float[ArrayLike, "vocab features"],
-    bias: Float[ArrayLike, " vocab"] | None,
+    weight: Float[ArrayLike, "vocab features"] | Float[ArrayLike, "features vocab"],
     labels: Integer[ArrayLike, "..."] | Sequence,
     samples: Samples | tuple,
     *,
+    bias: Float[ArrayLike, " vocab"] | None = None,
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = False,
-    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
+    features_first: bool = False,
+    sharding: VocabSharding | None = None,
 ) -> Float[Array, "..."]:
     r"""Noise-contrastive estimation: is a class the token's own, or noise?
 
@@ -144,30 +181,33 @@ def nce_loss(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnets.kernels import Uniform, sample
+      >>> from jaxnets.kernels import Uniform, draw_samples
       >>> labels = jnp.array([3, 5])
-      >>> samples = sample(Uniform(8), jax.random.key(0), 8, labels)
-      >>> loss = nce_loss(jnp.ones((2, 4)), jnp.zeros((8, 4)), None, labels, samples)
+      >>> samples = draw_samples(Uniform(8), jax.random.key(0), 8, labels)
+      >>> loss = nce_loss(jnp.ones((2, 4)), jnp.zeros((8, 4)), labels, samples)
       >>> bool(jnp.isclose(loss, 9 * jnp.log(2.0)))
       True
     """
-    ignore_index = check_ignore_index(ignore_index)
-    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
-    return _logistic(subtract_log_q, remove_accidental_hits, ignore_index, reduction, *arrays)
+    return _logistic(
+        Options(bool(subtract_log_q), bool(remove_accidental_hits), bool(features_first)), sharding,
+        hidden, weight, bias, labels, samples, token_weights, reduction, ignore_index,
+    )  # fmt: skip
 
 
 @jax.named_scope("negative_sampling_loss")
 def negative_sampling_loss(
     hidden: Float[ArrayLike, "*batch features"],
-    weight: Float[ArrayLike, "vocab features"],
-    bias: Float[ArrayLike, " vocab"] | None,
+    weight: Float[ArrayLike, "vocab features"] | Float[ArrayLike, "features vocab"],
     labels: Integer[ArrayLike, "..."] | Sequence,
     samples: Samples | tuple,
     *,
+    bias: Float[ArrayLike, " vocab"] | None = None,
     remove_accidental_hits: bool = False,
-    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
+    features_first: bool = False,
+    sharding: VocabSharding | None = None,
 ) -> Float[Array, "..."]:
     r"""Negative sampling: :func:`nce_loss` with the log-counts left out.
 
@@ -179,53 +219,51 @@ def negative_sampling_loss(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnets.kernels import Uniform, sample
+      >>> from jaxnets.kernels import Uniform, draw_samples
       >>> labels = jnp.array([3, 5])
-      >>> samples = sample(Uniform(50), jax.random.key(0), 5, labels, unique=False)
-      >>> loss = negative_sampling_loss(jnp.ones((2, 4)), jnp.zeros((50, 4)), None, labels, samples)
+      >>> samples = draw_samples(Uniform(50), jax.random.key(0), 5, labels, unique=False)
+      >>> loss = negative_sampling_loss(jnp.ones((2, 4)), jnp.zeros((50, 4)), labels, samples)
       >>> bool(jnp.isclose(loss, 6 * jnp.log(2.0)))
       True
     """
-    ignore_index = check_ignore_index(ignore_index)
-    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
-    return _logistic(False, remove_accidental_hits, ignore_index, reduction, *arrays)
+    return _logistic(
+        Options(False, bool(remove_accidental_hits), bool(features_first)), sharding,
+        hidden, weight, bias, labels, samples, token_weights, reduction, ignore_index,
+    )  # fmt: skip
 
 
-@eager_gradients
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-@jax.named_scope("sampled_softmax_cross_entropy")
-@losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
-def _softmax(
-    fused: Call | None,
-    subtract: bool,
-    remove: bool,
-    ignore_index: int | None,
-    reduction: str,
-    hidden: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array | None,
-    labels: jax.Array,
-    samples: Samples,
-    weights: jax.Array | None,
-) -> jax.Array:
-    batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
-    share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
-    arrays = hidden, weight, bias, labels, samples
-    if fused is None:
-        gathered = candidates(subtract, remove, weight.shape[0], *arrays, share=share)
-        losses = candidate_softmax(*gathered)
-    else:
-        losses = fused_losses(fused, subtract, remove, *arrays, share)
-    return reduce_losses(losses.reshape(batch), kept, reduction)
-
-
-@eager_gradients
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-@jax.named_scope("nce_loss")
-@losses_over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, weights=0)
 def _logistic(
-    subtract: bool,
-    remove: bool,
+    options: Options,
+    sharding: Any,
+    hidden: Any,
+    weight: Any,
+    bias: Any,
+    labels: Any,
+    samples: Any,
+    token_weights: Any,
+    reduction: str,
+    ignore_index: Any,
+) -> jax.Array:
+    """The checks of the two losses by logistic regression, and the loss."""
+    ignore_index = check_ignore_index(ignore_index)
+    arrays = check(
+        hidden, weight, bias, labels, samples, token_weights, reduction, ignore_index,
+        options.features_first,
+    )  # fmt: skip
+    sharding = _checked(sharding, arrays, options.features_first)
+    return _loss(candidate_logistic, None, sharding, options, ignore_index, reduction, *arrays)
+
+
+@eager_gradients
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
+@losses_over_rows(
+    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, token_weights=0
+)
+def _loss(
+    loss: Callable,
+    fused: PallasOptions | None,
+    sharding: VocabSharding,
+    options: Options,
     ignore_index: int | None,
     reduction: str,
     hidden: jax.Array,
@@ -233,16 +271,19 @@ def _logistic(
     bias: jax.Array | None,
     labels: jax.Array,
     samples: Samples,
-    weights: jax.Array | None,
+    token_weights: jax.Array | None,
 ) -> jax.Array:
     batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
-    share, kept = leave_out(labels, weights, ignore_index, batch, dtype)
-    gathered = candidates(
-        subtract, remove, weight.shape[0], hidden, weight, bias, labels, samples, share=share
-    )
-    true, sampled = candidate_logits(*gathered)
-    noise = jax.nn.softplus(true)
-    if share is not None:
-        noise = jnp.where(gathered[-1] > 0, noise, 0)
-    losses = noise.sum(1) - target_logits(true, gathered[-1]) + jax.nn.softplus(sampled).sum(1)
+    if sharding.is_split:
+        if not labels.size:
+            return jnp.zeros(batch if reduction == "none" else (), dtype)
+        hidden, labels, token_weights = sharding.place_tokens(hidden, labels, token_weights)
+    share, kept = leave_out(labels, token_weights, ignore_index, batch, dtype)
+    arrays = hidden, weight, bias, labels, samples, share
+    if sharding.is_split:
+        losses = split_losses(sharding, options, loss, *arrays)
+    elif fused is not None:
+        losses = fused_losses(fused, options, *arrays)
+    else:
+        losses = loss(*candidates(options, weight.shape[options.vocab_axis], *arrays))
     return reduce_losses(losses.reshape(batch), kept, reduction)

@@ -16,14 +16,28 @@ from jaxnets.kernels.losses import (
     check_projection,
     check_reduction,
     check_weights,
+    kept_weights,
+    read_rows,
     safe_ids,
-    token_weights,
 )
 from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.kernels.pallas.fused_matmul import Call
+from jaxnets.kernels.pallas.fused_matmul import PallasOptions
 from jaxnets.kernels.sampled_softmax.pallas import sampled_log_sum_exp
 from jaxnets.kernels.sampled_softmax.xla import kept_tokens, target_logits, true_logits
 from jaxnets.kernels.samplers.samples import CLASS_IDS, Samples
+
+
+class Options(NamedTuple):
+    """What shapes a sampled loss; static under ``jit``."""
+
+    subtract_log_q: bool
+    remove_accidental_hits: bool
+    features_first: bool
+
+    @property
+    def vocab_axis(self) -> int:
+        """Of a table."""
+        return 1 if self.features_first else 0
 
 
 def check(
@@ -32,19 +46,20 @@ def check(
     bias: Any,
     labels: Any,
     samples: Any,
-    weights: Any,
+    token_weights: Any,
     reduction: str,
-    ignore_index: int | None = None,
+    ignore_index: int | None,
+    features_first: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, Samples, jax.Array | None]:
     """The first six as arrays; raises unless they fit, and what is known of them is in range."""
-    hidden, weight, bias = check_projection(hidden, weight, bias)
-    batch, vocab = hidden.shape[:-1], weight.shape[0]
-    weights = check_weights(weights, batch)
+    hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
+    batch, vocab_size = hidden.shape[:-1], weight.shape[1 if features_first else 0]
+    token_weights = check_weights(token_weights, batch)
     check_reduction(reduction)
     labels = checks.as_integers("labels", labels, CLASS_IDS)
     several = labels.ndim == hidden.ndim and labels.shape[:-1] == batch and labels.shape[-1] > 0
-    of_each = weights[..., None] if several and weights is not None else weights
-    check_labels(labels, labels.shape if several else batch, vocab, ignore_index, of_each)
+    of_each = token_weights[..., None] if several and token_weights is not None else token_weights
+    check_labels(labels, labels.shape if several else batch, vocab_size, ignore_index, of_each)
     samples = Samples.of(samples)
     if samples.ids.ndim < 1 or samples.ids.shape[:-1] not in ((), batch):
         raise ValueError(
@@ -55,24 +70,24 @@ def check(
         shape = getattr(samples, name).shape
         if shape != ids.shape:
             raise ValueError(f"samples.{name} must have shape {ids.shape}, got {shape}")
-    _check_ids(samples, weights, vocab)
-    return hidden, weight, bias, labels, samples, weights
+    _check_ids(samples, token_weights, vocab_size)
+    return hidden, weight, bias, labels, samples, token_weights
 
 
-def _check_ids(samples: Samples, weights: jax.Array | None, vocab: int) -> None:
+def _check_ids(samples: Samples, token_weights: jax.Array | None, vocab_size: int) -> None:
     """Raise if a candidate that counts is known to be out of range."""
     ids, counts = samples.ids, samples.log_expected_count
-    if not checks.is_known(counts) or not checks.is_known(weights):
+    if not checks.is_known(counts) or not checks.is_known(token_weights):
         return
     absent = np.isposinf(np.asarray(counts, np.float32))
-    if weights is not None and ids.ndim > 1:
-        absent |= (np.asarray(weights) == 0)[..., None]
-    checks.check_range("samples.ids", ids, 0, vocab, "[0, vocab)", except_for=absent)
+    if token_weights is not None and ids.ndim > 1:
+        absent |= (np.asarray(token_weights) == 0)[..., None]
+    checks.check_range("samples.ids", ids, 0, vocab_size, "[0, vocab_size)", except_for=absent)
 
 
 def leave_out(
     labels: jax.Array,
-    weights: jax.Array | None,
+    token_weights: jax.Array | None,
     ignore_index: int | None,
     batch: tuple[int, ...],
     dtype: jnp.dtype,
@@ -82,7 +97,7 @@ def leave_out(
     A label ``ignore_index`` is no class; a token of weight 0 has none, and one without any class
     gets weight 0. (None, None) where nothing can be left out.
     """
-    kept = token_weights(labels, weights, ignore_index, batch, dtype)
+    kept = kept_weights(labels, token_weights, ignore_index, batch, dtype)
     if kept is None:
         return None, None
     labels = labels if labels.ndim > len(batch) else labels[..., None]
@@ -94,37 +109,35 @@ def leave_out(
 
 
 def candidates(
-    subtract: bool,
-    remove: bool,
-    vocab: int,
+    options: Options,
+    vocab_size: int,
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
     labels: jax.Array,
     samples: Samples,
-    read: Callable | None = None,
-    share: jax.Array | None = None,
+    share: jax.Array | None,
+    read: Callable = read_rows,
 ) -> tuple:
     """Gathered and flattened: what ``xla.py`` takes.
 
-    ``read(table, ids)`` reads weight and bias, which may be parts of tables of ``vocab`` classes;
-    ``share [..., num_true]`` is that of :func:`leave_out`.
+    ``read(table, ids, features_first)`` reads weight and bias, which may be parts of tables of
+    ``vocab_size`` classes; ``share [..., num_true]`` is that of :func:`leave_out`.
     """
-    read = read or read_rows
-    flat = _flatten(vocab, hidden, labels, samples, share)
+    flat = _flatten(vocab_size, hidden, labels, samples, share)
     hits = None
-    if remove:
+    if options.remove_accidental_hits:
         ids = flat.ids[None, None] if flat.ids.ndim == 1 else flat.ids[:, None]
         hits = (flat.own[:, :, None] == ids).any(1)
-    true_offset, sampled_offset = _offsets(subtract, hidden, weight, bias, flat, read)
-    true_rows, sampled_rows = read(weight, flat.labels), read(weight, flat.ids)
+    true_offset, sampled_offset = _offsets(options, hidden, weight, bias, flat, read)
+    true_rows = read(weight, flat.labels, options.features_first)
+    sampled_rows = read(weight, flat.ids, options.features_first)
     return flat.hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, flat.share
 
 
 def fused_losses(
-    call: Call,
-    subtract: bool,
-    remove: bool,
+    call: PallasOptions,
+    options: Options,
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
@@ -133,14 +146,18 @@ def fused_losses(
     share: jax.Array | None,
 ) -> jax.Array:
     """The losses [tokens] of :func:`candidate_softmax`, by the kernel of ``pallas.py``."""
-    vocab = weight.shape[0]
-    flat = _flatten(vocab, hidden, labels, samples, share)
-    true_offset, offset = _offsets(subtract, hidden, weight, bias, flat, read_rows)
-    inside = flat.ids < vocab
+    vocab_size = weight.shape[options.vocab_axis]
+    flat = _flatten(vocab_size, hidden, labels, samples, share)
+    true_offset, offset = _offsets(options, hidden, weight, bias, flat, read_rows)
+    inside = flat.ids < vocab_size
     offset, ids = jnp.where(inside, offset, jnp.nan), jnp.where(inside, flat.ids, 0)
-    hits = flat.own if remove else flat.own[:, :0]
-    sampled = sampled_log_sum_exp(call, flat.hidden, weight, ids, offset, hits)
-    true = true_logits(flat.hidden, read_rows(weight, flat.labels), true_offset, flat.share)
+    own = flat.own if options.remove_accidental_hits else flat.own[:, :0]
+    table, rows = weight, ids
+    if options.features_first:  # the kernel reads rows: here they are, in the samples' order
+        table, rows = read_rows(weight, ids, True), jnp.arange(ids.size, dtype=ids.dtype)
+    sampled = sampled_log_sum_exp(call, flat.hidden, table, rows, ids, offset, own)
+    true_rows = read_rows(weight, flat.labels, options.features_first)
+    true = true_logits(flat.hidden, true_rows, true_offset, flat.share)
     losses = jnp.logaddexp(sampled, jax.nn.logsumexp(true, 1)) - target_logits(true, flat.share)
     return losses if flat.share is None else jnp.where(kept_tokens(flat.share), losses, 0)
 
@@ -149,9 +166,9 @@ class _Flat(NamedTuple):
     """Tokens in one axis; whatever stands where a token or a class is left out is made harmless."""
 
     hidden: jax.Array  # [tokens, features]
-    labels: jax.Array  # [tokens, num_true], in [0, vocab]
+    labels: jax.Array  # [tokens, num_true], in [0, vocab_size]
     own: jax.Array  # [tokens, num_true]: the labels, -1 where there is no class
-    ids: jax.Array  # [(tokens,) num_sampled], in [0, vocab]
+    ids: jax.Array  # [(tokens,) num_sampled], in [0, vocab_size]
     absent: jax.Array  # [(tokens,) num_sampled], bool: no candidate
     labels_count: jax.Array  # as ``labels``
     ids_count: jax.Array  # as ``ids``
@@ -159,12 +176,12 @@ class _Flat(NamedTuple):
 
 
 def _flatten(
-    vocab: int, hidden: jax.Array, labels: jax.Array, samples: Samples, share: jax.Array | None
+    vocab_size: int, hidden: jax.Array, labels: jax.Array, samples: Samples, share: jax.Array | None
 ) -> _Flat:
     batch, tokens = hidden.shape[:-1], math.prod(hidden.shape[:-1])
     num_true = labels.shape[-1] if labels.ndim > len(batch) else 1
     hidden = hidden.reshape(tokens, hidden.shape[-1])
-    own = labels = safe_ids(labels, vocab).reshape(tokens, num_true)
+    own = labels = safe_ids(labels, vocab_size).reshape(tokens, num_true)
     shape = samples.ids.shape if samples.ids.ndim == 1 else (tokens, samples.ids.shape[-1])
     ids, count = samples.ids.reshape(shape), samples.log_expected_count.reshape(shape)
     absent = jnp.isposinf(count)
@@ -174,13 +191,13 @@ def _flatten(
         hidden = jnp.where(kept, hidden, 0)
         own, labels = jnp.where(share > 0, labels, -1), jnp.where(share > 0, labels, 0)
         absent = absent if ids.ndim == 1 else absent | ~kept
-    ids = jnp.where(absent, 0, safe_ids(ids, vocab))
+    ids = jnp.where(absent, 0, safe_ids(ids, vocab_size))
     labels_count = samples.labels_log_expected_count.reshape(labels.shape)
     return _Flat(hidden, labels, own, ids, absent, labels_count, count, share)
 
 
 def _offsets(
-    subtract: bool,
+    options: Options,
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
@@ -192,7 +209,7 @@ def _offsets(
 
     def offset(ids, log_count):
         offset = jnp.zeros(ids.shape, dtype) if bias is None else read(bias, ids).astype(dtype)
-        if not subtract:
+        if not options.subtract_log_q:
             return offset
         # A class that is never drawn is not corrected: its logit would be infinite.
         log_count = jnp.where(jnp.isneginf(log_count), 0, log_count)
@@ -200,8 +217,3 @@ def _offsets(
 
     sampled = offset(flat.ids, flat.ids_count)
     return offset(flat.labels, flat.labels_count), jnp.where(flat.absent, -jnp.inf, sampled)
-
-
-def read_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """``table[ids]``, NaN where an id is out of range."""
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan)

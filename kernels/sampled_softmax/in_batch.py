@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import checks
-from jaxnets.kernels.losses import check_reduction, check_weights, reduce_losses
+from jaxnets.kernels.losses import Reduction, check_reduction, check_weights, reduce_losses
 from jaxnets.kernels.meshes import WHOLE, eager_gradients, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.sampled_softmax.xla import candidate_softmax
@@ -25,10 +25,10 @@ def in_batch_softmax_cross_entropy(
     labels: Integer[ArrayLike, " batch"] | Sequence,
     log_probability: Float[ArrayLike, " batch"] | Sequence | None = None,
     *,
-    weights: Shaped[ArrayLike, " batch"] | Sequence | None = None,
+    token_weights: Shaped[ArrayLike, " batch"] | Sequence | None = None,
     mask: Shaped[ArrayLike, " batch"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Float[Array, "..."]:
     r"""Softmax of each query over the batch's own items, corrected for how common they are.
 
@@ -46,7 +46,8 @@ def in_batch_softmax_cross_entropy(
         other. (Outside ``jax.enable_x64`` give ids of 64 bits as NumPy arrays, outside ``jit``.)
       log_probability: [batch]: log of each item's share of the data; None: no correction, as for
         an item whose share is 0 (-infinity).
-      weights: [batch], a factor for each query; 0 (or False) leaves out the query, not its item.
+      token_weights: [batch], a factor for each query; 0 (or False) leaves out the query, not its
+        item.
       mask: [batch], bool or 0 and 1: False marks a padded row, neither a query nor an item.
       ignore_index: a label that marks padded rows likewise.
       reduction: "mean" (by weight), "sum" or "none".
@@ -84,8 +85,8 @@ def in_batch_softmax_cross_entropy(
     true = None
     if mask is not None or ignore_index is not None:
         true = as_mask("mask", mask, batch) & ~ignored
-    weights = check_weights(weights, batch)
-    return _in_batch(reduction, hidden, items, labels, log_probability, weights, true)
+    token_weights = check_weights(token_weights, batch)
+    return _in_batch(reduction, hidden, items, labels, log_probability, token_weights, true)
 
 
 def _item_codes(labels: Any, ignore_index: SupportsIndex | None) -> tuple[jax.Array, jax.Array]:
@@ -119,7 +120,7 @@ def _in_batch(
     items: jax.Array,
     labels: jax.Array,
     log_probability: jax.Array | None,
-    weights: jax.Array | None,
+    token_weights: jax.Array | None,
     true: jax.Array | None,
 ) -> jax.Array:
     dtype = accumulator_dtype(hidden, items)
@@ -128,15 +129,17 @@ def _in_batch(
         offset = -jnp.where(jnp.isneginf(log_probability), 0, log_probability).astype(dtype)
     candidate_offset, share = offset, None
     if true is not None:
-        weights = true.astype(dtype) if weights is None else jnp.where(true, weights, 0)
+        token_weights = (
+            true.astype(dtype) if token_weights is None else jnp.where(true, token_weights, 0)
+        )
         items = jnp.where(true[:, None], items, 0)
         offset = jnp.where(true, offset, 0)
         candidate_offset = jnp.where(true, offset, -jnp.inf)
-    if weights is not None:
-        share = (weights != 0).astype(dtype)[:, None]
+    if token_weights is not None:
+        share = (token_weights != 0).astype(dtype)[:, None]
         hidden = jnp.where(share > 0, hidden, 0)
     losses = _queries(hidden, items, offset, labels, share, items, candidate_offset, labels)
-    return reduce_losses(losses, weights, reduction)
+    return reduce_losses(losses, token_weights, reduction)
 
 
 @over_rows(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels.numerics import matmul
-from jaxnets.kernels.pallas.fused_matmul import Call, Inputs, Reduced, Tile, fused_matmul
+from jaxnets.kernels.pallas.fused_matmul import Inputs, PallasOptions, Reduced, Tile, fused_matmul
 from jaxnets.kernels.pallas.log_sum_exp import combine_tiles, tile_log_sum_exp
 
 _FLOAT32 = jnp.dtype(jnp.float32)
@@ -21,24 +21,26 @@ _FLOAT32 = jnp.dtype(jnp.float32)
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def sampled_log_sum_exp(
-    call: Call,
+    call: PallasOptions,
     hidden: jax.Array,
     table: jax.Array,
+    rows: jax.Array,
     ids: jax.Array,
     offset: jax.Array,
     labels: jax.Array,
 ) -> jax.Array:
-    """Log-sum-exp [tokens] of ``table[ids] @ hidden + offset`` over the samples.
+    """Log-sum-exp [tokens] of ``table[rows] @ hidden + offset`` over the samples.
 
-    ``hidden [tokens, features]``, ``table [vocab, features]``, ``ids [num_sampled]`` int32 in
-    [0, vocab), ``offset [num_sampled]`` float32, ``labels [tokens, num_true]`` int32: a sample is
-    left out for the tokens whose label it is (-1: no label). -inf where all are left out.
+    ``hidden [tokens, features]``, ``table [all rows, features]``, ``rows [num_sampled]`` int32 into
+    it, ``ids [num_sampled]`` int32: which classes they are, ``offset [num_sampled]`` float32,
+    ``labels [tokens, num_true]`` int32: a sample is left out for the tokens whose label it is (-1:
+    no label). -inf where all are left out.
     """
     largest, total = fused_matmul(
         call, table, hidden, Inputs([offset, ids], list(labels.T)),
         epilogue=partial(_tile_statistics, ids.shape[0]),
         outputs=(Reduced(_FLOAT32), Reduced(_FLOAT32)),
-        name="sampled_softmax_statistics", left_ids=ids,
+        name="sampled_softmax_statistics", left_ids=rows,
     )  # fmt: skip
     return combine_tiles(largest, total)
 
@@ -77,29 +79,33 @@ def _tile_gradient(
 
 
 def _forward(
-    call: Call,
+    call: PallasOptions,
     hidden: jax.Array,
     table: jax.Array,
+    rows: jax.Array,
     ids: jax.Array,
     offset: jax.Array,
     labels: jax.Array,
 ) -> tuple[jax.Array, tuple]:
-    log_sum_exp = sampled_log_sum_exp(call, hidden, table, ids, offset, labels)
-    return log_sum_exp, (hidden, table, ids, offset, labels, log_sum_exp)
+    log_sum_exp = sampled_log_sum_exp(call, hidden, table, rows, ids, offset, labels)
+    return log_sum_exp, (hidden, table, rows, ids, offset, labels, log_sum_exp)
 
 
-def _backward(call: Call, residuals: tuple, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
-    hidden, table, ids, offset, labels, log_sum_exp = residuals
+def _backward(
+    call: PallasOptions, residuals: tuple, cotangent: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    hidden, table, rows, ids, offset, labels, log_sum_exp = residuals
     finite = jnp.where(jnp.isneginf(log_sum_exp), 0, log_sum_exp)  # no sample is left: all 0
     (gradient,) = fused_matmul(
         call, table, hidden, Inputs([offset, ids], [finite, cotangent, *labels.T]),
         epilogue=_tile_gradient, outputs=(Tile(hidden.dtype),),
-        name="sampled_softmax_gradient", left_ids=ids,
+        name="sampled_softmax_gradient", left_ids=rows,
     )  # fmt: skip
-    rows = matmul(gradient, hidden, (1, 0))
+    by_row = matmul(gradient, hidden, (1, 0))
     return (
-        matmul(gradient, table[ids], (0, 0)).astype(hidden.dtype),
-        jnp.zeros(table.shape, rows.dtype).at[ids].add(rows).astype(table.dtype),
+        matmul(gradient, table[rows], (0, 0)).astype(hidden.dtype),
+        jnp.zeros(table.shape, by_row.dtype).at[rows].add(by_row).astype(table.dtype),
+        None,
         None,
         gradient.sum(1, dtype=_FLOAT32).astype(offset.dtype),
         None,

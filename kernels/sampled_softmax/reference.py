@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -11,10 +13,10 @@ from jaxnets.kernels.samplers.samples import Samples
 def sampled_logits(
     hidden: jax.Array,
     weight: jax.Array,
-    bias: jax.Array | None,
     labels: jax.Array,
     samples: Samples,
     *,
+    bias: jax.Array | None = None,
     subtract_log_q: bool = True,
     remove_accidental_hits: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
@@ -40,13 +42,12 @@ def sampled_logits(
 def sampled_softmax_cross_entropy(
     hidden: jax.Array,
     weight: jax.Array,
-    bias: jax.Array | None,
     labels: jax.Array,
     samples: Samples,
-    **options: bool,
+    **options: Any,
 ) -> jax.Array:
     """Loss [tokens] by the equation in :mod:`jaxnets.kernels.sampled_softmax.api`."""
-    true, sampled = sampled_logits(hidden, weight, bias, labels, samples, **options)
+    true, sampled = sampled_logits(hidden, weight, labels, samples, **options)
     log_sum_exp = jax.nn.logsumexp(jnp.concatenate([true, sampled], 1), axis=1)
     return (log_sum_exp[:, None] - true).mean(1)
 
@@ -54,13 +55,12 @@ def sampled_softmax_cross_entropy(
 def noise_contrastive(
     hidden: jax.Array,
     weight: jax.Array,
-    bias: jax.Array | None,
     labels: jax.Array,
     samples: Samples,
-    **options: bool,
+    **options: Any,
 ) -> jax.Array:
     """Sum of the logistic losses, [tokens]: NCE and, without log q, negative sampling."""
-    true, sampled = sampled_logits(hidden, weight, bias, labels, samples, **options)
+    true, sampled = sampled_logits(hidden, weight, labels, samples, **options)
     target = 1 / labels.shape[1]
     true_loss = jnp.logaddexp(0, true) - target * true
     return true_loss.sum(1) + jnp.logaddexp(0, sampled).sum(1)

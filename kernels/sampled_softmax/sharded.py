@@ -1,215 +1,152 @@
-"""Rows of a table that is split over devices, and the sampled loss over them.
+"""The sampled losses over tables that are split over devices.
 
 A row is read by the device that has it and summed over the shards with the zeros of the others, so
-what goes over the wire is the rows: (samples + tokens) x features, whatever the vocabulary.
+what goes over the wire is the rows: (samples + tokens) x features, whatever the vocabulary. Each
+device computes the loss of its tokens over all samples: the axes of the vocabulary save memory
+here, not arithmetic.
 
-There are two ways to train. :func:`sharded_sampled_softmax_cross_entropy` on the whole tables has a
-dense gradient on each device's classes, which costs memory but is not sent. With a large vocabulary
-let the gradient be rows: :func:`sharded_gather_rows`, the same loss on the small table (a sharding
-without ``vocab``), and ``jaxnets.optim.sharded_update``.
+There are two ways to train. A loss on the whole tables has a dense gradient on each device's
+classes, which costs memory but is not sent. With a large vocabulary let the gradient be rows:
+:func:`jaxnets.kernels.gather_rows`, the same loss on the small table (a sharding without a
+``vocab_axis``), and ``jaxnets.optim.sharded_update``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, SupportsIndex
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
-from jaxnets.kernels.losses import check_ignore_index, reduce_losses, safe_ids, token_weights
-from jaxnets.kernels.meshes import eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.rows.sharded import read_sharded
-from jaxnets.kernels.sampled_softmax.candidates import candidates, check
-from jaxnets.kernels.sampled_softmax.xla import candidate_softmax
+from jaxnets.kernels.sampled_softmax.candidates import Options, candidates
 from jaxnets.kernels.samplers.samples import Samples
-from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
+from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
-def sharded_sampled_softmax_cross_entropy(
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def split_losses(
     sharding: VocabSharding,
-    hidden: Float[ArrayLike, "*batch features"],
-    weight: Float[ArrayLike, "vocab features"],
-    bias: Float[ArrayLike, " vocab"] | None,
-    labels: Integer[ArrayLike, "..."] | Sequence,
+    options: Options,
+    loss: Callable,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    labels: jax.Array,
     samples: Samples,
-    *,
-    subtract_log_q: bool = True,
-    remove_accidental_hits: bool = True,
-    weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    ignore_index: SupportsIndex | None = None,
-    reduction: str = "mean",
-) -> Float[Array, "..."]:
-    """:func:`sampled_softmax_cross_entropy` of arrays that are split over devices.
+    share: jax.Array | None,
+) -> jax.Array:
+    """The losses [...] by ``loss``, a function of ``xla.py``.
 
-    Value and gradients are those of one device up to rounding. Each device computes the loss of its
-    tokens over all samples: the axes of the vocabulary save memory here, not arithmetic.
-
-    Args:
-      sharding: over which axes classes and tokens are split.
-      hidden: [..., features], its first axis split over ``sharding.tokens``.
-      weight: [vocab, features], split over ``sharding.vocab``.
-      bias: [vocab], split likewise, or None.
-      labels: [...] or [..., num_true], split as ``hidden``.
-      samples: drawn with one key on all devices, ids [num_sampled].
-      weights: [...], as ``hidden`` without features; 0 leaves a token out without a trace.
-      ignore_index: a label that leaves its token out, where each has one.
-      subtract_log_q, remove_accidental_hits, reduction: of :func:`sampled_softmax_cross_entropy`.
-
-    Returns:
-      The loss, a scalar on all devices or [...], in float32 (float64 for float64 input).
-
-    Raises:
-      TypeError, ValueError: as on one device; samples for each token; or a sharding that does not
-        fit mesh and arrays.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> from jaxnets.kernels import LogUniform, sample
-      >>> sharding = VocabSharding(jax.make_mesh((1, 1), ("data", "vocab")), "vocab", "data")
-      >>> labels = jnp.array([3, 5])
-      >>> samples = sample(LogUniform(100), jax.random.key(0), 100, labels)
-      >>> loss = sharded_sampled_softmax_cross_entropy(
-      ...     sharding, jnp.ones((2, 4)), jnp.zeros((100, 4)), None, labels, samples
-      ... )
-      >>> bool(jnp.isclose(loss, jnp.log(100.0)))
-      True
+    ``shard_map`` is not differentiated, so its sums are ours.
     """
-    sharding = as_sharding(sharding)
-    ignore_index = check_ignore_index(ignore_index)
-    arrays = check(hidden, weight, bias, labels, samples, weights, reduction, ignore_index)
-    of_tokens, table, _, classes, samples, _ = arrays
-    if ignore_index is not None and classes.ndim == of_tokens.ndim:
-        raise ValueError(
-            f"ignore_index takes one label a token over devices, got labels {classes.shape}; leave "
-            "tokens out by weights"
-        )
-    if samples.ids.ndim != 1:
-        raise ValueError(
-            f"samples.ids must be [num_sampled], shared by all tokens, got {samples.ids.shape}"
-        )
-    sharding.check(table.shape[0], of_tokens.shape[:-1])
-    static = sharding, subtract_log_q, remove_accidental_hits
-    return _loss(static, reduction, ignore_index, *arrays)
+    return _forward(sharding, options, loss, hidden, weight, bias, labels, samples, share)[0]
 
 
-@eager_gradients
-@partial(jax.jit, static_argnums=(0, 1, 2))
-@jax.named_scope("sharded_sampled_softmax_cross_entropy")
-def _loss(
-    static: tuple,
-    reduction: str,
-    ignore_index: int | None,
-    hidden: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array | None,
-    labels: jax.Array,
-    samples: Samples,
-    weights: jax.Array | None,
-) -> jax.Array:
-    dtype, batch = accumulator_dtype(hidden, weight), hidden.shape[:-1]
-    if not labels.size:
-        return jnp.zeros(batch if reduction == "none" else (), dtype)
-    hidden, labels, weights = static[0].place_tokens(hidden, labels, weights)
-    kept = token_weights(labels, weights, ignore_index, batch, dtype)
-    if kept is not None:
-        # A token that is left out leaves no trace, whatever stands there.
-        out = kept == 0
-        of_labels = jnp.expand_dims(out, range(out.ndim, labels.ndim))
-        counts = jnp.where(of_labels, 0, samples.labels_log_expected_count)
-        samples = samples._replace(labels_log_expected_count=counts)
-        hidden, labels = jnp.where(out[..., None], 0, hidden), jnp.where(of_labels, 0, labels)
-    labels = safe_ids(labels, weight.shape[0])
-    losses = _per_token(static, hidden, weight, bias, labels, samples)
-    return reduce_losses(losses, kept, reduction)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _per_token(
-    static: tuple,
-    hidden: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array | None,
-    labels: jax.Array,
-    samples: Samples,
-) -> jax.Array:
-    """Losses [...]; ``shard_map`` is not differentiated, so its sums are ours."""
-    return _forward(static, hidden, weight, bias, labels, samples)[0]
-
-
-def _specs(sharding: VocabSharding) -> tuple[P, ...]:
-    """Of ``(hidden, true rows and offsets, sampled rows and offsets, hits, share)``."""
-    tokens = sharding.token_spec
-    return tokens, tokens, tokens, P(), P(), tokens, tokens
+def _of_samples(sharding: VocabSharding, samples: Samples) -> P:
+    """How ids are split: as the tokens where each token has its own."""
+    return sharding.token_spec if samples.ids.ndim > 1 else P()
 
 
 def _forward(
-    static: tuple,
+    sharding: VocabSharding,
+    options: Options,
+    loss: Callable,
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
     labels: jax.Array,
     samples: Samples,
+    share: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
-    sharding, subtract, remove = static
-    vocab = weight.shape[0]
+    vocab_size = weight.shape[options.vocab_axis]
+    tokens, drawn = sharding.token_spec, _of_samples(sharding, samples)
 
-    def on_device(hidden, weight, bias, labels, samples):
-        read = partial(read_sharded, sharding, vocab)
-        gathered = candidates(subtract, remove, vocab, hidden, weight, bias, labels, samples, read)
-        return candidate_softmax(*gathered).reshape(hidden.shape[:-1]), gathered
+    def on_device(hidden, weight, bias, labels, samples, share):
+        read = partial(read_sharded, sharding, vocab_size)
+        gathered = candidates(
+            options, vocab_size, hidden, weight, bias, labels, samples, share, read
+        )
+        return loss(*gathered).reshape(hidden.shape[:-1]), gathered
 
-    tokens, table = sharding.token_spec, sharding.table_spec
-    whole: Any = P()
-    in_specs = (tokens, table, table, tokens, Samples(whole, whole, tokens, whole))
-    out_specs = (tokens, _specs(sharding))
+    table, classes = _tables(sharding, options)
+    places: Any = drawn, drawn, tokens, tokens if samples.tries.ndim else P()
+    in_specs = (tokens, table, classes, tokens, Samples(*places), tokens)
+    out_specs = (tokens, _gathered(sharding, drawn))
     losses, gathered = sharding.run(
-        on_device, in_specs, out_specs, hidden, weight, bias, labels, samples
+        on_device, in_specs, out_specs, hidden, weight, bias, labels, samples, share
     )
-    return losses, (gathered, weight, bias, labels, samples.ids)
+    return losses, (gathered, weight, bias, labels, samples)
+
+
+def _tables(sharding: VocabSharding, options: Options) -> tuple[P, P]:
+    """Of the weight and of the bias."""
+    weight = sharding.columns_spec if options.features_first else sharding.table_spec
+    return weight, sharding.table_spec
+
+
+def _gathered(sharding: VocabSharding, drawn: P) -> tuple[P, ...]:
+    """Of ``(hidden, true rows and offsets, sampled rows and offsets, hits, share)``."""
+    tokens = sharding.token_spec
+    return tokens, tokens, tokens, drawn, drawn, tokens, tokens
 
 
 def _backward(
-    static: tuple, residuals: tuple, cotangent: jax.Array
-) -> tuple[jax.Array | None, ...]:
-    sharding = static[0]
+    sharding: VocabSharding, options: Options, loss: Callable, residuals: tuple,
+    cotangent: jax.Array,
+) -> tuple[jax.Array | None, ...]:  # fmt: skip
+    gathered, weight, bias, labels, samples = residuals
+    own_samples = samples.ids.ndim > 1
+    tokens, drawn = sharding.token_spec, _of_samples(sharding, samples)
 
-    def on_device(residuals, cotangent):
-        gathered, weight, bias, labels, ids = residuals
-        _, transposed = jax.vjp(candidate_softmax, *gathered)
+    def of_all(*arrays):
+        """Each token's own classes, with its gradients of them, from all devices.
+
+        Not their sums, which would have the size of the vocabulary.
+        """
+        if not sharding.token_axis:
+            return arrays
+        return tuple(lax.all_gather(a, sharding.token_axes, tiled=True) for a in arrays)
+
+    def on_device(gathered, weight, bias, labels, ids, cotangent):
+        _, transposed = jax.vjp(loss, *gathered)
         d_hidden, *true, sampled, sampled_offset, _, _ = transposed(cotangent.reshape(-1))
-        # Each token's own classes with its gradients of them, from all devices; not their sums,
-        # which would have the size of the vocabulary.
-        labels = labels.reshape(true[1].shape)
-        if sharding.tokens:
-            labels, *true = (
-                lax.all_gather(a, sharding.tokens, tiled=True) for a in (labels, *true)
-            )
-        sampled, sampled_offset = sharding.sum_over_tokens((sampled, sampled_offset))
+        labels, *true = of_all(labels.reshape(true[1].shape), *true)
+        if own_samples:
+            ids = ids.reshape(sampled_offset.shape)
+            ids, sampled, sampled_offset = of_all(ids, sampled, sampled_offset)
+        else:
+            sampled, sampled_offset = sharding.sum_over_tokens((sampled, sampled_offset))
 
-        def scatter(table, true, sampled):
+        def scatter(table, axis, true, sampled):
             if table is None:
                 return None
             dense = jnp.zeros(table.shape, accumulator_dtype(table))
             for at, values in ((ids, sampled), (labels, true)):
-                local, _ = sharding.local_ids(at, table.shape[0])
-                dense = dense.at[local].add(values.astype(dense.dtype), mode="drop")
+                local, _ = sharding.local_ids(at, table.shape[axis])
+                values = values.astype(dense.dtype)
+                if axis:
+                    dense = dense.at[:, local].add(jnp.moveaxis(values, -1, 0), mode="drop")
+                else:
+                    dense = dense.at[local].add(values, mode="drop")
             return dense.astype(table.dtype)
 
-        return d_hidden, scatter(weight, true[0], sampled), scatter(bias, true[1], sampled_offset)
+        d_weight = scatter(weight, options.vocab_axis, true[0], sampled)
+        return d_hidden, d_weight, scatter(bias, 0, true[1], sampled_offset)
 
-    tokens, table = sharding.token_spec, sharding.table_spec
-    in_specs = ((_specs(sharding), table, table, tokens, P()), tokens)
+    table, classes = _tables(sharding, options)
+    in_specs = (_gathered(sharding, drawn), table, classes, tokens, drawn, tokens)
     d_hidden, d_weight, d_bias = sharding.run(
-        on_device, in_specs, (tokens, table, table), residuals, cotangent
-    )
+        on_device, in_specs, (tokens, table, classes),
+        gathered, weight, bias, labels, samples.ids, cotangent,
+    )  # fmt: skip
     shape = (*cotangent.shape, d_hidden.shape[-1])
-    return d_hidden.reshape(shape), d_weight, d_bias, None, None
+    return d_hidden.reshape(shape), d_weight, d_bias, None, None, None
 
 
-_per_token.defvjp(_forward, _backward)
+split_losses.defvjp(_forward, _backward)

@@ -63,6 +63,25 @@ def kept_tokens(share: jax.Array) -> jax.Array:
     return (share > 0).any(1)
 
 
+def candidate_logistic(
+    hidden: jax.Array,
+    true_rows: jax.Array,
+    true_offset: jax.Array,
+    sampled_rows: jax.Array,
+    sampled_offset: jax.Array,
+    hits: jax.Array | None,
+    share: jax.Array | None,
+) -> jax.Array:
+    """Loss [tokens] of a logistic regression each: a token's own class, or noise."""
+    true, sampled = candidate_logits(
+        hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, share
+    )
+    noise = jax.nn.softplus(true)
+    if share is not None:
+        noise = jnp.where(share > 0, noise, 0)
+    return noise.sum(1) - target_logits(true, share) + jax.nn.softplus(sampled).sum(1)
+
+
 @jax.custom_vjp
 def candidate_softmax(
     hidden: jax.Array,

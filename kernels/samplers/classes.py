@@ -11,20 +11,20 @@ import jax.numpy as jnp
 from jaxnets.kernels import checks
 
 
-def as_vocab(vocab: int, largest: int = checks.INT32_MAX) -> int:
-    """``vocab`` as a Python int in [1, largest].
+def as_vocab_size(vocab_size: int, largest: int = checks.INT32_MAX) -> int:
+    """``vocab_size`` as a Python int in [1, largest].
 
     Raises:
       TypeError, ValueError: it is no integer, or out of range.
     """
-    vocab = checks.as_int("vocab", vocab)
-    if not 1 <= vocab <= largest:
-        raise ValueError(f"vocab must lie in [1, {largest}] (int32 ids), got {vocab}")
-    return vocab
+    vocab_size = checks.as_int("vocab_size", vocab_size)
+    if not 1 <= vocab_size <= largest:
+        raise ValueError(f"vocab_size must lie in [1, {largest}] (int32 ids), got {vocab_size}")
+    return vocab_size
 
 
-def where_class(ids: Any, vocab: int, log_p: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """``log_p`` of float32 ids, -inf outside [0, vocab)."""
+def where_class(ids: Any, vocab_size: int, log_p: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """``log_p`` of float32 ids, -inf outside [0, vocab_size)."""
     ids = checks.as_integers("ids", ids)
-    inside = (ids >= 0) & (ids < vocab)
+    inside = (ids >= 0) & (ids < vocab_size)
     return jnp.where(inside, log_p(jnp.where(inside, ids, 0).astype(jnp.float32)), -jnp.inf)

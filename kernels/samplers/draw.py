@@ -1,8 +1,9 @@
 """Samplers of negative classes, and how often each class is expected among what they draw.
 
-A sampler is a pytree with three things: ``vocab``, ``draw(key, shape)`` (independent draws) and
-``log_probability(ids)``, -inf of an id that is no class. :func:`sample` draws candidates from any
-of them, with replacement or without. A draw costs the number of candidates, not the vocabulary.
+A sampler is a pytree with three things: ``vocab_size``, ``draw(key, shape)`` (independent draws)
+and ``log_probability(ids)``, -inf of an id that is no class. :func:`draw_samples` draws candidates
+from any of them, with replacement or without. A draw costs the number of candidates, not the
+vocabulary.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from jaxnets.kernels.samplers.without_replacement import draw_unique
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What :func:`sample` needs of a distribution over classes."""
+    """What :func:`draw_samples` needs of a distribution over classes."""
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         """How many classes there are."""
 
     @property
@@ -40,7 +41,7 @@ class Sampler(Protocol):
         """Log-probability of each id, float32 of its shape."""
 
 
-def sample(
+def draw_samples(
     sampler: Sampler,
     key: jax.Array,
     num_sampled: SupportsIndex,
@@ -80,25 +81,27 @@ def sample(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets.kernels import LogUniform
-      >>> samples = sample(LogUniform(1000), jax.random.key(0), 64, jnp.array([3, 5]))
+      >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 64, jnp.array([3, 5]))
       >>> samples.ids.shape, len(set(samples.ids.tolist())), bool(samples.tries >= 64)
       ((64,), 64, True)
     """
     labels = checks.as_integers("labels", labels, CLASS_IDS)
     num_sampled = checks.as_int("num_sampled", num_sampled, 1)
     if isinstance(sampler, type) or not hasattr(sampler, "draw"):
-        raise TypeError(f"sampler must be a sampler, for example LogUniform(vocab), got {sampler}")
+        raise TypeError(
+            f"sampler must be a sampler, for example LogUniform(vocab_size), got {sampler}"
+        )
     if unique and num_sampled > sampler.support:
         raise ValueError(
             f"num_sampled must be at most {sampler.support}, the classes that can be drawn, when "
             f"unique; got {num_sampled}. Draw fewer, or with replacement (unique=False)."
         )
-    return _sample(num_sampled, unique, per_token, sampler, key, labels)
+    return _draw_samples(num_sampled, unique, per_token, sampler, key, labels)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-@jax.named_scope("sample")
-def _sample(
+@jax.named_scope("draw_samples")
+def _draw_samples(
     num_sampled: int,
     unique: bool,
     per_token: bool,

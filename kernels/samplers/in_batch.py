@@ -17,7 +17,7 @@ from jaxnets.kernels.rows.distinct import sort_ids
 from jaxnets.kernels.samplers.samples import CLASS_IDS, Samples, as_mask, log_inclusion
 
 
-def in_batch(
+def in_batch_samples(
     labels: Integer[ArrayLike, "..."] | Sequence,
     log_probability: Float[ArrayLike, "..."] | Sequence,
     *,
@@ -47,7 +47,7 @@ def in_batch(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> samples = in_batch(jnp.array([7, 2, 7]), jnp.log(jnp.array([0.5, 0.1, 0.5])))
+      >>> samples = in_batch_samples(jnp.array([7, 2, 7]), jnp.log(jnp.array([0.5, 0.1, 0.5])))
       >>> samples.ids.tolist(), [round(float(x), 3) for x in jnp.exp(samples.log_expected_count)]
       ([7, 2, 7], [0.875, 0.271, inf])
     """
@@ -75,7 +75,7 @@ def in_batch(
 
 
 @partial(jax.jit, static_argnums=0)
-@jax.named_scope("in_batch")
+@jax.named_scope("in_batch_samples")
 def _samples(
     unique: bool, labels: jax.Array, log_probability: jax.Array, true: jax.Array
 ) -> Samples:

@@ -19,7 +19,7 @@ from jaxtyping import ArrayLike, Integer
 from jaxnets.kernels import checks
 from jaxnets.kernels.losses import safe_ids
 from jaxnets.kernels.samplers.by_contents import ByContents
-from jaxnets.kernels.samplers.classes import as_vocab
+from jaxnets.kernels.samplers.classes import as_vocab_size
 from jaxnets.kernels.samplers.samples import CLASS_IDS
 
 _FAN_OUT = 128
@@ -33,7 +33,7 @@ class LearnedUnigram(ByContents):
     Attributes:
       levels: the counts, [nodes, 128] with zeros behind the last class, then each node's sum, and
         so on up to a single node.
-      vocab: how many classes.
+      vocab_size: how many classes.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,42 +44,44 @@ class LearnedUnigram(ByContents):
 
     # Any: JAX rebuilds a pytree around whatever stands for its arrays.
     levels: Any  # tuple of Int32[Array, "nodes 128"]
-    vocab: int = field(default=0, metadata={"static": True})
+    vocab_size: int = field(default=0, metadata={"static": True})
 
     def __post_init__(self) -> None:
-        if not self.vocab:
-            raise TypeError("LearnedUnigram holds counts: make it by LearnedUnigram.create(vocab)")
+        if not self.vocab_size:
+            raise TypeError(
+                "LearnedUnigram holds counts: make it by LearnedUnigram.create(vocab_size)"
+            )
 
     @classmethod
-    def create(cls, vocab: int) -> LearnedUnigram:
+    def create(cls, vocab_size: int) -> LearnedUnigram:
         """The sampler that has seen nothing: every class counts 1.
 
         Raises:
-          TypeError, ValueError: ``vocab`` is no integer, or not in [1, 2**30 - 1].
+          TypeError, ValueError: ``vocab_size`` is no integer, or not in [1, 2**30 - 1].
         """
-        vocab = as_vocab(vocab, checks.INT32_MAX // 2)
-        sums = jnp.ones(vocab, jnp.int32)
+        vocab_size = as_vocab_size(vocab_size, checks.INT32_MAX // 2)
+        sums = jnp.ones(vocab_size, jnp.int32)
         levels = []
         while True:
             nodes = jnp.pad(sums, (0, -sums.size % _FAN_OUT)).reshape(-1, _FAN_OUT)
             levels.append(nodes)
             if len(nodes) == 1:
-                return cls(tuple(levels), vocab)
+                return cls(tuple(levels), vocab_size)
             sums = nodes.sum(1, dtype=jnp.int32)
 
     @property
     def support(self) -> int:
-        return self.vocab
+        return self.vocab_size
 
     def update(self, labels: Integer[ArrayLike, "..."] | Sequence) -> LearnedUnigram:
-        """The sampler after ``labels [...]``; a label outside [0, vocab) is not counted.
+        """The sampler after ``labels [...]``; a label outside [0, vocab_size) is not counted.
 
         Counts are int32: once the total would pass 2**31 - 1, the sampler stays as it is.
         """
         labels = checks.as_integers("labels", labels, CLASS_IDS)
-        ids = safe_ids(labels.reshape(-1), self.vocab)
+        ids = safe_ids(labels.reshape(-1), self.vocab_size)
         room = self._total() <= checks.INT32_MAX - ids.size
-        valid = ids < self.vocab
+        valid = ids < self.vocab_size
         one = jnp.where(room & valid, 1, 0)
         levels = []
         for nodes in self.levels:
@@ -100,10 +102,14 @@ class LearnedUnigram(ByContents):
         return node
 
     def log_probability(self, ids: Any) -> jax.Array:
-        ids = safe_ids(checks.as_integers("ids", ids), self.vocab)
-        count = self.levels[0].reshape(-1)[jnp.minimum(ids, self.vocab - 1)].astype(jnp.float32)
+        ids = safe_ids(checks.as_integers("ids", ids), self.vocab_size)
+        count = (
+            self.levels[0].reshape(-1)[jnp.minimum(ids, self.vocab_size - 1)].astype(jnp.float32)
+        )
         return jnp.where(
-            ids < self.vocab, jnp.log(count) - jnp.log(self._total().astype(jnp.float32)), -jnp.inf
+            ids < self.vocab_size,
+            jnp.log(count) - jnp.log(self._total().astype(jnp.float32)),
+            -jnp.inf,
         )
 
     def _total(self) -> jax.Array:

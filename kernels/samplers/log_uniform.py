@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxnets.kernels.samplers.classes import as_vocab, where_class
+from jaxnets.kernels.samplers.classes import as_vocab_size, where_class
 
 _FRACTION_BITS = 26  # of y; its integer part is at most 31, so y fills 31 bits
 _COARSE_BITS = 13
@@ -36,10 +36,10 @@ class LogUniform:
     The "log-uniform" or Zipfian candidate sampler of TensorFlow.
 
     Args:
-      vocab: how many classes.
+      vocab_size: how many classes.
 
     Raises:
-      TypeError, ValueError: ``vocab`` is no integer, or not in [1, 2**31 - 1].
+      TypeError, ValueError: ``vocab_size`` is no integer, or not in [1, 2**31 - 1].
 
     Example:
       >>> import jax.numpy as jnp
@@ -47,27 +47,27 @@ class LogUniform:
       [0.5..., 0.29..., 0.20..., 0.0]
     """
 
-    vocab: int
+    vocab_size: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vocab", as_vocab(self.vocab))
+        object.__setattr__(self, "vocab_size", as_vocab_size(self.vocab_size))
 
     @property
     def support(self) -> int:
-        return self.vocab
+        return self.vocab_size
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return draw_log_uniform(key, shape, self.vocab)
+        return draw_log_uniform(key, shape, self.vocab_size)
 
     def log_probability(self, ids: Any) -> jax.Array:
-        total = math.log1p(self.vocab)
-        return where_class(ids, self.vocab, lambda k: jnp.log(jnp.log1p(1 / (k + 1)) / total))
+        total = math.log1p(self.vocab_size)
+        return where_class(ids, self.vocab_size, lambda k: jnp.log(jnp.log1p(1 / (k + 1)) / total))
 
 
-def draw_log_uniform(key: jax.Array, shape: tuple[int, ...], vocab: int) -> jax.Array:
-    """int32 ids of ``shape`` in [0, vocab), p(k) = log((k + 2) / (k + 1)) / log(vocab + 1)."""
+def draw_log_uniform(key: jax.Array, shape: tuple[int, ...], vocab_size: int) -> jax.Array:
+    """int32 ids of ``shape`` in [0, vocab_size), p(k) = log((k + 2) / (k + 1)) / log(vocab + 1)."""
     bits = jax.random.bits(key, shape, jnp.uint32)
-    span = np.uint32(np.floor(np.log2(vocab + 1.0) * 2.0**_FRACTION_BITS))
+    span = np.uint32(np.floor(np.log2(vocab_size + 1.0) * 2.0**_FRACTION_BITS))
     y, remainder = _multiply_high(bits, span)
     remainder = remainder.astype(jnp.float32)
     fine_bits = _FRACTION_BITS - _COARSE_BITS
@@ -77,7 +77,7 @@ def draw_log_uniform(key: jax.Array, shape: tuple[int, ...], vocab: int) -> jax.
     whole = jnp.floor(base)
     added = (base - whole) + base * (fine * np.float32(np.log(2) * 2.0**-_FRACTION_BITS))
     ids = whole.astype(jnp.uint32) + added.astype(jnp.uint32) - 1
-    return jnp.minimum(ids, vocab - 1).astype(jnp.int32)
+    return jnp.minimum(ids, vocab_size - 1).astype(jnp.int32)
 
 
 def _multiply_high(a: jax.Array, b: np.uint32) -> tuple[jax.Array, jax.Array]:

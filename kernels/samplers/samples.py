@@ -29,8 +29,8 @@ class Samples(NamedTuple):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnets.kernels import Uniform, sample
-      >>> samples = sample(Uniform(8), jax.random.key(0), 4, jnp.array([3, 5]), unique=False)
+      >>> from jaxnets.kernels import Uniform, draw_samples
+      >>> samples = draw_samples(Uniform(8), jax.random.key(0), 4, jnp.array([3, 5]), unique=False)
       >>> jnp.exp(samples.log_expected_count).tolist(), samples.tries.item()
       ([0.5, 0.5, 0.5, 0.5], 4)
     """
@@ -78,7 +78,7 @@ class Samples(NamedTuple):
           >>> samples = Samples.from_candidates(hard, labels, mask=[[1, 1, 1], [1, 1, 0]])
           >>> hidden, weight = jnp.ones((2, 4)), jnp.zeros((10, 4))
           >>> loss = sampled_softmax_cross_entropy(
-          ...     hidden, weight, None, labels, samples, reduction="none"
+          ...     hidden, weight, labels, samples, reduction="none"
           ... )
           >>> jnp.exp(loss).round(4).tolist()  # of 4 and of 3 classes alike
           [4.0, 3.0]
@@ -123,8 +123,8 @@ class Samples(NamedTuple):
         """
         if not isinstance(samples, tuple) or len(samples) != len(cls._fields):
             raise TypeError(
-                "samples must be Samples, of sample, in_batch or Samples.from_candidates, got "
-                f"{type(samples).__name__}"
+                "samples must be Samples, of draw_samples, in_batch_samples or "
+                f"Samples.from_candidates, got {type(samples).__name__}"
             )
         ids, count, labels_count, tries = samples
         return cls(

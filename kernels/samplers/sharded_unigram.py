@@ -27,17 +27,17 @@ from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class ShardedUnigram(ByContents):
-    """:class:`Unigram` whose tables are split over ``sharding.vocab``.
+    """:class:`Unigram` whose tables are split over ``sharding.vocab_axis``.
 
     Its draws with replacement are those of :class:`Unigram` for the same key. Unique draws have the
     same distribution; where they take the race, other numbers decide it.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from jaxnets.kernels import sample
+      >>> from jaxnets.kernels import draw_samples
       >>> sharding = VocabSharding(jax.make_mesh((1,), ("vocab",)), "vocab")
       >>> sampler = ShardedUnigram.split(sharding, Unigram.from_counts(jnp.array([1, 0, 3, 4])))
-      >>> samples = sample(sampler, jax.random.key(0), 3, jnp.array([2]))
+      >>> samples = draw_samples(sampler, jax.random.key(0), 3, jnp.array([2]))
       >>> sorted(samples.ids.tolist())
       [0, 2, 3]
     """
@@ -53,21 +53,21 @@ class ShardedUnigram(ByContents):
     def split(cls, sharding: VocabSharding, sampler: Unigram) -> ShardedUnigram:
         """``sampler`` with its tables split."""
         sharding = as_sharding(sharding)
-        sharding.check(sampler.vocab, (sharding.mesh.size,))
+        sharding.check(sampler.vocab_size, (sharding.mesh.size,))
         placed = NamedSharding(sharding.mesh, sharding.table_spec)
         tables = jax.device_put((sampler.threshold, sampler.alias, sampler.log_p), placed)
         threshold, alias, log_p = tables
         return cls(threshold, alias, log_p, sampler.support, sharding)
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         return self.log_p.shape[0]
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         def look_up(slot: jax.Array) -> list[jax.Array]:
             return [take_sharded(self.sharding, t, slot) for t in (self.threshold, self.alias)]
 
-        return draw_by_alias(key, shape, self.vocab, look_up)
+        return draw_by_alias(key, shape, self.vocab_size, look_up)
 
     def log_probability(self, ids: Any) -> jax.Array:
         return take_sharded(self.sharding, self.log_p, ids)

@@ -73,23 +73,25 @@ class Unigram(ByContents):
         )
 
     @property
-    def vocab(self) -> int:
+    def vocab_size(self) -> int:
         return self.log_p.shape[0]
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return draw_by_alias(key, shape, self.vocab, lambda k: (self.threshold[k], self.alias[k]))
+        return draw_by_alias(
+            key, shape, self.vocab_size, lambda k: (self.threshold[k], self.alias[k])
+        )
 
     def log_probability(self, ids: Any) -> jax.Array:
         ids = checks.as_integers("ids", ids)
-        return self.log_p.at[safe_ids(ids, self.vocab)].get(mode="fill", fill_value=-jnp.inf)
+        return self.log_p.at[safe_ids(ids, self.vocab_size)].get(mode="fill", fill_value=-jnp.inf)
 
 
 def draw_by_alias(
-    key: jax.Array, shape: tuple[int, ...], vocab: int, look_up: Callable[[jax.Array], Any]
+    key: jax.Array, shape: tuple[int, ...], vocab_size: int, look_up: Callable[[jax.Array], Any]
 ) -> jax.Array:
     """int32 ids of ``shape``; ``look_up(slots)`` gives thresholds and aliases (Walker 1977)."""
     slot_key, side_key = jax.random.split(key)
-    slot = jax.random.randint(slot_key, shape, 0, vocab, jnp.int32)
+    slot = jax.random.randint(slot_key, shape, 0, vocab_size, jnp.int32)
     threshold, alias = look_up(slot)
     stay = jax.random.uniform(side_key, shape, jnp.float32) < threshold
     return jnp.where(stay, slot, alias)
@@ -97,9 +99,9 @@ def draw_by_alias(
 
 def _alias_table(probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vose's table: slot k keeps its own class with probability threshold[k], else alias[k]."""
-    vocab = probability.size
-    scaled = (probability * vocab).tolist()
-    threshold, alias = [1.0] * vocab, list(range(vocab))
+    vocab_size = probability.size
+    scaled = (probability * vocab_size).tolist()
+    threshold, alias = [1.0] * vocab_size, list(range(vocab_size))
     small = [k for k, mass in enumerate(scaled) if mass < 1]
     large = [k for k, mass in enumerate(scaled) if mass >= 1]
     while small and large:

@@ -62,16 +62,16 @@ def draw_unique(sampler: Any, key: jax.Array, num_sampled: int) -> tuple[jax.Arr
     Both have the distribution of independent draws that are repeated until ``num_sampled`` distinct
     classes are found. Where that is every class, the ids are 0 to vocab - 1.
     """
-    vocab = sampler.vocab
-    if num_sampled == vocab:
-        return jnp.arange(vocab, dtype=jnp.int32), jnp.int32(vocab)
+    vocab_size = sampler.vocab_size
+    if num_sampled == vocab_size:
+        return jnp.arange(vocab_size, dtype=jnp.int32), jnp.int32(vocab_size)
     race_key, draw_key = jax.random.split(key)
-    if vocab <= _RACE_SHARE * num_sampled:
-        nothing = jnp.full(num_sampled, vocab, jnp.int32)
+    if vocab_size <= _RACE_SHARE * num_sampled:
+        nothing = jnp.full(num_sampled, vocab_size, jnp.int32)
         return _finish(sampler, race_key, nothing, jnp.int32(0), jnp.int32(0))
 
     draws = sampler.draw(draw_key, (_TRIES_PER_CLASS * num_sampled,))
-    ids, found, tries = _first_distinct(draws, num_sampled, vocab)
+    ids, found, tries = _first_distinct(draws, num_sampled, vocab_size)
     return lax.cond(
         found < num_sampled,
         lambda: _finish(sampler, race_key, ids, found, tries),
@@ -80,15 +80,15 @@ def draw_unique(sampler: Any, key: jax.Array, num_sampled: int) -> tuple[jax.Arr
 
 
 def _first_distinct(
-    draws: jax.Array, num_sampled: int, vocab: int
+    draws: jax.Array, num_sampled: int, vocab_size: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The first distinct ids of ``draws`` in order (``vocab`` fills up), how many, in how many."""
+    """The first distinct ids of ``draws`` (``vocab_size`` fills up), how many, in how many."""
     order, _, is_first = sort_ids(draws)
     is_new = jnp.zeros(draws.shape, bool).at[order].set(is_first, unique_indices=True)
     rank = jnp.cumsum(is_new, dtype=jnp.int32) - 1
     found = jnp.minimum(rank[-1] + 1, num_sampled)
     slot = jnp.where(is_new, rank, num_sampled)
-    ids = jnp.full(num_sampled, vocab, jnp.int32).at[slot].set(draws, mode="drop")
+    ids = jnp.full(num_sampled, vocab_size, jnp.int32).at[slot].set(draws, mode="drop")
     tries = jnp.where(
         found < num_sampled, draws.size, jnp.searchsorted(rank, num_sampled - 1, side="left") + 1
     )
@@ -99,12 +99,12 @@ def _finish(
     sampler: Any, key: jax.Array, ids: jax.Array, found: jax.Array, tries: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Race the classes not yet among ``ids[:found]`` until all ``num_sampled`` are found."""
-    num_sampled, vocab = ids.size, sampler.vocab
+    num_sampled, vocab_size = ids.size, sampler.vocab_size
     clock_key, repeat_key = jax.random.split(key)
     if isinstance(sampler, Racing):
         first = sampler.race(clock_key, ids)
     else:
-        everyone = jnp.exp(sampler.log_probability(jnp.arange(vocab, dtype=jnp.int32)))
+        everyone = jnp.exp(sampler.log_probability(jnp.arange(vocab_size, dtype=jnp.int32)))
         first = race(clock_key, everyone, ids, num_sampled)
     times, order, probability, known = first
     missing = num_sampled - found

@@ -13,7 +13,7 @@ from jaxnets.kernels import compiling_for
 
 def test_on_cpu_the_defaults_run_and_agree_with_the_naive(monkeypatch):
     first = accelerators.SHAPES[0]
-    small = {"tokens": 32, "features": 16, "vocab": 200}
+    small = {"tokens": 32, "features": 16, "vocab_size": 200}
     monkeypatch.setattr(accelerators, "SHAPES", ((first[0], "float32", {}, small),))
     rows, bars = accelerators.run(Limits())
     assert [row["name"] for row in rows] == ["tiled", "naive optax"]
@@ -23,7 +23,7 @@ def test_on_cpu_the_defaults_run_and_agree_with_the_naive(monkeypatch):
 
 def test_the_command_writes_a_report(monkeypatch, tmp_path):
     operation, _, _, small = accelerators.SHAPES[0]
-    shape = (operation, "float32", {}, small | {"vocab": 200})
+    shape = (operation, "float32", {}, small | {"vocab_size": 200})
     monkeypatch.setattr(accelerators, "SHAPES", (shape,))
     result = CliRunner().invoke(command.app, ["accelerators", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output

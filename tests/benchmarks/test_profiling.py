@@ -71,7 +71,7 @@ def test_the_command_traces_each_case(tmp_path, monkeypatch):
 
 SCOPES = {
     "the same": "linear_softmax_cross_entropy",
-    "checked": "linear_softmax_cross_entropy",
+    "checked_loss": "linear_softmax_cross_entropy",
     "recurrent_layers": "lstm",
 }
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxnets.convert import conv_to_dense, convolutionalise, dense_to_conv
+from jaxnets.convert import conv_to_dense, convolutionalize, dense_to_conv
 from jaxnets.layers import PointwiseConv
 
 # Sums of at most 4 * 5 * 3 = 60 products in float32, in another order.
@@ -22,7 +22,7 @@ def test_dense_over_a_map_is_a_convolution_of_its_size(window, flattened):
     flat = (jnp.moveaxis(maps, -1, 1) if flattened == "channels_first" else maps).reshape(2, -1)
     dense = nnx.Linear(flat.shape[1], 7, rngs=nnx.Rngs(0))
     dense.bias[...] = jnp.arange(7.0)
-    conv = convolutionalise(dense, window, flattened=flattened)
+    conv = convolutionalize(dense, window, flattened=flattened)
     outputs = conv(maps)
     assert outputs.shape == (2, *(1 for _ in window), 7)
     np.testing.assert_allclose(outputs.reshape(2, 7), dense(flat), **TOLERANCE)
@@ -31,7 +31,7 @@ def test_dense_over_a_map_is_a_convolution_of_its_size(window, flattened):
 def test_a_classifier_slides_over_a_larger_image():
     dense = nnx.Linear(4 * 5 * 3, 7, rngs=nnx.Rngs(0))
     image = images(1, 9, 8, 3)
-    slid = convolutionalise(dense, (4, 5))(image)
+    slid = convolutionalize(dense, (4, 5))(image)
     assert slid.shape == (1, 6, 4, 7)
     for row in range(6):
         for column in range(4):
@@ -42,7 +42,7 @@ def test_a_classifier_slides_over_a_larger_image():
 def test_dense_at_each_position_is_a_1x1_convolution():
     dense = nnx.Linear(3, 7, rngs=nnx.Rngs(0))
     image = images(2, 4, 5, 3)
-    np.testing.assert_allclose(convolutionalise(dense, (1, 1))(image), dense(image), **TOLERANCE)
+    np.testing.assert_allclose(convolutionalize(dense, (1, 1))(image), dense(image), **TOLERANCE)
     pointwise = PointwiseConv(3, 7, rngs=nnx.Rngs(0))
     pointwise.kernel[...] = dense.kernel[...]
     np.testing.assert_allclose(pointwise(image), dense(image), **TOLERANCE)
@@ -56,19 +56,19 @@ def test_there_and_back(flattened):
 
 
 def test_without_bias():
-    conv = convolutionalise(nnx.Linear(12, 2, use_bias=False, rngs=nnx.Rngs(0)), (2, 2))
+    conv = convolutionalize(nnx.Linear(12, 2, use_bias=False, rngs=nnx.Rngs(0)), (2, 2))
     assert conv.bias is None
 
 
 def test_a_convolution_computes_as_its_dense_layer_and_holds_buffers_of_its_own():
     dense = nnx.Linear(12, 2, dtype=jnp.bfloat16, precision="highest", rngs=nnx.Rngs(0))
-    conv = convolutionalise(dense, (np.int64(2), 2))
+    conv = convolutionalize(dense, (np.int64(2), 2))
     maps = images(2, 2, 2, 3)
     assert conv(maps).dtype == dense(maps.reshape(2, -1)).dtype == jnp.bfloat16
     assert conv.precision == "highest"
     buffers = [array.unsafe_buffer_pointer() for array in jax.tree.leaves(nnx.state((dense, conv)))]
     assert len(set(buffers)) == 4
-    half = convolutionalise(nnx.Linear(12, 2, param_dtype=jnp.float16, rngs=nnx.Rngs(0)), (2, 2))
+    half = convolutionalize(nnx.Linear(12, 2, param_dtype=jnp.float16, rngs=nnx.Rngs(0)), (2, 2))
     assert half.kernel.dtype == half.bias.dtype == jnp.float16
 
 
@@ -90,7 +90,7 @@ BAD = {
     r"kernel must be \[\*window, channels, out\], got shape \(60, 7\)": lambda: conv_to_dense(
         jnp.ones((60, 7))
     ),
-    "dense must be an nnx.Linear, got Conv": lambda: convolutionalise(
+    "dense must be an nnx.Linear, got Conv": lambda: convolutionalize(
         nnx.Conv(3, 7, (1, 1), rngs=nnx.Rngs(0)), (1, 1)
     ),
 }

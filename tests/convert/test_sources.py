@@ -187,4 +187,4 @@ def test_strict_modes(strict_mode):
     there = convert.gru_to_flax(gru_parameters)
     equal(convert.gru_to_flax(convert.gru_from_flax(there)), there)
     dense = nnx.Linear(12, 2, rngs=nnx.Rngs(0))
-    assert convert.convolutionalise(dense, (2, 2))(jnp.ones((1, 3, 2, 3))).shape == (1, 2, 1, 2)
+    assert convert.convolutionalize(dense, (2, 2))(jnp.ones((1, 3, 2, 3))).shape == (1, 2, 1, 2)

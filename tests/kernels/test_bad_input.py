@@ -9,17 +9,18 @@ from jax.experimental import checkify
 from jaxnets.kernels import (
     LearnedUnigram,
     LogUniform,
+    Tiles,
     Uniform,
     Unigram,
-    checked,
+    checked_loss,
+    draw_samples,
     gather_rows,
-    in_batch,
+    in_batch_samples,
     in_batch_softmax_cross_entropy,
     linear_softmax_cross_entropy,
     linear_top_k,
     nce_loss,
     negative_sampling_loss,
-    sample,
     sampled_softmax_cross_entropy,
 )
 
@@ -38,7 +39,7 @@ def exact(**options):
 
 
 def sampled(loss, **options):
-    samples = sample(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
+    samples = draw_samples(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
     return loss(**{**GOOD, "samples": samples, **options})
 
 
@@ -56,7 +57,11 @@ SHARED = [
     ({"labels": jnp.arange(3)}, ValueError, r"labels must have shape \(4,\)"),
     ({"labels": jnp.array([0, 1, 2, 10])}, ValueError, r"labels must lie in .* \[0, 10\), got 10"),
     ({"labels": np.array([0, -1, 2, 3])}, ValueError, "got -1"),
-    ({"weights": jnp.ones(3)}, ValueError, r"weights must have one value a token, shape \(4,\)"),
+    (
+        {"token_weights": jnp.ones(3)},
+        ValueError,
+        r"token_weights must have one value a token, shape \(4,\)",
+    ),
     ({"reduction": "average"}, ValueError, "reduction must be one of .*'average'"),
 ]
 
@@ -77,13 +82,28 @@ def test_exact_and_sampled_losses_alike(options, error, message):
         ({"z_loss": -1.0}, "z_loss must be at least 0, got -1.0"),
         ({"soft_cap": 0.0}, "soft_cap must be above 0, got 0.0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"token_tile": 0}, "token_tile must be at least 1, got 0"),
-        ({"vocab_tile": -3}, "vocab_tile must be at least 1, got -3"),
+        ({"tiles": (128, 1024)}, "tiles must be Tiles or None, got tuple"),
     ],
 )
 def test_options_of_the_exact_loss(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         exact(**options)
+
+
+def test_tiles_of_no_size():
+    with pytest.raises(ValueError, match="token_tile must be at least 1, got 0"):
+        Tiles(token_tile=0)
+    with pytest.raises(TypeError, match=r"vocab_tile must be an integer, got 2\.5"):
+        Tiles(vocab_tile=2.5)
+    assert Tiles(np.int64(3), jnp.int32(5)) == Tiles(3, 5)
+
+
+def test_a_table_in_the_other_layout_is_named():
+    turned = {"hidden": jnp.ones((4, 10)), "weight": jnp.ones((10, 3)), "labels": jnp.arange(4)}
+    with pytest.raises(ValueError, match="features_first=True for"):
+        linear_softmax_cross_entropy(**turned)
+    with pytest.raises(ValueError, match="or leave out features_first"):
+        linear_softmax_cross_entropy(**{**turned, "hidden": jnp.ones((4, 3))}, features_first=True)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +115,11 @@ def test_options_of_the_exact_loss(options, message):
         ({"temperature": "warm"}, TypeError, "temperature must be a number .* got 'warm'"),
         ({"temperature": jnp.ones((4, 1))}, ValueError, r"temperature must be one .* \(4, 1\)"),
         ({"temperature": 1j}, TypeError, "temperature must be real, got dtype complex64"),
-        ({"weights": jnp.ones(4, complex)}, TypeError, "weights must be numbers, got .*complex64"),
+        (
+            {"token_weights": jnp.ones(4, complex)},
+            TypeError,
+            "token_weights must be numbers, got .*complex64",
+        ),
         ({"ignore_index": -100.0}, TypeError, "ignore_index must be an integer, got -100.0"),
         ({"hidden": jnp.ones((4, 0)), "weight": jnp.ones((10, 0))}, ValueError, r"weight must be"),
     ],
@@ -128,27 +152,27 @@ def test_nan_hidden_propagates():
 def test_samplers_refuse():
     labels, key = jnp.arange(4), jax.random.key(0)
     with pytest.raises(ValueError, match=r"num_sampled must be at most 10.*got 11"):
-        sample(LogUniform(10), key, 11, labels)
+        draw_samples(LogUniform(10), key, 11, labels)
     with pytest.raises(ValueError, match="num_sampled must be at least 1, got 0"):
-        sample(LogUniform(10), key, 0, labels)
+        draw_samples(LogUniform(10), key, 0, labels)
     with pytest.raises(ValueError, match="num_sampled must be at most 2"):
-        sample(Unigram.from_counts([0, 3, 0, 1]), key, 3, labels)
+        draw_samples(Unigram.from_counts([0, 3, 0, 1]), key, 3, labels)
     with pytest.raises(TypeError, match="labels must be integer"):
-        sample(LogUniform(10), key, 3, jnp.ones(4))
+        draw_samples(LogUniform(10), key, 3, jnp.ones(4))
     for sampler in (Uniform, LogUniform, LearnedUnigram.create):
-        with pytest.raises(ValueError, match="vocab must lie in"):
+        with pytest.raises(ValueError, match="vocab_size must lie in"):
             sampler(2**31)
-        with pytest.raises(ValueError, match="vocab must lie in"):
+        with pytest.raises(ValueError, match="vocab_size must lie in"):
             sampler(0)
     for counts in ([], [[1]], [-1, 2], [0, 0], [np.nan]):
         with pytest.raises(ValueError, match="counts must be"):
             Unigram.from_counts(counts)
     with pytest.raises(ValueError, match="log_probability must have the shape"):
-        in_batch(labels, jnp.ones(3))
+        in_batch_samples(labels, jnp.ones(3))
 
 
 def test_samples_must_fit():
-    samples = sample(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
+    samples = draw_samples(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
     with pytest.raises(TypeError, match=r"samples\.ids must be integer"):
         sampled(nce_loss, samples=samples._replace(ids=samples.ids.astype(float)))
     with pytest.raises(ValueError, match=r"samples.ids must be \[num_sampled\] or"):
@@ -158,8 +182,8 @@ def test_samples_must_fit():
 
 
 def test_other_kernels_refuse():
-    with pytest.raises(ValueError, match=r"k must lie in \[1, vocab\] = \[1, 10\], got 11"):
-        linear_top_k(GOOD["hidden"], GOOD["weight"], None, 11)
+    with pytest.raises(ValueError, match=r"k must lie in \[1, vocab_size\] = \[1, 10\], got 11"):
+        linear_top_k(GOOD["hidden"], GOOD["weight"], 11)
     with pytest.raises(ValueError, match="tables must share their first axis"):
         gather_rows((jnp.ones((3, 2)), jnp.ones(4)), jnp.arange(2))
     with pytest.raises(TypeError, match="ids must be integer"):
@@ -181,24 +205,24 @@ def test_other_kernels_refuse():
     ],
 )
 def test_checked_variants_raise_under_jit(change, message):
-    arrays = tuple({**GOOD, **change}.values())
-    error, _ = jax.jit(checked(linear_softmax_cross_entropy))(*arrays)
+    arrays = {**GOOD, **change}
+    error, _ = jax.jit(checked_loss(linear_softmax_cross_entropy))(**arrays)
     with pytest.raises(checkify.JaxRuntimeError, match=message):
         error.throw()
-    samples = sample(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
-    error, _ = jax.jit(checked(sampled_softmax_cross_entropy))(*arrays, samples)
+    samples = draw_samples(LogUniform(10), jax.random.key(0), 5, jnp.arange(4))
+    error, _ = jax.jit(checked_loss(sampled_softmax_cross_entropy))(**arrays, samples=samples)
     with pytest.raises(checkify.JaxRuntimeError, match=message):
         error.throw()
 
 
 def test_checked_passes_good_input_and_ignored_labels():
     labels = GOOD["labels"].at[0].set(-1)
-    loss = checked(lambda *a, **k: linear_softmax_cross_entropy(*a, **k))
-    error, value = loss(*{**GOOD, "labels": labels}.values(), ignore_index=-1)
+    loss = checked_loss(lambda *a, **k: linear_softmax_cross_entropy(*a, **k))
+    error, value = loss(GOOD["hidden"], GOOD["weight"], labels, bias=GOOD["bias"], ignore_index=-1)
     error.throw()
     np.testing.assert_allclose(value, np.log(10), rtol=1e-6)
 
 
 def test_checked_leaves_shapes_to_the_loss():
     with pytest.raises(ValueError, match=r"labels must have shape \(4,\)"):
-        jax.jit(checked(linear_softmax_cross_entropy))(**{**GOOD, "labels": jnp.arange(3)})
+        jax.jit(checked_loss(linear_softmax_cross_entropy))(**{**GOOD, "labels": jnp.arange(3)})

@@ -70,9 +70,9 @@ def test_floats():
 
 
 def test_ranges():
-    checks.check_range("ids", np.array([0, 4]), 0, 5, "[0, vocab)")
-    with pytest.raises(ValueError, match=r"ids must lie in \[0, vocab\) = \[0, 5\), got 5"):
-        checks.check_range("ids", np.array([0, 5]), 0, 5, "[0, vocab)")
+    checks.check_range("ids", np.array([0, 4]), 0, 5, "[0, vocab_size)")
+    with pytest.raises(ValueError, match=r"ids must lie in \[0, vocab_size\) = \[0, 5\), got 5"):
+        checks.check_range("ids", np.array([0, 5]), 0, 5, "[0, vocab_size)")
     with pytest.raises(ValueError, match=r"lengths must lie in \[0, time\] = \[0, 4\], got -1"):
         checks.check_range("lengths", np.array([0, -1]), 0, 5, "[0, time]")
     checks.check_range("ids", np.array([0, 5]), 0, 5, "", except_for=np.array([False, True]))

@@ -13,7 +13,7 @@ from jaxnets.kernels.tuning_cache import Measured, cache_path, forget, keep, loo
 pytestmark = pytest.mark.smoke
 
 SIZES = {"positions": 64, "features": 8, "out": 8, "groups": 1, "channels_first": False}
-TOKENS = {"tokens": 64, "features": 16, "vocab": 100}
+TOKENS = {"tokens": 64, "features": 16, "vocab_size": 100}
 
 
 @pytest.fixture(autouse=True)

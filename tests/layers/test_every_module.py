@@ -34,14 +34,14 @@ FLAX_S = ("OutputProjection", "ResizeConv")  # no draw, or no dtype, of ours
 # Few sizes: an array's draw is compiled once for each.
 MODELS = {
     "Autoencoder": lambda **o: models.Autoencoder((8, 8), (8, 8), code=3, features=(3, 3), **o),
-    "CountRegressor": lambda **o: models.CountRegressor(features=(3,) * 5, hidden=3, **o),
-    "DigitsCNN": lambda **o: models.DigitsCNN((8, 8), 3, features=(3, 3), hidden=3, **o),
+    "CountRegressor": lambda **o: models.CountRegressor(features=(3,) * 5, hidden_features=3, **o),
+    "DigitsCNN": lambda **o: models.DigitsCNN((8, 8), 3, features=(3, 3), hidden_features=3, **o),
     "DiscoGAN": lambda **o: models.DiscoGAN(1, (3, 3), judge_features=(3, 3, 3), **o),
-    "ECGClassifier": lambda **o: models.ECGClassifier(1, 3, features=3, hidden=4, **o),
+    "ECGClassifier": lambda **o: models.ECGClassifier(1, 3, features=3, hidden_features=4, **o),
     "ImageToImage": lambda **o: models.ImageToImage(1, 3, features=3, blocks=1, **o),
-    "SDCNet": lambda **o: models.SDCNet(features=(3,) * 5, hidden=3, **o),
+    "SDCNet": lambda **o: models.SDCNet(features=(3,) * 5, hidden_features=3, **o),
     "Seq2Seq": lambda **o: models.Seq2Seq(models.Seq2SeqConfig(20, 20, features=8), **o),
-    "TimeSeriesLSTM": lambda **o: models.TimeSeriesLSTM(3, 3, hidden=4, **o),
+    "TimeSeriesLSTM": lambda **o: models.TimeSeriesLSTM(3, 3, hidden_features=4, **o),
     "UNet": lambda **o: models.UNet(1, 3, features=(3, 3), **o),
 }
 
@@ -103,8 +103,8 @@ def test_a_model_can_be_donated(name):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, "float64"])
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in FLAX_S])
 def test_parameters_of_any_float_dtype(x64, name, dtype):
-    module = LAYERS[name](rngs=nnx.Rngs(0), dtype=dtype)
-    wide = LAYERS[name](rngs=nnx.Rngs(0), dtype=jnp.promote_types(dtype, jnp.float32))
+    module = LAYERS[name](rngs=nnx.Rngs(0), param_dtype=dtype)
+    wide = LAYERS[name](rngs=nnx.Rngs(0), param_dtype=jnp.promote_types(dtype, jnp.float32))
     for got, wanted in zip(
         jax.tree.leaves(nnx.state(module)), jax.tree.leaves(nnx.state(wide)), strict=True
     ):

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxnets.kernels import LogUniform, linear_top_k, sample
+from jaxnets.kernels import LogUniform, Tiles, draw_samples, linear_top_k
 from jaxnets.layers import OutputProjection
 
 pytestmark = pytest.mark.smoke
@@ -28,12 +28,12 @@ def test_losses_and_logits_agree(use_bias):
         head.bias[...] = jax.random.normal(jax.random.key(2), (VOCAB,))
     hidden, labels = inputs()
     expected = optax.softmax_cross_entropy_with_integer_labels(head.logits(hidden), labels)
-    np.testing.assert_allclose(head.evaluate(hidden, labels), expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(head.exact_loss(hidden, labels), expected.mean(), rtol=1e-5)
     losses = head.loss(hidden, labels, reduction="none")
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    samples = sample(LogUniform(VOCAB), jax.random.key(3), VOCAB, labels)
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(3), VOCAB, labels)
     np.testing.assert_allclose(
-        head.loss(hidden, labels, sampled=samples), expected.mean(), rtol=1e-5
+        head.loss(hidden, labels, samples=samples), expected.mean(), rtol=1e-5
     )
 
 
@@ -42,7 +42,9 @@ def test_losses_and_logits_agree(use_bias):
 def test_top_k_equals_sorting_all_logits(vocab_tile, k):
     head = OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0))
     hidden, _ = inputs()
-    values, ids = linear_top_k(hidden, head.weight[...], head.bias[...], k, vocab_tile=vocab_tile)
+    values, ids = linear_top_k(
+        hidden, head.weight[...], k, bias=head.bias[...], tiles=Tiles(vocab_tile=vocab_tile)
+    )
     expected_values, expected_ids = jax.lax.top_k(head.logits(hidden), k)
     np.testing.assert_allclose(values, expected_values, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(ids, expected_ids)
@@ -50,7 +52,7 @@ def test_top_k_equals_sorting_all_logits(vocab_tile, k):
 
 
 def test_top_k_of_equal_logits_keeps_the_order_of_classes():
-    _, ids = linear_top_k(jnp.ones((1, 2)), jnp.zeros((9, 2)), None, 5, vocab_tile=2)
+    _, ids = linear_top_k(jnp.ones((1, 2)), jnp.zeros((9, 2)), 5, tiles=Tiles(vocab_tile=2))
     assert ids.tolist() == [[0, 1, 2, 3, 4]]
 
 
@@ -94,14 +96,14 @@ def test_learns():
 
     @nnx.jit
     def step(head, optimizer, key):
-        samples = sample(LogUniform(VOCAB), key, 10, labels)
-        gradient = nnx.grad(lambda head: head.loss(hidden, labels, sampled=samples))(head)
+        samples = draw_samples(LogUniform(VOCAB), key, 10, labels)
+        gradient = nnx.grad(lambda head: head.loss(hidden, labels, samples=samples))(head)
         optimizer.update(head, gradient)
 
-    before = head.evaluate(hidden, labels)
+    before = head.exact_loss(hidden, labels)
     for i in range(60):
         step(head, optimizer, jax.random.key(i))
-    assert head.evaluate(hidden, labels) < before / 4
+    assert head.exact_loss(hidden, labels) < before / 4
 
 
 def test_linen_through_the_bridge():
@@ -123,11 +125,11 @@ def test_linen_through_the_bridge():
 
 def test_every_method_in_linen():
     hidden, labels = inputs()
-    linen = nnx.bridge.to_linen(OutputProjection, FEATURES, vocab=VOCAB)
+    linen = nnx.bridge.to_linen(OutputProjection, FEATURES, vocab_size=VOCAB)
     variables = linen.init(jax.random.key(4), hidden)
     head = OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0))
     head.weight[...] = variables["params"]["weight"]
-    samples = sample(LogUniform(VOCAB), jax.random.key(3), 8, labels)
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(3), 8, labels)
 
     def apply(method, *arrays, **options):
         return linen.apply(variables, *arrays, nnx_method=method, **options)
@@ -135,9 +137,11 @@ def test_every_method_in_linen():
     np.testing.assert_array_equal(linen.apply(variables, hidden), head.logits(hidden))
     np.testing.assert_array_equal(apply("logits", hidden), head(hidden))
     np.testing.assert_array_equal(apply("loss", hidden, labels), head.loss(hidden, labels))
-    np.testing.assert_array_equal(apply("evaluate", hidden, labels), head.evaluate(hidden, labels))
     np.testing.assert_array_equal(
-        apply("loss", hidden, labels, sampled=samples), head.loss(hidden, labels, sampled=samples)
+        apply("exact_loss", hidden, labels), head.exact_loss(hidden, labels)
+    )
+    np.testing.assert_array_equal(
+        apply("loss", hidden, labels, samples=samples), head.loss(hidden, labels, samples=samples)
     )
     for a, b in zip(apply("top_k", hidden, 3), head.top_k(hidden, 3), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -152,7 +156,7 @@ def test_what_is_refused(users_checks):
     for tied in (nnx.Linear(VOCAB, FEATURES, rngs=nnx.Rngs(0)), jnp.ones((VOCAB, FEATURES))):
         with pytest.raises(TypeError, match=r"tied must be the nnx\.Embed of the inputs"):
             OutputProjection(FEATURES, VOCAB, tied=tied)
-    with pytest.raises(ValueError, match="vocab must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="vocab_size must be at least 1, got 0"):
         OutputProjection(FEATURES, 0, rngs=nnx.Rngs(0))
     with pytest.raises(TypeError, match=r"k must be an integer, got 2\.0"):
         OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0)).top_k(inputs()[0], 2.0)
@@ -160,7 +164,7 @@ def test_what_is_refused(users_checks):
 
 def test_strict_modes(strict_mode):
     hidden, labels = inputs()
-    head = OutputProjection(FEATURES, VOCAB, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    head = OutputProjection(FEATURES, VOCAB, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
 
     def loss(head):
         return head.logits(hidden).sum() + head.loss(hidden, labels)

@@ -111,6 +111,7 @@ BAD = {
         3, 4, (3, 3), strides=1.5, rngs=RNGS
     ),
     "dtype must be floating point": lambda: PointwiseConv(3, 4, dtype=int, rngs=RNGS),
+    "param_dtype must be floating": lambda: PointwiseConv(3, 4, param_dtype=int, rngs=RNGS),
     r"kernel_size must be an integer or 2 of them, got \(3,\)": lambda: ResizeConv(
         3, 4, kernel_size=(3,), rngs=RNGS
     ),

@@ -121,7 +121,7 @@ def test_an_unsigned_length_of_a_long_sequence_under_jit():
 
 @pytest.mark.parametrize(("module", "dtype"), [(LSTM, jnp.float32), (GRU, jnp.bfloat16)])
 def test_strict_modes(strict_mode, module, dtype):
-    layer = module(FEATURES, HIDDEN, num_layers=2, dropout=0.1, dtype=dtype, rngs=nnx.Rngs(0))
+    layer = module(FEATURES, HIDDEN, num_layers=2, dropout=0.1, param_dtype=dtype, rngs=nnx.Rngs(0))
 
     def loss(layer, inputs):
         return jnp.square(layer(inputs, lengths=np.array([6, 1, 0, 4]))[0]).sum()
@@ -148,7 +148,7 @@ def test_no_rows(module):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("module", [LSTM, GRU])
 def test_half_precision(module, dtype):
-    layer = module(FEATURES, HIDDEN, dtype=dtype, rngs=nnx.Rngs(0))
+    layer = module(FEATURES, HIDDEN, param_dtype=dtype, rngs=nnx.Rngs(0))
     wide = jax.tree.map(lambda array: array.astype(jnp.float32), layer.parameters())
     inputs = INPUTS.astype(dtype)
     outputs, _ = layer(inputs)
@@ -171,28 +171,29 @@ def test_sizes_of_numpy_s():
         np.int64(3), np.int32(5), num_layers=np.int8(2), projection=np.uint8(2), rngs=nnx.Rngs(0)
     )
     assert layer(INPUTS)[0].shape == (BATCH, TIME, 2)
-    assert type(layer.features) is int
+    assert type(layer.in_features) is int
 
 
 @pytest.mark.parametrize("module", [LSTM, GRU])
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": 0}, "hidden must be at least 1, got 0"),
-        ({"hidden": 2.0}, r"hidden must be an integer, got 2\.0"),
-        ({"features": -3}, "features must be at least 1, got -3"),
-        ({"features": True}, "features must be an integer, got True"),
+        ({"hidden_features": 0}, "hidden_features must be at least 1, got 0"),
+        ({"hidden_features": 2.0}, r"hidden_features must be an integer, got 2\.0"),
+        ({"in_features": -3}, "in_features must be at least 1, got -3"),
+        ({"in_features": True}, "in_features must be an integer, got True"),
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"num_layers": "2"}, "num_layers must be an integer, got '2'"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\), got 1\.0"),
         ({"input_dropout": -0.1}, r"input_dropout must lie in"),
         ({"recurrent_dropout": 2}, r"recurrent_dropout must lie in"),
         ({"dtype": jnp.int32}, "dtype must be floating point"),
+        ({"param_dtype": jnp.int32}, "param_dtype must be floating point"),
         ({"merge_mode": "add"}, "merge_mode must be one of .*, got 'add'"),
     ],
 )
 def test_bad_arguments(users_checks, module, changes, message):
-    arguments = {"features": FEATURES, "hidden": HIDDEN, "rngs": nnx.Rngs(0)} | changes
+    arguments = {"in_features": FEATURES, "hidden_features": HIDDEN, "rngs": nnx.Rngs(0)} | changes
     with pytest.raises((TypeError, ValueError), match=message):
         module(**arguments)
 
@@ -204,7 +205,7 @@ def test_bad_projection(users_checks):
 
 @pytest.mark.parametrize("module", [LSTM, GRU])
 def test_linen_has_every_method_and_dropout(module):
-    linen = nnx.bridge.to_linen(module, FEATURES, hidden=HIDDEN, input_dropout=0.5)
+    linen = nnx.bridge.to_linen(module, FEATURES, hidden_features=HIDDEN, input_dropout=0.5)
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
     variables = linen.init(keys, INPUTS)
     plain, _ = linen.apply(variables, INPUTS, lengths=[6, 1, 0, 4], deterministic=True)

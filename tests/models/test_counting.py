@@ -11,7 +11,7 @@ from jaxnets.models import CountRegressor, SDCNet
 from jaxnets.models.sdcnet import DOTS, Intervals, count_regions
 from jaxnets.training import fit
 
-SMALL = {"features": (8, 8, 16, 16, 16), "hidden": 32}
+SMALL = {"features": (8, 8, 16, 16, 16), "hidden_features": 32}
 
 
 def test_every_count_is_nearest_to_its_own_class():

@@ -36,7 +36,7 @@ def real_digits():
 
 def test_digits_learn_real_ones():
     (images, labels), (test_images, test_labels) = real_digits()
-    model = DigitsCNN((8, 8), 10, features=(16, 32), hidden=64, rngs=nnx.Rngs(0))
+    model = DigitsCNN((8, 8), 10, features=(16, 32), hidden_features=64, rngs=nnx.Rngs(0))
 
     def batch_at(step):
         chosen = np.random.default_rng(step).integers(len(images), size=64)
@@ -52,7 +52,7 @@ def test_digits_learn_real_ones():
 
 
 def test_digits_slide():
-    model = DigitsCNN((8, 8), 10, features=(4, 8), hidden=16, rngs=nnx.Rngs(0))
+    model = DigitsCNN((8, 8), 10, features=(4, 8), hidden_features=16, rngs=nnx.Rngs(0))
     model.eval()
     image = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
     # 32 products and a few more layers in float32.

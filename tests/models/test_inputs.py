@@ -16,10 +16,13 @@ def rngs():
     return nnx.Rngs(0)
 
 
-SMALL = {"features": (4, 4, 4, 4, 4), "hidden": 4}
+SMALL = {"features": (4, 4, 4, 4, 4), "hidden_features": 4}
 MODELS = {
     "unet": (lambda: UNetModel(1, 2, features=(4, 4), rngs=rngs()), (2, 9, 11, 1)),
-    "digits": (lambda: DigitsCNN((8, 8), 3, features=(4,), hidden=4, rngs=rngs()), (2, 8, 8, 1)),
+    "digits": (
+        lambda: DigitsCNN((8, 8), 3, features=(4,), hidden_features=4, rngs=rngs()),
+        (2, 8, 8, 1),
+    ),
     "autoencoder": (lambda: Autoencoder((8, 8), (6, 9), code=2, rngs=rngs()), (2, 8, 8, 1)),
     "sdcnet": (lambda: SDCNet(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
     "regressor": (lambda: CountRegressor(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
@@ -61,7 +64,7 @@ def test_sizes_of_any_sort(make):
     assert resize(images, make((9, 12))) is images
     layer = ResizeConv(1, 2, rngs=rngs())
     np.testing.assert_array_equal(layer(images, make((4, 5))), layer(images, (4, 5)))
-    digits = DigitsCNN(make((9, 12)), 3, features=[4], hidden=4, rngs=rngs())
+    digits = DigitsCNN(make((9, 12)), 3, features=[4], hidden_features=4, rngs=rngs())
     assert digits(images).shape == (1, 3)
     coder = Autoencoder(make((9, 12)), make((5, 6)), code=2, features=[4, 4], rngs=rngs())
     assert coder(images).shape == (1, 5, 6, 1)
@@ -75,7 +78,7 @@ def test_look_up():
         look_up(table, np.array([[4, 0]], np.uint8)), table[jnp.array([[4, 0]])]
     )
     for wrong in (5, -1, 2**31):
-        with pytest.raises(ValueError, match=r"words must lie in \[0, vocab\) = \[0, 5\)"):
+        with pytest.raises(ValueError, match=r"words must lie in \[0, vocab_size\) = \[0, 5\)"):
             look_up(table, np.array([0, wrong]), "words")
     ids = jnp.array([1, 5, -1, 1])
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from examples.text import small_parallel
 from jaxnets import optim
-from jaxnets.kernels import LogUniform, sample, to_dense
+from jaxnets.kernels import LogUniform, draw_samples, to_dense
 from jaxnets.models import (
     TENSORFLOW_TUTORIAL,
     Seq2Seq,
@@ -74,14 +74,14 @@ def test_sampled_gradients_are_the_dense_ones():
     model, data, key = model_of(), batch(), jax.random.key(1)
     (source, target), (sources, targets) = data.sequences, data.lengths
     labels = target[:, 1:]
-    samples = sample(LogUniform(40), key, 16, labels)
+    samples = draw_samples(LogUniform(40), key, 16, labels)
 
     def dense(model):
         hidden = model.hidden(
             model.source_embedding[source], sources, model.target_embedding[target[:, :-1]]
         )
         weights = (jnp.arange(1, 5)[None] < targets[:, None]).astype(jnp.float32)
-        return model.projection.loss(hidden, labels, sampled=samples, weights=weights)
+        return model.projection.loss(hidden, labels, samples=samples, token_weights=weights)
 
     value, expected = nnx.value_and_grad(dense)(model)
     (loss, _), gradients = sampled_gradients(model, data, key)
@@ -210,8 +210,8 @@ def test_beam_search_finds_the_best_of_all():
     best = jnp.argsort(-scores)
     assert words[0, 0].tolist() == candidates[best[0]].tolist()
     np.testing.assert_allclose(found[0, 0], scores[best[0]], rtol=1e-5)
-    penalised = beam_search(model, source, lengths, max_time=3, beam=6, length_penalty=1.0)
-    assert bool((penalised[1][:, :-1] >= penalised[1][:, 1:]).all())
+    penalized = beam_search(model, source, lengths, max_time=3, beam=6, length_penalty=1.0)
+    assert bool((penalized[1][:, :-1] >= penalized[1][:, 1:]).all())
 
 
 def test_a_beam_of_one_is_greedy():
@@ -224,7 +224,9 @@ def test_a_beam_of_one_is_greedy():
 def test_searches_under_jit_mark_what_is_wrong(users_checks):
     model, (source, _), (lengths, _) = model_of(), *batch()[:2]
     bad = source.at[1, 0].set(99)
-    with pytest.raises(ValueError, match=r"source must lie in \[0, vocab\) = \[0, 30\), got 99"):
+    with pytest.raises(
+        ValueError, match=r"source must lie in \[0, vocab_size\) = \[0, 30\), got 99"
+    ):
         greedy_search(model, bad, lengths, max_time=3)
 
     @nnx.jit
@@ -248,7 +250,7 @@ def test_searches_refuse_bad_options():
 
 def test_the_tutorials_setup():
     config = TENSORFLOW_TUTORIAL
-    assert (config.features, config.layers, config.target_vocab) == (1024, 3, 40_000)
+    assert (config.features, config.layers, config.target_vocab_size) == (1024, 3, 40_000)
     assert config.buckets == ((5, 10), (10, 15), (20, 25), (40, 50))
 
 
@@ -266,7 +268,7 @@ def test_learns_real_verses():
     config = Seq2SeqConfig(
         len(english.words), len(spanish.words), features=64, dropout=0.0, num_sampled=4096
     )
-    assert config.target_vocab > 20_000
+    assert config.target_vocab_size > 20_000
     model = Seq2Seq(config, rngs=nnx.Rngs(0))
     optimizer = optim.partition(optim.lazy_adam(1e-2), optax.adam(5e-3), is_table)
     fit(

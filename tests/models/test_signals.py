@@ -11,7 +11,8 @@ from rich.console import Console
 from scipy.stats import mannwhitneyu
 
 from jaxnets.models import ECGClassifier, TimeSeriesLSTM
-from jaxnets.models.ecg import auroc, best_thresholds, f1, multilabel_loss, normalise
+from jaxnets.models.ecg import multilabel_loss, normalize
+from jaxnets.models.metrics import auroc, best_thresholds, f1
 from jaxnets.training import fit
 from tests.inputs import INTEGER_TYPES
 
@@ -20,7 +21,7 @@ QUIET = Console(quiet=True)
 
 def test_padding_changes_nothing():
     """However far a record is padded, and with what."""
-    model = ECGClassifier(1, 4, strides=(4, 3), features=8, hidden=8, rngs=nnx.Rngs(0))
+    model = ECGClassifier(1, 4, strides=(4, 3), features=8, hidden_features=8, rngs=nnx.Rngs(0))
     model.eval()
     signals = jax.random.normal(jax.random.key(0), (2, 90, 1))
     lengths = jnp.array([90, 37])
@@ -35,7 +36,7 @@ def test_padding_changes_nothing():
 
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
 def test_lengths_of_any_integers(dtype):
-    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden=4, rngs=nnx.Rngs(0))
+    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden_features=4, rngs=nnx.Rngs(0))
     model.eval()
     signals = jax.random.normal(jax.random.key(0), (2, 60, 1))
     wanted = model(signals, jnp.array([60, 37]))
@@ -44,7 +45,7 @@ def test_lengths_of_any_integers(dtype):
 
 
 def test_lengths_out_of_range(users_checks):
-    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden=4, rngs=nnx.Rngs(0))
+    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden_features=4, rngs=nnx.Rngs(0))
     model.eval()
     signals = jax.random.normal(jax.random.key(0), (3, 60, 1))
     for wrong in (61, -1):
@@ -55,15 +56,17 @@ def test_lengths_out_of_range(users_checks):
 
 
 def test_no_records_and_no_steps():
-    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden=4, rngs=nnx.Rngs(0))
+    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden_features=4, rngs=nnx.Rngs(0))
     model.eval()
     assert model(jnp.ones((0, 60, 1)), jnp.zeros(0, jnp.int32)).shape == (0, 2)
     assert bool(jnp.isfinite(model(jnp.ones((2, 60, 1)), [0, 1])).all())
 
 
 def test_strict_modes(strict_mode):
-    ecg = ECGClassifier(1, 2, strides=(4,), features=4, hidden=4, layers=1, rngs=nnx.Rngs(0))
-    series = TimeSeriesLSTM(1, 2, hidden=4, dropout=0.0, rngs=nnx.Rngs(0))
+    ecg = ECGClassifier(
+        1, 2, strides=(4,), features=4, hidden_features=4, layers=1, rngs=nnx.Rngs(0)
+    )
+    series = TimeSeriesLSTM(1, 2, hidden_features=4, dropout=0.0, rngs=nnx.Rngs(0))
     signals, lengths = jnp.ones((2, 20, 1)), jnp.array([20, 0])
 
     def loss(models):
@@ -80,24 +83,24 @@ def test_gain_and_offset_change_nothing():
     signals = jax.random.normal(jax.random.key(0), (2, 50, 2))
     lengths = jnp.array([50, 20])
     np.testing.assert_allclose(
-        normalise(3 * signals + 5, lengths), normalise(signals, lengths), atol=1e-5
+        normalize(3 * signals + 5, lengths), normalize(signals, lengths), atol=1e-5
     )
-    assert not bool(jnp.isnan(normalise(signals, jnp.array([0, 1]))).any())
+    assert not bool(jnp.isnan(normalize(signals, jnp.array([0, 1]))).any())
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e30])
-def test_normalise_in_any_unit(scale):
+def test_normalize_in_any_unit(scale):
     signals = jax.random.normal(jax.random.key(0), (2, 50, 2))
-    wanted = normalise(signals, [50, 20])
-    np.testing.assert_allclose(normalise(signals * scale, [50, 20]), wanted, atol=1e-5)
+    wanted = normalize(signals, [50, 20])
+    np.testing.assert_allclose(normalize(signals * scale, [50, 20]), wanted, atol=1e-5)
 
 
-def test_normalise_integers_and_float16():
+def test_normalize_integers_and_float16():
     units = np.random.default_rng(0).integers(-2000, 2000, (2, 500, 1)).astype(np.int16)
     values = units.astype(np.float64)
     wanted = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
-    np.testing.assert_allclose(normalise(units, [500, 500]), wanted, atol=1e-5)
-    half = normalise(units.astype(np.float16), [500, 500])
+    np.testing.assert_allclose(normalize(units, [500, 500]), wanted, atol=1e-5)
+    half = normalize(units.astype(np.float16), [500, 500])
     assert half.dtype == jnp.float16
     np.testing.assert_allclose(half, wanted, atol=4 * 2**-10)  # of results up to 4
 
@@ -108,14 +111,14 @@ def test_a_flat_lead_is_zero_and_has_finite_gradients():
         flat = jnp.full((1, 64, 1), level) * (1 + 2 * noise)
         signals = jnp.concatenate([flat, jax.random.normal(jax.random.key(1), (1, 64, 1))], axis=2)
         for lengths in ([64], [30], [1], [0]):
-            assert not bool(normalise(signals, lengths)[..., 0].any())
-            gradient = jax.grad(lambda s, n=lengths: (normalise(s, n) ** 3).sum())(signals)
+            assert not bool(normalize(signals, lengths)[..., 0].any())
+            gradient = jax.grad(lambda s, n=lengths: (normalize(s, n) ** 3).sum())(signals)
             assert bool(jnp.isfinite(gradient).all())
 
 
-def test_normalise_gradient(x64):
+def test_normalize_gradient(x64):
     signals = jax.random.normal(jax.random.key(0), (2, 7, 2), jnp.float64)
-    check_grads(lambda s: normalise(s, [7, 4]) ** 3, (signals,), order=1, modes=("rev",))
+    check_grads(lambda s: normalize(s, [7, 4]) ** 3, (signals,), order=1, modes=("rev",))
 
 
 def test_auroc_is_mann_whitneys():
@@ -190,7 +193,14 @@ def waves(step, count=16):
 
 def test_ecg_classifier_learns():
     model = ECGClassifier(
-        1, 2, strides=(4, 2), features=16, hidden=16, layers=1, dropout=0.0, rngs=nnx.Rngs(0)
+        1,
+        2,
+        strides=(4, 2),
+        features=16,
+        hidden_features=16,
+        layers=1,
+        dropout=0.0,
+        rngs=nnx.Rngs(0),
     )
 
     def loss(model, batch, key):
@@ -215,7 +225,7 @@ def test_timeseries_learns_and_sees_only_the_length():
         sums = np.array([s[:n, 1].sum() for s, n in zip(series, lengths, strict=True)])
         return series, lengths, (sums > 0).astype(np.int32)
 
-    model = TimeSeriesLSTM(3, 2, hidden=16, dropout=0.0, rngs=nnx.Rngs(0))
+    model = TimeSeriesLSTM(3, 2, hidden_features=16, dropout=0.0, rngs=nnx.Rngs(0))
 
     def loss(model, batch, key):
         logits = model(*batch[:2])
@@ -235,6 +245,6 @@ def test_timeseries_learns_and_sees_only_the_length():
 
 
 def test_the_layout_error(users_checks):
-    model = TimeSeriesLSTM(3, 2, hidden=4, rngs=nnx.Rngs(0))
+    model = TimeSeriesLSTM(3, 2, hidden_features=4, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"look like \[batch, features, time\]"):
         model(jnp.ones((5, 3, 10)))

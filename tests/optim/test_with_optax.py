@@ -8,14 +8,14 @@ import pytest
 from flax import nnx
 
 from jaxnets import optim
-from jaxnets.kernels import Rows, add_rows, gather_rows, rows_from_dense, to_dense
+from jaxnets.kernels import SparseRows, add_rows, gather_rows, rows_from_dense, to_dense
 from tests.inputs import INTEGER_TYPES
 
 TABLE = jnp.zeros((10, 2))
 
 
 def rows():
-    return Rows(jnp.array([3, 7]), jnp.full((2, 2), 2.0))
+    return SparseRows(jnp.array([3, 7]), jnp.full((2, 2), 2.0))
 
 
 REFUSED = {
@@ -50,9 +50,9 @@ def test_optax_is_refused(name, after):
 
 @pytest.mark.parametrize("function", [lambda g: 0.5 * g, lambda g: -g, lambda g: g + g])
 def test_arithmetic_names_the_ids(function):
-    with pytest.raises(TypeError, match=r"ids of jaxnets\.kernels\.Rows"):
+    with pytest.raises(TypeError, match=r"ids of jaxnets\.kernels\.SparseRows"):
         jax.tree.map(function, rows())
-    with pytest.raises(TypeError, match=r"ids of jaxnets\.kernels\.Rows"):
+    with pytest.raises(TypeError, match=r"ids of jaxnets\.kernels\.SparseRows"):
         jax.jit(lambda gradient: jax.tree.map(function, gradient))(rows())
 
 
@@ -94,7 +94,7 @@ def test_schedules_count_the_steps_as_optax_does():
     np.testing.assert_allclose(table, dense, rtol=1e-6)
 
 
-OPTIMISERS = {
+OPTIMIZERS = {
     "sgd": (optim.sgd, optax.sgd, 0.01),
     "momentum": (optim.momentum, lambda r: optax.sgd(r, momentum=0.9), 0.01),
     "adagrad": (optim.adagrad, optax.adagrad, 0.01),
@@ -103,10 +103,10 @@ OPTIMISERS = {
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_half_precision_tables_move_as_optax_moves_float32_ones(name, dtype):
     """The table is rounded once a step; states and arithmetic are float32."""
-    ours, theirs, rate = OPTIMISERS[name]
+    ours, theirs, rate = OPTIMIZERS[name]
     ours, theirs = ours(rate), theirs(rate)
     table = jnp.ones((6, 3), dtype)
     state, dense_state = ours.init(table), theirs.init(table.astype(jnp.float32))
@@ -133,14 +133,14 @@ def test_rates_are_checked(users_checks):
             optim.sgd(rate)
 
 
-@pytest.mark.parametrize("name", [*OPTIMISERS, "rowwise_adagrad"])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "rowwise_adagrad"])
 def test_steps_are_donated_and_strict(name, strict_mode):
-    optimizer = optim.rowwise_adagrad(0.1) if name not in OPTIMISERS else OPTIMISERS[name][0](0.1)
+    optimizer = optim.rowwise_adagrad(0.1) if name not in OPTIMIZERS else OPTIMIZERS[name][0](0.1)
 
     def step(table, state, ids):
         row_ids, some, local = gather_rows(table, ids)
         gradient = jax.grad(lambda some: (some[local].astype(jnp.float32) ** 2).sum())(some)
-        gradient, _ = optim.clip_by_norm(Rows(row_ids, gradient), 1.0)
+        gradient, _ = optim.clip_by_norm(SparseRows(row_ids, gradient), 1.0)
         updates, state = optimizer.update(gradient, state)
         return optim.apply_updates(table, updates), state
 
@@ -160,7 +160,7 @@ def test_ids_of_any_integers(dtype):
     wanted = gather_rows(table, jnp.array([90, 3, 90, 0]))
     for got in (gather_rows(table, ids), jax.jit(gather_rows)(table, ids)):
         jax.tree.map(np.testing.assert_array_equal, got, wanted)
-    some = Rows(np.array([3, 90], dtype), np.ones((2, 2), np.float32))
+    some = SparseRows(np.array([3, 90], dtype), np.ones((2, 2), np.float32))
     assert some.ids.dtype == jnp.int32
     np.testing.assert_array_equal(
         to_dense(some, 100), jnp.zeros((100, 2)).at[jnp.array([3, 90])].set(1)
@@ -175,11 +175,11 @@ def test_ids_beyond_int32_are_out_of_range():
 def test_rows_are_checked(users_checks):
     for ids in ([7, 3], [3, 3], [-1, 3]):
         with pytest.raises(ValueError, match="ids must be distinct, sorted and at least 0"):
-            Rows(ids, jnp.ones((2, 1)))
+            SparseRows(ids, jnp.ones((2, 1)))
     with pytest.raises(TypeError, match="ids must be integers, got dtype float"):
-        Rows([0.5], jnp.ones((1, 1)))
+        SparseRows([0.5], jnp.ones((1, 1)))
     with pytest.raises(ValueError, match=r"ids must be \[rows\]"):
-        Rows([[1]], jnp.ones((1, 1)))
+        SparseRows([[1]], jnp.ones((1, 1)))
 
 
 def test_rows_go_through_jax():
@@ -198,8 +198,8 @@ def test_rows_go_through_jax():
 
 
 def test_ids_behind_the_last_must_fit_int32():
-    def gathered(vocab, count):
-        table = jax.ShapeDtypeStruct((vocab, 1), jnp.float32)
+    def gathered(vocab_size, count):
+        table = jax.ShapeDtypeStruct((vocab_size, 1), jnp.float32)
         return jax.eval_shape(gather_rows, table, jax.ShapeDtypeStruct((count,), jnp.int32))
 
     assert gathered(2**31 - 1 - 64, 64)[0].shape == (64,)
@@ -214,7 +214,7 @@ def test_no_ids():
     assert some["a"].shape == (0, 2)
     assert local[0].shape == (0, 3)
     optimizer = optim.lazy_adam(0.1)
-    updates, _ = optimizer.update(Rows(row_ids, some["a"]), optimizer.init(table))
+    updates, _ = optimizer.update(SparseRows(row_ids, some["a"]), optimizer.init(table))
     np.testing.assert_array_equal(optim.apply_updates(table, updates), table)
 
 
@@ -238,7 +238,7 @@ def test_rows_from_dense_drops_none():
 def test_norms_neither_overflow_nor_vanish(dtype, value, count):
     gradient = {
         "a": jnp.full(count, value, dtype),
-        "b": Rows([1], jnp.full((1, count), value, dtype)),
+        "b": SparseRows([1], jnp.full((1, count), value, dtype)),
     }
     exact = float(jnp.asarray(value, dtype)) * (2 * count) ** 0.5
     clipped, norm = optim.clip_by_norm(gradient, exact / 4)
@@ -286,7 +286,7 @@ def test_partition_of_a_state_moves_the_table_by_rows():
     state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
     pure = nnx.to_pure_dict(state)
     gradients = jax.tree.map(jnp.ones_like, pure)
-    gradients["embedding"]["embedding"] = Rows([2], jnp.ones((1, 2)))
+    gradients["embedding"]["embedding"] = SparseRows([2], jnp.ones((1, 2)))
     optimizer = optim.partition(
         optim.sgd(1.0), optax.sgd(0.5), lambda path: path[-1] == "embedding"
     )

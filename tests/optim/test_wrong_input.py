@@ -1,4 +1,4 @@
-"""Rows, optimisers and clipping at their edges: an error where it is known, else NaN."""
+"""Rows, optimizers and clipping at their edges: an error where it is known, else NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxnets import optim
-from jaxnets.kernels import Rows, add_rows, gather_rows, rows_from_dense
+from jaxnets.kernels import SparseRows, add_rows, gather_rows, rows_from_dense
 
 TABLE = jnp.ones((6, 2))
 
@@ -18,7 +18,7 @@ TABLE = jnp.ones((6, 2))
 @pytest.mark.parametrize("ids", [[3, 1], [3, 3], [-1, 2]])
 def test_ids_out_of_order_are_nan_under_jit(ids):
     def step(ids):
-        rows, optimizer = Rows(ids, jnp.ones((2, 2))), optim.momentum(1.0)
+        rows, optimizer = SparseRows(ids, jnp.ones((2, 2))), optim.momentum(1.0)
         updates, _ = optimizer.update(rows, optimizer.init(TABLE))
         return add_rows(TABLE, rows), optim.apply_updates(TABLE, updates)
 
@@ -30,18 +30,18 @@ def test_shapes_are_not_stretched(users_checks):
     optimizer = optim.lazy_adam(0.1)
     state = optimizer.init({"a": TABLE})
     with pytest.raises(ValueError, match=r"values must be \[2, ...\]"):
-        Rows([1, 2], jnp.ones((1, 2)))
-    narrow = Rows([1], jnp.ones((1, 1)))
+        SparseRows([1, 2], jnp.ones((1, 2)))
+    narrow = SparseRows([1], jnp.ones((1, 1)))
     with pytest.raises(ValueError, match="of the shape of the table's rows"):
         add_rows(TABLE, narrow)
     with pytest.raises(ValueError, match="gradients must have values"):
         optimizer.update({"a": narrow}, state)
-    with pytest.raises(ValueError, match="gradients must be Rows for each of the 1 tables"):
+    with pytest.raises(ValueError, match="gradients must be SparseRows for each of the 1 tables"):
         optimizer.update({}, state)
-    with pytest.raises(TypeError, match=r"rows must be Rows\(ids, values\), got list"):
+    with pytest.raises(TypeError, match=r"rows must be SparseRows\(ids, values\), got list"):
         add_rows(TABLE, [1, 2])
     with pytest.raises(TypeError, match="table must be floating point as rows are"):
-        add_rows(jnp.ones((6, 2), int), Rows([1], jnp.ones((1, 2))))
+        add_rows(jnp.ones((6, 2), int), SparseRows([1], jnp.ones((1, 2))))
     with pytest.raises(TypeError, match="tables must be floating point"):
         optimizer.init(jnp.ones((6, 2), int))
 
@@ -50,7 +50,7 @@ def test_rows_of_zeros_name_no_row():
     optimizer = optax.chain(optax.set_to_zero(), optim.lazy_adam(0.1))
     state = optimizer.init(TABLE)
     before = state[1]._replace(tables=[{k: v + 1 for k, v in state[1].tables[0].items()}])
-    updates, (_, after) = optimizer.update(Rows([1, 3], jnp.ones((2, 2))), (state[0], before))
+    updates, (_, after) = optimizer.update(SparseRows([1, 3], jnp.ones((2, 2))), (state[0], before))
     np.testing.assert_array_equal(optim.apply_updates(TABLE, updates), TABLE)
     jax.tree.map(np.testing.assert_array_equal, after.tables, before.tables)
 
@@ -74,7 +74,7 @@ def test_lists_and_numpy_arrays():
     assert rows.shape == (3, 2)
     assert (own.tolist(), others.tolist()) == ([[1], [0]], [1])
     np.testing.assert_array_equal(
-        add_rows(np.ones((5, 1)), Rows([1], np.ones((1, 1))))[:2, 0], [1, 2]
+        add_rows(np.ones((5, 1)), SparseRows([1], np.ones((1, 1))))[:2, 0], [1, 2]
     )
 
 
@@ -91,7 +91,7 @@ def test_no_rows_at_all():
     "make", [optim.sgd, optim.momentum, optim.adagrad, optim.rowwise_adagrad, optim.lazy_adam]
 )
 def test_traced_rates(make):
-    rows = Rows([1], jnp.ones((1, 2)))
+    rows = SparseRows([1], jnp.ones((1, 2)))
 
     @jax.jit
     def moved(rate):
@@ -109,14 +109,17 @@ def test_other_numbers(users_checks):
         (lambda: optim.momentum(0.1, 1.5), r"decay must be in \[0, 1\]"),
         (lambda: optim.lazy_adam(0.1, b1=1.0), r"b1 must be in \[0, 1\)"),
         (lambda: optim.lazy_adam(0.1, b2=float("nan")), r"b2 must be in \[0, 1\)"),
-        (lambda: optim.adagrad(0.1, initial_accumulator=-1.0), "initial_accumulator must be"),
+        (
+            lambda: optim.adagrad(0.1, initial_accumulator_value=-1.0),
+            "initial_accumulator_value must be",
+        ),
         (lambda: optim.rowwise_adagrad(0.1, eps=-1.0), "eps must be a number of at least 0"),
     ):
         with pytest.raises(ValueError, match=words):
             build()
     optimizer, theirs = optim.adagrad(0.1, 0.0, 0.0), optax.adagrad(0.1, 0.0, 0.0)
     dense = jnp.array([[0.0], [2.0]])
-    ours, _ = optimizer.update(Rows([0, 1], dense), optimizer.init(dense))
+    ours, _ = optimizer.update(SparseRows([0, 1], dense), optimizer.init(dense))
     np.testing.assert_allclose(ours.values, theirs.update(dense, theirs.init(dense))[0], rtol=1e-6)
 
 
@@ -153,5 +156,7 @@ def test_boxes_add_no_name_to_a_path():
     parameters = {"value": TABLE, "boxed": boxed, "list": (nnx.Param(TABLE), {"value": TABLE})}
     state = optimizer.init(parameters)
     assert set(paths) == {("value",), ("boxed",), ("list", "0"), ("list", "1", "value")}
-    with pytest.raises(TypeError, match=r"the gradient of \('value',\) is Rows, but is_table"):
-        optimizer.update({**parameters, "value": Rows([1], jnp.ones((1, 2)))}, state)
+    with pytest.raises(
+        TypeError, match=r"the gradient of \('value',\) is SparseRows, but is_table"
+    ):
+        optimizer.update({**parameters, "value": SparseRows([1], jnp.ones((1, 2)))}, state)

@@ -19,16 +19,18 @@ from jaxnets.kernels import (
     GRUParameters,
     LogUniform,
     LSTMParameters,
-    Rows,
+    SparseRows,
+    Tiles,
     Uniform,
     Unigram,
     add_rows,
     compiling_for,
     depthwise_conv,
+    draw_samples,
     fold_batch_norm,
     gather_rows,
     gru,
-    in_batch,
+    in_batch_samples,
     in_batch_softmax_cross_entropy,
     linear_softmax_cross_entropy,
     linear_top_k,
@@ -38,10 +40,7 @@ from jaxnets.kernels import (
     pointwise_conv,
     recurrent_layers,
     rows_from_dense,
-    sample,
     sampled_softmax_cross_entropy,
-    sharded_gather_rows,
-    sharded_linear_softmax_cross_entropy,
     to_dense,
 )
 from jaxnets.kernels.sampled_softmax import reference
@@ -138,14 +137,14 @@ def log_sum_exp(logits):
 
 @st.composite
 def projections(draw):
-    tokens, features, vocab = (draw(st.integers(1, n)) for n in (9, 7, 40))
+    tokens, features, vocab_size = (draw(st.integers(1, n)) for n in (9, 7, 40))
     batch = draw(st.sampled_from([(tokens,), (tokens, 2), ()]))
     dtype = draw(st.sampled_from(FLOATS))
     return {
         "hidden": array(draw, *batch, features, dtype=dtype),
-        "weight": array(draw, vocab, features, dtype=dtype, seed=10),
-        "bias": draw(st.sampled_from([None, array(draw, vocab, seed=20)])),
-        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab, batch)),
+        "weight": array(draw, vocab_size, features, dtype=dtype, seed=10),
+        "bias": draw(st.sampled_from([None, array(draw, vocab_size, seed=20)])),
+        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab_size, batch)),
         "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
         "soft_cap": draw(st.sampled_from([None, 3.0])),
         "z_loss": draw(st.sampled_from([0.0, 0.01])),
@@ -170,7 +169,10 @@ def test_linear_softmax_cross_entropy(platform):
         def losses(**arguments):
             with compiling_for(platform, interpret=platform != "cpu"):
                 return linear_softmax_cross_entropy(
-                    **arguments, reduction="none", vocab_tile=16, implementation=implementation
+                    **arguments,
+                    reduction="none",
+                    tiles=Tiles(vocab_tile=16),
+                    implementation=implementation,
                 )
 
         holds(losses, plain_full, arguments, 7)
@@ -182,18 +184,18 @@ def test_linear_softmax_cross_entropy(platform):
 def sampled_problems(draw):
     arguments = draw(projections())
     batch = arguments["labels"].shape
-    vocab = arguments["weight"].shape[0]
+    vocab_size = arguments["weight"].shape[0]
     num_true = draw(st.sampled_from([None, 1, 3]))
     if num_true is not None:
         arguments["labels"] = jnp.asarray(
-            np.random.default_rng(5).integers(0, vocab, (*batch, num_true))
+            np.random.default_rng(5).integers(0, vocab_size, (*batch, num_true))
         )
-    sampler = draw(st.sampled_from([Uniform, LogUniform]))(vocab)
-    count = draw(st.integers(1, vocab))
+    sampler = draw(st.sampled_from([Uniform, LogUniform]))(vocab_size)
+    count = draw(st.integers(1, vocab_size))
     unique = draw(st.booleans())
     for name in ("label_smoothing", "soft_cap", "z_loss"):
         del arguments[name]
-    arguments["samples"] = sample(
+    arguments["samples"] = draw_samples(
         sampler, jax.random.key(count), count, arguments["labels"], unique=unique,
         per_token=draw(st.booleans()) and arguments["labels"].ndim == len(batch) and bool(batch),
     )  # fmt: skip
@@ -215,8 +217,8 @@ def flattened(plain, batch_axes):
         )
         losses = plain(
             jnp.asarray(hidden.reshape(tokens, -1), jnp.float32), jnp.asarray(weight, jnp.float32),
-            None if bias is None else jnp.asarray(bias, jnp.float32),
-            jnp.asarray(labels.reshape(tokens, -1)), flat, **options,
+            jnp.asarray(labels.reshape(tokens, -1)), flat,
+            bias=None if bias is None else jnp.asarray(bias, jnp.float32), **options,
         )  # fmt: skip
         return np.asarray(losses).reshape(batch)
 
@@ -284,7 +286,7 @@ def test_linear_top_k(arguments):
         return np.sort(hidden @ weight.T + (0 if bias is None else bias))[..., ::-1][..., :2]
 
     def best(**given):
-        return linear_top_k(**given, k=2, vocab_tile=16)[0]
+        return linear_top_k(**given, k=2, tiles=Tiles(vocab_tile=16))[0]
 
     if chosen["weight"].shape[0] < 2:
         with pytest.raises((ValueError, TypeError)):
@@ -295,11 +297,11 @@ def test_linear_top_k(arguments):
 
 @st.composite
 def tables(draw):
-    vocab, features = draw(st.integers(1, 30)), draw(st.integers(1, 4))
+    vocab_size, features = draw(st.integers(1, 30)), draw(st.integers(1, 4))
     shape = draw(st.sampled_from([(5,), (2, 3), ()]))
     return {
-        "tables": array(draw, vocab, features),
-        "ids": jnp.asarray(np.random.default_rng(vocab).integers(0, vocab, shape)),
+        "tables": array(draw, vocab_size, features),
+        "ids": jnp.asarray(np.random.default_rng(vocab_size).integers(0, vocab_size, shape)),
     }
 
 
@@ -307,7 +309,7 @@ def tables(draw):
 def test_rows(arguments):
     def doubled(tables, ids):
         row_ids, rows, local = gather_rows(tables, ids)
-        return rows[local], add_rows(tables, Rows(row_ids, rows))
+        return rows[local], add_rows(tables, SparseRows(row_ids, rows))
 
     def plain(tables, ids):
         ids = ids.astype(int)
@@ -323,12 +325,12 @@ def test_rows(arguments):
 
 @st.composite
 def draws(draw):
-    vocab = draw(st.integers(1, 300))
+    vocab_size = draw(st.integers(1, 300))
     shape = draw(st.sampled_from([(), (3,), (2, 2)]))
     return {
-        "sampler": draw(st.sampled_from([Uniform, LogUniform]))(vocab),
+        "sampler": draw(st.sampled_from([Uniform, LogUniform]))(vocab_size),
         "num_sampled": draw(st.integers(-1, 310)),
-        "labels": jnp.asarray(np.random.default_rng(vocab).integers(0, vocab, shape)),
+        "labels": jnp.asarray(np.random.default_rng(vocab_size).integers(0, vocab_size, shape)),
         "unique": draw(st.booleans()),
         "per_token": draw(st.booleans()),
     }
@@ -336,16 +338,16 @@ def draws(draw):
 
 @fuzzed(spoiled(draws()))
 def test_sample(arguments):
-    samples, message = outcome(sample, {**arguments, "key": jax.random.key(0)})
+    samples, message = outcome(draw_samples, {**arguments, "key": jax.random.key(0)})
     if message is not None:
         assert any(name in message for name in arguments), message
         return
-    shape, vocab = arguments["labels"].shape, arguments["sampler"].vocab
+    shape, vocab_size = arguments["labels"].shape, arguments["sampler"].vocab_size
     count = arguments["num_sampled"]
     ids = np.asarray(samples.ids)
     assert ids.shape == ((*shape, count) if arguments["per_token"] else (count,))
     assert ids.dtype == np.int32
-    assert ((ids >= 0) & (ids < vocab)).all()
+    assert ((ids >= 0) & (ids < vocab_size)).all()
     if arguments["unique"]:
         assert all(len(set(row)) == count for row in ids.reshape(-1, count).tolist())
     assert np.isfinite(samples.log_expected_count).all()
@@ -576,8 +578,8 @@ def test_sharded_softmax(name):
     @fuzzed(spoiled(projections()), EXAMPLES // 2)
     def run(arguments):
         def losses(**given):
-            return sharded_linear_softmax_cross_entropy(
-                sharding, **given, reduction="none", vocab_tile=16
+            return linear_softmax_cross_entropy(
+                **given, reduction="none", tiles=Tiles(vocab_tile=16), sharding=sharding
             )
 
         holds(losses, plain_full, arguments, 7)
@@ -589,15 +591,15 @@ def test_sharded_softmax(name):
 def splittable(draw):
     """Projections whose sizes do divide eight devices."""
     arguments = draw(projections())
-    tokens, vocab = 8 * draw(st.integers(1, 2)), 8 * draw(st.integers(1, 6))
+    tokens, vocab_size = 8 * draw(st.integers(1, 2)), 8 * draw(st.integers(1, 6))
     features = arguments["weight"].shape[1]
     dtype = arguments["hidden"].dtype
     return {
         **arguments,
         "hidden": array(draw, tokens, 3, features, dtype=dtype),
-        "weight": array(draw, vocab, features, dtype=dtype, seed=10),
-        "bias": draw(st.sampled_from([None, array(draw, vocab, seed=20)])),
-        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab, (tokens, 3))),
+        "weight": array(draw, vocab_size, features, dtype=dtype, seed=10),
+        "bias": draw(st.sampled_from([None, array(draw, vocab_size, seed=20)])),
+        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab_size, (tokens, 3))),
     }
 
 
@@ -606,8 +608,8 @@ def test_sharded_softmax_of_sizes_that_divide(arguments):
     sharding = SHARDINGS["vocab and tokens"](make_mesh())
 
     def losses(**given):
-        return sharded_linear_softmax_cross_entropy(
-            sharding, **given, reduction="none", vocab_tile=16
+        return linear_softmax_cross_entropy(
+            **given, reduction="none", tiles=Tiles(vocab_tile=16), sharding=sharding
         )
 
     holds(losses, plain_full, arguments, 7)
@@ -621,7 +623,7 @@ def test_sharded_rows(arguments):
     assume(arguments["tables"].ndim and (ids < arguments["tables"].shape[0]).all())
 
     def read(tables, ids):
-        _, rows, local = sharded_gather_rows(sharding, tables, ids)
+        _, rows, local = gather_rows(tables, ids, sharding=sharding)
         return rows[local]
 
     got, message = outcome(read, arguments)
@@ -632,7 +634,7 @@ def test_sharded_rows(arguments):
 
 
 @st.composite
-def labelled(draw):
+def labeled(draw):
     shape = draw(st.sampled_from([(5,), (2, 3), (1,)]))
     return {
         "labels": jnp.asarray(np.random.default_rng(0).integers(0, 4, shape)),
@@ -641,12 +643,12 @@ def labelled(draw):
     }
 
 
-@fuzzed(spoiled(labelled()))
+@fuzzed(spoiled(labeled()))
 def test_in_batch(arguments):
     """Expected counts of as many draws as there are labels; a repeat counts never, if unique."""
 
     def counts(**given):
-        samples = in_batch(**given)
+        samples = in_batch_samples(**given)
         return samples.ids, jnp.exp(-samples.log_expected_count)
 
     def plain(labels, log_probability, unique):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnets.kernels import LogUniform, Uniform, compiling_for, lstm, recurrent_layers, sample
+from jaxnets.kernels import LogUniform, Uniform, compiling_for, draw_samples, lstm, recurrent_layers
 from jaxnets.kernels.recurrent.parameters import LSTMParameters
 from tests.support.matrix import SUBJECTS, scalar
 
@@ -87,9 +87,9 @@ def test_the_same_numbers_again(name):
 
 PARAMETERS = LSTMParameters(jnp.ones((3, 8)) / 3, jnp.ones((2, 8)) / 2, jnp.zeros(8))
 DRAWS = {
-    "sample": lambda key: sample(LogUniform(500), key, 20, jnp.arange(3)).ids,
+    "sample": lambda key: draw_samples(LogUniform(500), key, 20, jnp.arange(3)).ids,
     "sample for each token": lambda key: (
-        sample(Uniform(500), key, 20, jnp.arange(3), per_token=True).ids
+        draw_samples(Uniform(500), key, 20, jnp.arange(3), per_token=True).ids
     ),
     "recurrent dropout": lambda key: lstm(
         jnp.ones((4, 5, 3)), None, PARAMETERS, recurrent_dropout=0.5, key=key

@@ -18,9 +18,8 @@ def main(address: str, number: int) -> None:
     from jaxnets.kernels import (
         LogUniform,
         VocabSharding,
+        draw_samples,
         linear_softmax_cross_entropy,
-        sample,
-        sharded_linear_softmax_cross_entropy,
     )
     from tests.sharding.test_sharded import row_step, sharded_row_step
 
@@ -29,7 +28,7 @@ def main(address: str, number: int) -> None:
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
     # The vocabulary across both processes, so that its sums go over the wire.
     sharding = VocabSharding(mesh, ("data", "vocab"))
-    vocab, features, tokens = 1600, 24, 16
+    vocab_size, features, tokens = 1600, 24, 16
 
     def normal(seed, *shape):
         return np.asarray(jax.random.normal(jax.random.key(seed), shape))
@@ -39,8 +38,12 @@ def main(address: str, number: int) -> None:
             array.shape, NamedSharding(mesh, spec), lambda index: array[index]
         )
 
-    hidden, weight, bias = normal(0, tokens, features), normal(1, vocab, features), normal(2, vocab)
-    labels = np.arange(tokens, dtype=np.int32) * 97 % vocab
+    hidden, weight, bias = (
+        normal(0, tokens, features),
+        normal(1, vocab_size, features),
+        normal(2, vocab_size),
+    )
+    labels = np.arange(tokens, dtype=np.int32) * 97 % vocab_size
     placed = (
         split(hidden, sharding.token_spec),
         split(weight, sharding.table_spec),
@@ -58,10 +61,10 @@ def main(address: str, number: int) -> None:
         return worst
 
     def sharded(hidden, weight, bias, labels):
-        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, bias, labels)
+        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, sharding=sharding)
 
     def single(hidden, weight, bias):
-        return linear_softmax_cross_entropy(hidden, weight, bias, jnp.asarray(labels))
+        return linear_softmax_cross_entropy(hidden, weight, jnp.asarray(labels), bias=bias)
 
     got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed)
     wanted = jax.value_and_grad(single, (0, 1, 2))(*map(jnp.asarray, (hidden, weight, bias)))
@@ -69,7 +72,7 @@ def main(address: str, number: int) -> None:
 
     optimizer = optim.adagrad(0.1)
     tables = {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
-    samples = sample(LogUniform(vocab), jax.random.key(5), 48, jnp.asarray(labels))
+    samples = draw_samples(LogUniform(vocab_size), jax.random.key(5), 48, jnp.asarray(labels))
     wanted = row_step(
         optimizer, tables, optimizer.init(tables), jnp.asarray(hidden), jnp.asarray(labels), samples
     )

@@ -14,10 +14,11 @@ from jaxnets.kernels import (
     GRUParameters,
     LogUniform,
     LSTMParameters,
-    Rows,
+    SparseRows,
     VocabSharding,
-    checked,
+    checked_loss,
     depthwise_conv,
+    draw_samples,
     gather_rows,
     gru,
     in_batch_softmax_cross_entropy,
@@ -26,14 +27,12 @@ from jaxnets.kernels import (
     lstm,
     nce_loss,
     pointwise_conv,
-    sample,
     sampled_softmax_cross_entropy,
-    sharded_linear_softmax_cross_entropy,
-    sharded_sampled_softmax_cross_entropy,
     to_dense,
 )
 from jaxnets.models import Seq2Seq, Seq2SeqConfig, beam_search, greedy_search
 from tests.near import assert_near
+from tests.with_bias import with_bias
 
 BATCH, TIME, FEATURES, VOCAB = 8, 3, 4, 48
 EXPLICIT, AUTO = AxisType.Explicit, AxisType.Auto
@@ -61,7 +60,7 @@ LABELS = jax.random.randint(jax.random.key(3), (BATCH, TIME), 0, VOCAB)
 BATCHED = {
     "hidden": HIDDEN,
     "labels": LABELS,
-    "weights": jnp.arange(BATCH * TIME).reshape(BATCH, TIME) % 3,
+    "token_weights": jnp.arange(BATCH * TIME).reshape(BATCH, TIME) % 3,
     "sequences": normal(4, BATCH, 6, FEATURES),
     "lengths": jnp.arange(BATCH) % 7,
     "mask": jnp.arange(BATCH * 6).reshape(BATCH, 6) % 5 != 0,
@@ -81,20 +80,25 @@ TABLES = {
 def losses(batch, tables):
     """Of the softmax: means, sums and a loss for each token."""
     hidden, labels = batch["hidden"], batch["labels"]
-    arrays = hidden, tables["weight"], tables["bias"], labels
-    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels)
-    own = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels, unique=False, per_token=True)
+    arrays, bias = (hidden, tables["weight"], labels), tables["bias"]
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
+    own = draw_samples(
+        LogUniform(VOCAB), jax.random.key(0), 8, labels, unique=False, per_token=True
+    )
     ids, rows, local = gather_rows(tables["weight"], labels)
     return (
         linear_softmax_cross_entropy(
-            *arrays, weights=batch["weights"], temperature=batch["temperature"]
+            *arrays,
+            bias=bias,
+            token_weights=batch["token_weights"],
+            temperature=batch["temperature"],
         ),
-        linear_top_k(*arrays[:3], 3),
-        sampled_softmax_cross_entropy(*arrays, samples, ignore_index=3),
-        nce_loss(*arrays, own, weights=batch["weights"], reduction="none"),
+        linear_top_k(*arrays[:2], 3, bias=bias),
+        sampled_softmax_cross_entropy(*arrays, samples, bias=bias, ignore_index=3),
+        nce_loss(*arrays, own, bias=bias, token_weights=batch["token_weights"], reduction="none"),
         in_batch_softmax_cross_entropy(hidden[:, 0], hidden[:, 1], labels[:, 0]),
-        linear_softmax_cross_entropy(hidden, rows, None, local, reduction="sum"),
-        to_dense(Rows(ids, rows), VOCAB),
+        linear_softmax_cross_entropy(hidden, rows, local, reduction="sum"),
+        to_dense(SparseRows(ids, rows), VOCAB),
     )
 
 
@@ -109,11 +113,16 @@ def layers(batch, tables):
 
 
 def exact_and_lstm(batch, tables):
-    arrays = batch["hidden"], tables["weight"], tables["bias"], batch["labels"]
+    arrays = batch["hidden"], tables["weight"], batch["labels"]
     inputs, mask = batch["sequences"].swapaxes(0, 1), batch["mask"].swapaxes(0, 1)
     return (
         linear_softmax_cross_entropy(
-            *arrays, ignore_index=3, soft_cap=3.0, temperature=1.3, return_log_sum_exp=True
+            *arrays,
+            bias=tables["bias"],
+            ignore_index=3,
+            soft_cap=3.0,
+            temperature=1.3,
+            return_log_sum_exp=True,
         ),
         lstm(inputs, None, tables["lstm"], mask=mask, time_first=True),
         lstm(batch["sequences"].sum(0), None, tables["lstm"], batched=False),
@@ -185,9 +194,10 @@ def test_nothing_but_gradients_is_sent():
     """No device gets another's rows: there are sums, none larger than a table, and no gather."""
 
     def loss(batch, tables):
-        arrays = batch["hidden"], tables["weight"], tables["bias"], batch["labels"]
+        arrays = batch["hidden"], tables["weight"], batch["labels"]
         outputs, _ = lstm(batch["sequences"], None, tables["lstm"])
-        return linear_softmax_cross_entropy(*arrays) + (outputs**2).sum()
+        exact = linear_softmax_cross_entropy(*arrays, bias=tables["bias"])
+        return exact + (outputs**2).sum()
 
     batch, tables = placed(make_mesh("explicit"))
     text = jax.jit(jax.grad(loss, 1)).lower(batch, tables).compile().as_text()
@@ -198,64 +208,63 @@ def test_nothing_but_gradients_is_sent():
 
 
 @pytest.mark.parametrize(
-    ("kind", "vocab", "tokens"),
+    ("kind", "vocab_axis", "token_axis"),
     [
         ("explicit", "model", "data"),
         ("explicit", None, ["data", "model"]),
         ("auto and explicit", ("model",), ("data",)),
     ],
 )
-def test_eager_gradients_and_checks_of_a_split_vocabulary(kind, vocab, tokens):
+def test_eager_gradients_and_checks_of_a_split_vocabulary(kind, vocab_axis, token_axis):
     """Outside of ``jit``, without ``jax.set_mesh``; tokens left out leave no trace."""
     mesh = make_mesh(kind)
-    sharding = VocabSharding(mesh, vocab, tokens)
+    sharding = VocabSharding(mesh, vocab_axis, token_axis)
     specs = sharding.token_spec, sharding.table_spec, sharding.table_spec, sharding.token_spec
     weights = jnp.ones((BATCH, TIME)).at[0, 0].set(0)
     hidden, labels = HIDDEN.at[0, 0].set(jnp.nan), LABELS.at[0, 0].set(VOCAB).at[1, 0].set(-1)
     labels = jnp.where(labels < VOCAB, jnp.minimum(labels, VOCAB - 3), VOCAB)
     whole = hidden, WEIGHT, BIAS.at[-2:].set(-jnp.inf), labels
     arrays = jax.device_put(whole, tuple(NamedSharding(mesh, spec) for spec in specs))
-    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels)
-    pairs = (
-        (linear_softmax_cross_entropy, sharded_linear_softmax_cross_entropy, {}),
-        (
-            sampled_softmax_cross_entropy,
-            sharded_sampled_softmax_cross_entropy,
-            {"samples": samples},
-        ),
-    )
-    for loss, sharded, more in pairs:
-        options = {"ignore_index": -1, **more}
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
+    for loss, more in (
+        (linear_softmax_cross_entropy, {}),
+        (sampled_softmax_cross_entropy, {"samples": samples}),
+    ):
+        options = {"token_weights": weights, "ignore_index": -1, **more}
         wanted, got = (
-            jax.value_and_grad(partial(f, weights=weights, **options), (0, 1, 2))(*given)
-            for f, given in ((loss, whole), (partial(sharded, sharding), arrays))
+            jax.value_and_grad(partial(with_bias(loss), **options, **split), (0, 1, 2))(*given)
+            for split, given in (({}, whole), ({"sharding": sharding}, arrays))
         )
         assert jnp.isfinite(got[0])
         assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
-    loss = partial(sharded_linear_softmax_cross_entropy, sharding, ignore_index=-1)
-    error, value = checked(loss)(*arrays, weights=weights)
+    loss = partial(linear_softmax_cross_entropy, sharding=sharding, ignore_index=-1)
+    hidden, weight, bias, labels = arrays
+    error, value = checked_loss(loss)(hidden, weight, labels, bias=bias, token_weights=weights)
     assert error.get() is None
     assert jnp.isfinite(value)
-    wrong = jax.device_put(labels.at[1, 1].set(VOCAB), arrays[3].sharding)
-    error, _ = jax.jit(checked(loss))(*arrays[:3], wrong, weights=weights)
+    wrong = jax.device_put(whole[3].at[1, 1].set(VOCAB), arrays[3].sharding)
+    error, _ = jax.jit(checked_loss(loss))(hidden, weight, wrong, bias=bias, token_weights=weights)
     assert f"labels must lie in [0, {VOCAB}), got {VOCAB}" in error.get()
 
 
 def test_a_mesh_in_place_of_a_sharding_is_named(users_checks):
-    mesh, samples = make_mesh("explicit"), sample(LogUniform(VOCAB), jax.random.key(0), 8, LABELS)
+    mesh, samples = (
+        make_mesh("explicit"),
+        draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, LABELS),
+    )
     for call in (
-        partial(sharded_linear_softmax_cross_entropy, mesh),
-        partial(sharded_sampled_softmax_cross_entropy, mesh, samples=samples),
+        partial(linear_softmax_cross_entropy, sharding=mesh),
+        partial(sampled_softmax_cross_entropy, sharding=mesh, samples=samples),
     ):
-        with pytest.raises(TypeError, match=r"got a Mesh .*write VocabSharding\(mesh, vocab="):
-            call(HIDDEN, WEIGHT, BIAS, LABELS)
+        with pytest.raises(TypeError, match=r"got a Mesh .*write VocabSharding\(mesh, vocab_axis="):
+            call(HIDDEN, WEIGHT, LABELS, bias=BIAS)
 
 
 def test_a_checked_shard_map_says_what_to_write():
     mesh = jax.make_mesh((8,), ("data",))
 
     def step(hidden, weight, labels):
-        loss = linear_softmax_cross_entropy(hidden, weight, None, labels)
+        loss = linear_softmax_cross_entropy(hidden, weight, labels)
         return jax.lax.pmean(loss, "data")
 
     def over_devices(**options):
@@ -267,5 +276,5 @@ def test_a_checked_shard_map_says_what_to_write():
     )
     with pytest.raises(ValueError, match=r"write jax.shard_map\(\.\.\., check_vma=False\)"):
         over_devices()(*arrays)
-    wanted = linear_softmax_cross_entropy(HIDDEN, WEIGHT, None, LABELS)
+    wanted = linear_softmax_cross_entropy(HIDDEN, WEIGHT, LABELS)
     assert_near(over_devices(check_vma=False)(*arrays), wanted, 1e-5, 0)

@@ -10,18 +10,16 @@ from scipy import stats
 from jaxnets import optim
 from jaxnets.kernels import (
     LogUniform,
-    Rows,
     ShardedUnigram,
+    SparseRows,
     Unigram,
     VocabSharding,
     compiling_for,
+    draw_samples,
     gather_rows,
     linear_softmax_cross_entropy,
-    sample,
+    linear_top_k,
     sampled_softmax_cross_entropy,
-    sharded_gather_rows,
-    sharded_linear_softmax_cross_entropy,
-    sharded_sampled_softmax_cross_entropy,
 )
 from tests.near import assert_near
 
@@ -75,11 +73,11 @@ def test_exact_loss(kind, name, dtype):
     options = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 5}
 
     def loss(hidden, weight, bias, labels):
-        return linear_softmax_cross_entropy(hidden, weight, bias, labels, **options)
+        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, **options)
 
     def sharded(hidden, weight, bias, labels):
-        return sharded_linear_softmax_cross_entropy(
-            sharding, hidden, weight, bias, labels, **options
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, bias=bias, **options, sharding=sharding
         )
 
     wanted = jax.value_and_grad(loss, (0, 1, 2))(*arrays)
@@ -96,8 +94,8 @@ def test_exact_loss_by_pallas_on_each_shard(platform):
     arrays = problem()
 
     def loss(implementation, hidden, weight, bias, labels):
-        return sharded_linear_softmax_cross_entropy(
-            sharding, hidden, weight, bias, labels, implementation=implementation
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, bias=bias, implementation=implementation, sharding=sharding
         )
 
     gradient = jax.value_and_grad(loss, (1, 2, 3))
@@ -113,11 +111,11 @@ def test_exact_loss_without_bias_and_a_loss_for_each_token():
     cotangent = normal(7, BATCH, TIME)
 
     def loss(hidden, weight, labels, function):
-        losses = function(hidden, weight, None, labels, reduction="none", soft_cap=4.0)
+        losses = function(hidden, weight, labels, reduction="none", soft_cap=4.0)
         return (losses * cotangent).sum(), losses
 
     def sharded(*arrays, **options):
-        return sharded_linear_softmax_cross_entropy(sharding, *arrays, **options)
+        return linear_softmax_cross_entropy(*arrays, **options, sharding=sharding)
 
     gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
     got = gradient(hidden, weight, labels, sharded)
@@ -135,10 +133,10 @@ def test_classes_that_pad_the_vocabulary_have_no_effect():
     padded_bias = jnp.where(jnp.arange(VOCAB) < kept, bias, -jnp.inf)
 
     def sharded(hidden, weight, bias):
-        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, bias, labels)
+        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, sharding=sharding)
 
     def loss(hidden, weight, bias):
-        return linear_softmax_cross_entropy(hidden, weight, bias, labels)
+        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias)
 
     got = jax.value_and_grad(sharded, (0, 1, 2))(hidden, weight, padded_bias)
     wanted = jax.value_and_grad(loss, (0, 1, 2))(hidden, weight[:kept], bias[:kept])
@@ -152,8 +150,8 @@ def test_a_label_out_of_range_is_nan_as_on_one_device():
 
     @jax.jit
     def losses(labels):
-        return sharded_linear_softmax_cross_entropy(
-            sharding, hidden, weight, bias, labels, reduction="none"
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, bias=bias, reduction="none", sharding=sharding
         )
 
     found = losses(labels.at[2, 1].set(VOCAB).at[4, 0].set(-1))
@@ -168,14 +166,14 @@ def test_sampled_loss(kind, name, num_true):
     hidden, weight, bias, labels = problem()
     if num_true:
         labels = jax.random.randint(jax.random.key(4), (BATCH, TIME, num_true), 0, VOCAB)
-    samples = sample(LogUniform(VOCAB), jax.random.key(5), 64, labels)
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(5), 64, labels)
 
     def loss(hidden, weight, bias, labels):
-        return sampled_softmax_cross_entropy(hidden, weight, bias, labels, samples)
+        return sampled_softmax_cross_entropy(hidden, weight, labels, samples, bias=bias)
 
     def sharded(hidden, weight, bias, labels):
-        return sharded_sampled_softmax_cross_entropy(
-            sharding, hidden, weight, bias, labels, samples
+        return sampled_softmax_cross_entropy(
+            hidden, weight, labels, samples, bias=bias, sharding=sharding
         )
 
     wanted = jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias, labels)
@@ -183,7 +181,7 @@ def test_sampled_loss(kind, name, num_true):
     close(jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed), wanted)
     without = jax.jit(jax.grad(lambda h, w, y: sharded(h, w, None, y), (0, 1)))
     got = without(placed[0], placed[1], placed[3])
-    close(got, jax.grad(loss, (0, 1))(hidden, weight, None, labels))
+    close(got, jax.grad(sampled_softmax_cross_entropy, (0, 1))(hidden, weight, labels, samples))
 
 
 OPTIMIZERS = {
@@ -201,31 +199,31 @@ def row_step(optimizer, tables, state, hidden, labels, samples):
 
     def loss(rows):
         return sampled_softmax_cross_entropy(
-            hidden, rows["weight"], rows["bias"], local["labels"],
-            samples._replace(ids=local["samples"]),
+            hidden, rows["weight"], local["labels"],
+            samples._replace(ids=local["samples"]), bias=rows["bias"],
         )  # fmt: skip
 
     value, gradient = jax.value_and_grad(loss)(rows)
-    updates = {name: Rows(ids, values) for name, values in gradient.items()}
+    updates = {name: SparseRows(ids, values) for name, values in gradient.items()}
     updates, state = optimizer.update(updates, state)
     return value, optim.apply_updates(tables, updates), state
 
 
 def sharded_row_step(sharding, optimizer, tables, state, hidden, labels, samples):
     """The same step on all of them."""
-    ids, rows, local = sharded_gather_rows(
-        sharding, tables, {"labels": labels, "samples": samples.ids}
+    ids, rows, local = gather_rows(
+        tables, {"labels": labels, "samples": samples.ids}, sharding=sharding
     )
-    on_rows = sharding._replace(vocab=None)
+    on_rows = sharding._replace(vocab_axis=None)
 
     def loss(rows):
-        return sharded_sampled_softmax_cross_entropy(
-            on_rows, hidden, rows["weight"], rows["bias"], local["labels"],
-            samples._replace(ids=local["samples"]),
+        return sampled_softmax_cross_entropy(
+            hidden, rows["weight"], local["labels"],
+            samples._replace(ids=local["samples"]), bias=rows["bias"], sharding=on_rows
         )  # fmt: skip
 
     value, gradient = jax.value_and_grad(loss)(rows)
-    gradients = {name: Rows(ids, values) for name, values in gradient.items()}
+    gradients = {name: SparseRows(ids, values) for name, values in gradient.items()}
     tables, state = optim.sharded_update(sharding, optimizer, gradients, state, tables)
     return value, tables, state
 
@@ -244,7 +242,7 @@ def test_row_sparse_steps(name, split):
     for leaf in jax.tree.leaves(split_state.tables):
         assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
     for step in range(3):
-        samples = sample(LogUniform(VOCAB), jax.random.key(step), 48, labels)
+        samples = draw_samples(LogUniform(VOCAB), jax.random.key(step), 48, labels)
         wanted, tables, state = row_step(optimizer, tables, state, hidden, labels, samples)
         got, split_tables, split_state = sharded_row_step(
             sharding, optimizer, split_tables, split_state, hidden, labels, samples
@@ -264,8 +262,8 @@ def test_a_split_unigram_draws_as_a_whole_one():
     whole, split = Unigram.from_counts(COUNTS), sharded_unigram()
     labels = jnp.array([3, 500, 1599])
     for unique in (False, True):
-        wanted = sample(whole, jax.random.key(1), 50, labels, unique=unique)
-        got = sample(split, jax.random.key(1), 50, labels, unique=unique)
+        wanted = draw_samples(whole, jax.random.key(1), 50, labels, unique=unique)
+        got = draw_samples(split, jax.random.key(1), 50, labels, unique=unique)
         for a, b in zip(got, wanted, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -274,7 +272,7 @@ def test_the_split_race_has_the_distribution_of_repeated_draws():
     """Inclusion of each class among 4 of 8, by chi-squared: a false alarm in 10^4 runs."""
     counts = np.array([1, 2, 3, 4, 5, 6, 7, 12])
     split, keys = sharded_unigram(counts), jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.jit(jax.vmap(lambda key: sample(split, key, 4, jnp.array([0])).ids))(keys)
+    drawn = jax.jit(jax.vmap(lambda key: draw_samples(split, key, 4, jnp.array([0])).ids))(keys)
     assert all(len(set(row)) == 4 for row in np.asarray(drawn).tolist())
     included = np.bincount(np.asarray(drawn).reshape(-1), minlength=8)
     # Exact inclusion probabilities, over all orders of successive draws without replacement.
@@ -300,7 +298,8 @@ def test_tries_of_the_split_race_are_those_of_repeated_draws():
     counts = np.array([1, 2, 3, 4, 5, 6, 7, 12])
     split, keys = sharded_unigram(counts), jax.random.split(jax.random.key(1), 4000)
     tries = np.asarray(
-        jax.jit(jax.vmap(lambda key: sample(split, key, 4, jnp.array([0])).tries))(keys), float
+        jax.jit(jax.vmap(lambda key: draw_samples(split, key, 4, jnp.array([0])).tries))(keys),
+        float,
     )
     generator = np.random.default_rng(0)
     direct = []
@@ -317,7 +316,7 @@ def test_bad_shardings():
 
     def loss(sharding, weight=weight, hidden=hidden, labels=labels):
         bias = jnp.zeros(weight.shape[0])
-        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, bias, labels)
+        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, sharding=sharding)
 
     with pytest.raises(ValueError, match=r"sharding names \['model'\], the mesh has"):
         loss(VocabSharding(mesh, "model"))
@@ -327,11 +326,12 @@ def test_bad_shardings():
         loss(VocabSharding(mesh, "vocab"), weight=weight[:-1])
     with pytest.raises(ValueError, match="multiple of the 2 devices of 'data'"):
         loss(VocabSharding(mesh, "vocab", "data"), hidden=hidden[:7], labels=labels[:7])
-    samples = sample(LogUniform(VOCAB), jax.random.key(5), 4, labels, per_token=True)
-    with pytest.raises(ValueError, match="shared by all tokens"):
-        sharded_sampled_softmax_cross_entropy(
-            VocabSharding(mesh, "vocab"), hidden, weight, bias, labels, samples
-        )
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(5), 4, labels)
+    with pytest.raises(ValueError, match='implementation="pallas" cannot run here: it takes no'):
+        sampled_softmax_cross_entropy(
+            hidden, weight, labels, samples, bias=bias, implementation="pallas",
+            sharding=VocabSharding(mesh, "vocab"),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("loss", ["exact", "sampled"])
@@ -340,39 +340,42 @@ def test_tokens_left_out_leave_no_trace(loss):
     mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "vocab"), axis_types=(AxisType.Auto,) * 3)
     sharding = VocabSharding(mesh, "vocab", ("data", "fsdp"))
     hidden, weight, bias, labels = problem()
-    samples = sample(LogUniform(len(weight)), jax.random.key(1), 12, labels)
+    samples = draw_samples(LogUniform(len(weight)), jax.random.key(1), 12, labels)
     weights = jnp.ones(labels.shape).at[1].set(0)
     bad_hidden = hidden.at[1].set(jnp.nan).at[2].set(jnp.inf)
     bad_labels = np.asarray(labels.at[1].set(-7).at[2].set(-100), np.int64)
     kept = np.delete(np.arange(len(labels)), [1, 2])
 
     def ours(hidden, weight, bias):
-        options = {"weights": weights, "ignore_index": -100}
+        options = {"token_weights": weights, "ignore_index": -100}
         if loss == "exact":
-            return sharded_linear_softmax_cross_entropy(
-                sharding, hidden, weight, bias, bad_labels, **options
+            return linear_softmax_cross_entropy(
+                hidden, weight, bad_labels, bias=bias, **options, sharding=sharding
             )
-        return sharded_sampled_softmax_cross_entropy(
-            sharding, hidden, weight, bias, bad_labels, samples, **options
+        return sampled_softmax_cross_entropy(
+            hidden, weight, bad_labels, samples, bias=bias, **options, sharding=sharding
         )
 
     def plain(hidden, weight, bias):
         if loss == "exact":
-            return linear_softmax_cross_entropy(hidden[kept], weight, bias, labels[kept])
+            return linear_softmax_cross_entropy(hidden[kept], weight, labels[kept], bias=bias)
         counts = samples.labels_log_expected_count[kept]
         few = samples._replace(labels_log_expected_count=counts)
-        return sampled_softmax_cross_entropy(hidden[kept], weight, bias, labels[kept], few)
+        return sampled_softmax_cross_entropy(hidden[kept], weight, labels[kept], few, bias=bias)
 
     wanted = jax.value_and_grad(plain, (0, 1, 2))(hidden, weight, bias)
     close(jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(bad_hidden, weight, bias), wanted)
 
 
 def test_a_mesh_is_no_sharding(users_checks):
-    mesh, arrays = make_mesh(), problem()
+    mesh, (hidden, weight, _, labels) = make_mesh(), problem()
     for function in (
-        lambda: sharded_linear_softmax_cross_entropy(mesh, *arrays),
-        lambda: sharded_gather_rows(mesh, jnp.ones((8, 2)), jnp.arange(2)),
+        lambda: linear_softmax_cross_entropy(hidden, weight, labels, sharding=mesh),
+        lambda: linear_top_k(hidden, weight, 2, sharding=mesh),
+        lambda: gather_rows(jnp.ones((8, 2)), jnp.arange(2), sharding=mesh),
         lambda: optim.sharded_init(mesh, optim.sgd(0.1), jnp.ones((8, 2))),
     ):
-        with pytest.raises(TypeError, match=r"got a Mesh with .*write VocabSharding\(mesh, vocab="):
+        with pytest.raises(
+            TypeError, match=r"got a Mesh with .*write VocabSharding\(mesh, vocab_axis="
+        ):
             function()

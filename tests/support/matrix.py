@@ -29,18 +29,20 @@ from jaxnets.kernels import (
     LearnedUnigram,
     LogUniform,
     LSTMParameters,
-    Rows,
+    SparseRows,
+    Tiles,
     Uniform,
     Unigram,
     VocabSharding,
     add_rows,
-    checked,
+    checked_loss,
     compiling_for,
     depthwise_conv,
+    draw_samples,
     fold_batch_norm,
     gather_rows,
     gru,
-    in_batch,
+    in_batch_samples,
     in_batch_softmax_cross_entropy,
     linear_softmax_cross_entropy,
     linear_top_k,
@@ -50,11 +52,7 @@ from jaxnets.kernels import (
     pointwise_conv,
     recurrent_layers,
     rows_from_dense,
-    sample,
     sampled_softmax_cross_entropy,
-    sharded_gather_rows,
-    sharded_linear_softmax_cross_entropy,
-    sharded_sampled_softmax_cross_entropy,
     to_dense,
 )
 from tests.lowering import for_gpu
@@ -92,7 +90,7 @@ class Subject(NamedTuple):
 
 
 LABELS = jnp.arange(TOKENS) * 5 % VOCAB
-SAMPLES = sample(LogUniform(VOCAB), jax.random.key(1), 16, LABELS)
+SAMPLES = draw_samples(LogUniform(VOCAB), jax.random.key(1), 16, LABELS)
 LENGTHS = jnp.array([4, 0, 2, 1, 3, 4, 2, 1])
 _SOFTMAX = ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
 _LSTM = ((TOKENS, TIME, FEATURES), (FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,))
@@ -101,16 +99,16 @@ _CONV = ((TOKENS, 3, 4, FEATURES), (FEATURES, 7), (7,))
 
 def _full(implementation, hidden, weight, bias):
     return linear_softmax_cross_entropy(
-        hidden, weight, bias, LABELS, vocab_tile=20, implementation=implementation
+        hidden, weight, LABELS, bias=bias, tiles=Tiles(vocab_tile=20), implementation=implementation
     )
 
 
 def _full_tokens(hidden, weight, bias):
-    return linear_softmax_cross_entropy(hidden, weight, bias, LABELS, reduction="none")
+    return linear_softmax_cross_entropy(hidden, weight, LABELS, bias=bias, reduction="none")
 
 
 def _sampled(loss, hidden, weight, bias, **options):
-    return loss(hidden, weight, bias, LABELS, SAMPLES, **options)
+    return loss(hidden, weight, LABELS, SAMPLES, bias=bias, **options)
 
 
 def _lstm(implementation, inputs, *parameters):
@@ -139,13 +137,13 @@ def _conv(implementation, inputs, kernel, bias):
 
 def _rows(table):
     row_ids, rows, local_ids = gather_rows(table, LABELS)
-    return add_rows(table, Rows(row_ids, 2 * rows)), rows[local_ids]
+    return add_rows(table, SparseRows(row_ids, 2 * rows)), rows[local_ids]
 
 
 def _draw(sampler, hidden):
     """Depends on its input by a key only: what is tested is the rest."""
     seed = (hidden * 0).sum().astype(jnp.int32)
-    drawn = sample(sampler, jax.random.fold_in(jax.random.key(0), seed), 8, LABELS)
+    drawn = draw_samples(sampler, jax.random.fold_in(jax.random.key(0), seed), 8, LABELS)
     return drawn.log_expected_count, drawn.labels_log_expected_count
 
 
@@ -155,10 +153,10 @@ def _sharding(tokens=True):
 
 
 def _sharded_rows(table):
-    return sharded_gather_rows(_sharding(), table, LABELS)[1]
+    return gather_rows(table, LABELS, sharding=_sharding())[1]
 
 
-_CHECKED = jax.jit(checked(linear_softmax_cross_entropy))
+_CHECKED = jax.jit(checked_loss(linear_softmax_cross_entropy))
 _UNIGRAM = Unigram.from_counts(np.arange(VOCAB) + 1)
 _LEARNED = LearnedUnigram.create(VOCAB).update(LABELS)
 
@@ -186,15 +184,16 @@ SUBJECTS = {
         Subject("in_batch_softmax_cross_entropy",
                 lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
                 (_SOFTMAX[0], _SOFTMAX[0])),
-        Subject("linear_top_k", lambda h, w, b: linear_top_k(h, w, b, 3)[0], _SOFTMAX, False),
-        Subject("checked",
-                lambda h, w, b: _CHECKED(h, w, b, LABELS)[1],
+        Subject("linear_top_k", lambda h, w, b: linear_top_k(h, w, 3, bias=b)[0], _SOFTMAX, False),
+        Subject("checked_loss",
+                lambda h, w, b: _CHECKED(h, w, LABELS, bias=b)[1],
                 _SOFTMAX, False),
-        Subject("sample, Uniform", partial(_draw, Uniform(VOCAB)), _SOFTMAX[:1], False),
-        Subject("sample, LogUniform", partial(_draw, LogUniform(VOCAB)), _SOFTMAX[:1], False),
-        Subject("sample, Unigram", partial(_draw, _UNIGRAM), _SOFTMAX[:1], False),
-        Subject("sample, LearnedUnigram", partial(_draw, _LEARNED), _SOFTMAX[:1], False),
-        Subject("in_batch", lambda h: in_batch(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
+        Subject("draw_samples, Uniform", partial(_draw, Uniform(VOCAB)), _SOFTMAX[:1], False),
+        Subject("draw_samples, LogUniform", partial(_draw, LogUniform(VOCAB)), _SOFTMAX[:1], False),
+        Subject("draw_samples, Unigram", partial(_draw, _UNIGRAM), _SOFTMAX[:1], False),
+        Subject("draw_samples, LearnedUnigram", partial(_draw, _LEARNED), _SOFTMAX[:1], False),
+        Subject("in_batch_samples",
+                lambda h: in_batch_samples(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
                 _SOFTMAX[:1], False),
         Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
         Subject("rows_from_dense, to_dense", lambda g: to_dense(rows_from_dense(g, VOCAB), VOCAB),
@@ -223,13 +222,14 @@ SUBJECTS = {
         Subject("fold_batch_norm",
                 lambda k, b, m, v, s, o: fold_batch_norm(k, b, m, v * v + 0.5, s, o),
                 (_CONV[1], *[(7,)] * 5)),
-        Subject("sharded_linear_softmax_cross_entropy",
-                lambda h, w, b: sharded_linear_softmax_cross_entropy(_sharding(), h, w, b, LABELS),
+        Subject("linear_softmax_cross_entropy, sharding",
+                lambda h, w, b: linear_softmax_cross_entropy(
+                    h, w, LABELS, bias=b, sharding=_sharding()),
                 _SOFTMAX),
-        Subject("sharded_sampled_softmax_cross_entropy",
-                lambda h, w, b: sharded_sampled_softmax_cross_entropy(
-                    _sharding(), h, w, b, LABELS, SAMPLES), _SOFTMAX),
-        Subject("sharded_gather_rows", _sharded_rows, (_SOFTMAX[1],), False),
+        Subject("sampled_softmax_cross_entropy, sharding",
+                lambda h, w, b: sampled_softmax_cross_entropy(
+                    h, w, LABELS, SAMPLES, bias=b, sharding=_sharding()), _SOFTMAX),
+        Subject("gather_rows, sharding", _sharded_rows, (_SOFTMAX[1],), False),
     )
 }  # fmt: skip
 
@@ -442,7 +442,7 @@ kernel).
 - *dtype*: float32 results of the same numbers, within the dtype's rounding.
 - *grad* against finite differences; *jvp* against grad; *vmap*, *remat*, *scan* and *shard_map*
   against the function called by itself. shard_map is data parallelism by hand, around a function;
-  the `sharded_` functions have one inside, and do not go into another.
+  a `sharding` has one inside, and do not go into another.
 - *platform*: on CPU everything runs. For gpu (CUDA) and tpu, values and gradients are **lowered**
   here, not run: XLA functions by `jax.export`, Pallas kernels to Triton and Mosaic, whose numbers
   are those of interpret mode. `lstm` by cuDNN is not listed: it cannot be traced without a GPU.

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from jaxnets.kernels import linear_softmax_cross_entropy
+from jaxnets.kernels import Tiles, linear_softmax_cross_entropy
 from jaxnets.kernels.linear_softmax import reference
+from tests.with_bias import with_bias
 
 OPTIONS = [
     {},
@@ -26,19 +27,19 @@ OPTIONS = [
 ]
 
 
-def problem(tokens=(3, 7), features=5, vocab=29, dtype=jnp.float64, seed=0):
+def problem(tokens=(3, 7), features=5, vocab_size=29, dtype=jnp.float64, seed=0):
     keys = jax.random.split(jax.random.key(seed), 5)
     hidden = jax.random.normal(keys[0], (*tokens, features), dtype)
-    weight = jax.random.normal(keys[1], (vocab, features), dtype)
-    bias = jax.random.normal(keys[2], (vocab,), dtype)
-    labels = jax.random.randint(keys[3], tokens, 0, vocab)
+    weight = jax.random.normal(keys[1], (vocab_size, features), dtype)
+    bias = jax.random.normal(keys[2], (vocab_size,), dtype)
+    labels = jax.random.randint(keys[3], tokens, 0, vocab_size)
     weights = jax.random.uniform(keys[4], tokens, dtype)
     return hidden, weight, bias, labels, weights
 
 
 def plain(hidden, weight, bias, labels, weights, reduction, **options):
     losses, log_sum_exp = reference.linear_softmax_cross_entropy(
-        hidden, weight, bias, labels, **options
+        hidden, weight, labels, bias=bias, **options
     )
     if weights is not None:
         losses = losses * weights
@@ -65,8 +66,8 @@ def test_value_and_gradients_equal_the_reference(x64, options, reduction, token_
 
     def ours(hidden, weight, bias, weights):
         loss = linear_softmax_cross_entropy(
-            hidden, weight, bias, arrays[3], weights=weights, reduction=reduction,
-            token_tile=token_tile, vocab_tile=vocab_tile, **options,
+            hidden, weight, arrays[3], bias=bias, token_weights=weights, reduction=reduction,
+            tiles=Tiles(token_tile=token_tile, vocab_tile=vocab_tile), **options,
         )  # fmt: skip
         return (loss * cotangent).sum() if reduction == "none" else 3 * loss
 
@@ -93,7 +94,13 @@ def test_log_sum_exp_is_returned_and_differentiable(x64, options):
     def ours(hidden, weight, bias):
         return mix(
             *linear_softmax_cross_entropy(
-                hidden, weight, bias, labels, return_log_sum_exp=True, vocab_tile=8, **options
+                hidden,
+                weight,
+                labels,
+                bias=bias,
+                return_log_sum_exp=True,
+                tiles=Tiles(vocab_tile=8),
+                **options,
             )
         )
 
@@ -109,12 +116,13 @@ def test_log_sum_exp_is_returned_and_differentiable(x64, options):
     ("smoothing", "reduction"), list(itertools.product([0.0, 0.1], ["mean", "none"]))
 )
 def test_gradients_numerically(x64, smoothing, reduction):
-    hidden, weight, bias, labels, weights = problem(tokens=(4,), features=3, vocab=7)
+    hidden, weight, bias, labels, weights = problem(tokens=(4,), features=3, vocab_size=7)
 
     def loss(hidden, weight, bias, weights, temperature):
         return linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, weights=weights, label_smoothing=smoothing, z_loss=0.01,
-            temperature=temperature, reduction=reduction, vocab_tile=3, token_tile=2,
+            hidden, weight, labels, bias=bias, token_weights=weights, z_loss=0.01,
+            label_smoothing=smoothing, temperature=temperature, reduction=reduction,
+            tiles=Tiles(token_tile=2, vocab_tile=3),
         )  # fmt: skip
 
     check_grads(jax.jit(loss), (hidden, weight, bias, weights, 1.3), order=1, modes=["rev"])
@@ -130,7 +138,7 @@ def test_float32_agrees_with_optax():
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     def ours(hidden, weight, bias):
-        return linear_softmax_cross_entropy(hidden, weight, bias, labels)
+        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias)
 
     actual = jax.value_and_grad(ours, (0, 1, 2))(hidden, weight, bias)
     expected = jax.value_and_grad(theirs, (0, 1, 2))(hidden, weight, bias)
@@ -145,7 +153,7 @@ def test_half_precision_is_accumulated_in_float32(dtype, reduction):
     hidden, weight = hidden.astype(dtype), (weight / 6).astype(dtype)
 
     def ours(hidden, weight):
-        loss = linear_softmax_cross_entropy(hidden, weight, None, labels, reduction=reduction)
+        loss = linear_softmax_cross_entropy(hidden, weight, labels, reduction=reduction)
         assert loss.dtype == jnp.float32
         return loss.mean()
 
@@ -175,8 +183,8 @@ def test_ignored_and_weightless_tokens_leave_no_trace(x64):
             return linear_softmax_cross_entropy(
                 hidden,
                 weight,
-                bias,
                 labels,
+                bias=bias,
                 ignore_index=-1,
                 reduction=reduction,
                 label_smoothing=smoothing,
@@ -190,11 +198,13 @@ def test_ignored_and_weightless_tokens_leave_no_trace(x64):
         expected = jax.value_and_grad(theirs, (0, 1, 2))(hidden, weight, bias)
         jax.tree.map(lambda a, e: close(a, e, jnp.float64, 300), actual, expected)
     losses = linear_softmax_cross_entropy(
-        hidden, weight, bias, labels, ignore_index=-1, reduction="none"
+        hidden, weight, labels, bias=bias, ignore_index=-1, reduction="none"
     )
     assert losses[2] == 0
     assert losses[5] == 0
-    nothing = linear_softmax_cross_entropy(hidden, weight, bias, jnp.full(8, -1), ignore_index=-1)
+    nothing = linear_softmax_cross_entropy(
+        hidden, weight, jnp.full(8, -1), bias=bias, ignore_index=-1
+    )
     assert nothing == 0
 
 
@@ -204,7 +214,9 @@ def test_vmap_equals_a_loop(x64):
 
     def gradient(hidden, labels):
         return jax.grad(
-            lambda w: linear_softmax_cross_entropy(hidden, w, bias, labels, vocab_tile=8)
+            lambda w: linear_softmax_cross_entropy(
+                hidden, w, labels, bias=bias, tiles=Tiles(vocab_tile=8)
+            )
         )(weight)
 
     batched = jax.vmap(gradient)(hidden, labels)
@@ -217,7 +229,9 @@ def test_extreme_logits_stay_finite():
     hidden = jnp.array([[1e4, 0.0], [-1e4, 1.0]], jnp.float32)
     weight = jnp.array([[1.0, 0], [-1, 0], [0, 1]], jnp.float32)
     value, gradients = jax.value_and_grad(
-        lambda h, w: linear_softmax_cross_entropy(h, w, None, jnp.array([0, 0]), vocab_tile=1),
+        lambda h, w: linear_softmax_cross_entropy(
+            h, w, jnp.array([0, 0]), tiles=Tiles(vocab_tile=1)
+        ),
         (0, 1),
     )(hidden, weight)
     np.testing.assert_allclose(value, 1e4)  # (0 + 2e4) / 2
@@ -227,17 +241,22 @@ def test_extreme_logits_stay_finite():
 @settings(max_examples=8, deadline=None)
 @given(
     tokens=st.integers(1, 9),
-    vocab=st.integers(1, 40),
+    vocab_size=st.integers(1, 40),
     token_tile=st.integers(1, 10),
     vocab_tile=st.integers(1, 41),
 )
-def test_any_shape_and_tile(tokens, vocab, token_tile, vocab_tile):
+def test_any_shape_and_tile(tokens, vocab_size, token_tile, vocab_tile):
     with jax.enable_x64(True):
-        hidden, weight, bias, labels, _ = problem((tokens,), 3, vocab)
+        hidden, weight, bias, labels, _ = problem((tokens,), 3, vocab_size)
 
         def ours(h, w, b, reduction):
             return linear_softmax_cross_entropy(
-                h, w, b, labels, token_tile=token_tile, vocab_tile=vocab_tile, reduction=reduction
+                h,
+                w,
+                labels,
+                bias=b,
+                tiles=Tiles(token_tile=token_tile, vocab_tile=vocab_tile),
+                reduction=reduction,
             ).sum()
 
         expected = jax.grad(lambda *a: plain(*a, labels, None, "sum")[0], (0, 1, 2))(
@@ -259,7 +278,7 @@ def test_logits_are_never_whole_in_memory():
         compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(hidden, weight, labels).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    ours = memory(lambda h, w, y: linear_softmax_cross_entropy(h, w, None, y))
+    ours = memory(lambda h, w, y: linear_softmax_cross_entropy(h, w, y))
     naive = memory(lambda h, w, y: plain(h, w, None, y, None, "mean")[0])
     assert ours * 20 < naive
 
@@ -268,6 +287,6 @@ def test_logits_are_never_whole_in_memory():
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_lowers_for_accelerators(platform):
     hidden, weight, bias, labels, _ = problem((64,), 16, 100, jnp.float32)
-    loss = jax.value_and_grad(linear_softmax_cross_entropy, (0, 1, 2))
+    loss = jax.value_and_grad(with_bias(linear_softmax_cross_entropy), (0, 1, 2))
     exported = jax.export.export(jax.jit(loss), platforms=[platform])(hidden, weight, bias, labels)
     assert exported.platforms == (platform,)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import (
+    Tiles,
     VocabSharding,
-    checked,
+    checked_loss,
     compiling_for,
     linear_softmax_cross_entropy,
     linear_top_k,
-    sharded_linear_softmax_cross_entropy,
 )
 from jaxnets.kernels.linear_softmax import reference
 from tests.inputs import INTEGER_TYPES
@@ -21,11 +21,14 @@ SMOOTHED = {"label_smoothing": 0.2, "z_loss": 1e-2, "temperature": 1.5}
 OPTIONS = [{}, SMOOTHED, {**SMOOTHED, "soft_cap": 2.0}, {"z_loss": 1e-2, "soft_cap": 2.0}]
 
 
-def problem(tokens=6, features=5, vocab=32, dtype=jnp.float32):
+def problem(tokens=6, features=5, vocab_size=32, dtype=jnp.float32):
     keys = jax.random.split(jax.random.key(0), 4)
     hidden = jax.random.normal(keys[0], (tokens, features), dtype)
-    weight, bias = jax.random.normal(keys[1], (vocab, features), dtype), jnp.zeros(vocab, dtype)
-    return hidden, weight, bias, jax.random.randint(keys[3], (tokens,), 8, vocab // 2)
+    weight, bias = (
+        jax.random.normal(keys[1], (vocab_size, features), dtype),
+        jnp.zeros(vocab_size, dtype),
+    )
+    return hidden, weight, bias, jax.random.randint(keys[3], (tokens,), 8, vocab_size // 2)
 
 
 def gradients(loss, *arrays):
@@ -39,12 +42,12 @@ def near(actual, expected, tolerance=1e-5):
 
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
 def test_labels_of_any_integer_type(dtype):
-    hidden, weight, bias, _ = problem(3, vocab=256)
+    hidden, weight, bias, _ = problem(3, vocab_size=256)
     values = np.array([0, 100, 127 if dtype == "int8" else 200])
     labels = values.astype(dtype)
 
     def loss(labels):
-        return jax.value_and_grad(linear_softmax_cross_entropy)(hidden, weight, bias, labels)
+        return jax.value_and_grad(linear_softmax_cross_entropy)(hidden, weight, labels, bias=bias)
 
     expected = loss(jnp.asarray(values, jnp.int32))
     near(loss(labels), expected, 0)
@@ -54,11 +57,11 @@ def test_labels_of_any_integer_type(dtype):
 
 @pytest.mark.parametrize("jitted", [False, True])
 def test_an_ignored_label_is_no_other_label_modulo_256(jitted):
-    hidden, weight, bias, _ = problem(2, vocab=256)
+    hidden, weight, bias, _ = problem(2, vocab_size=256)
 
     def loss(labels):
         return linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, ignore_index=np.int64(-100), reduction="none"
+            hidden, weight, labels, bias=bias, ignore_index=np.int64(-100), reduction="none"
         )
 
     loss = jax.jit(loss) if jitted else loss
@@ -76,7 +79,7 @@ def test_a_class_of_bias_minus_infinity_is_out(options, implementation):
 
     def ours(hidden, weight, bias):
         loss = linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, vocab_tile=8, token_tile=4, **options,
+            hidden, weight, labels, bias=bias, tiles=Tiles(token_tile=4, vocab_tile=8), **options,
             implementation="pallas" if implementation == "pallas" else None,
             return_log_sum_exp=implementation != "tiled",
         )  # fmt: skip
@@ -84,7 +87,7 @@ def test_a_class_of_bias_minus_infinity_is_out(options, implementation):
 
     def theirs(hidden, weight, bias):
         losses, z = reference.linear_softmax_cross_entropy(
-            hidden, weight[inside], bias[inside], at, **options
+            hidden, weight[inside], at, bias=bias[inside], **options
         )
         return losses.mean() + (jnp.sin(z).sum() if implementation != "tiled" else 0)
 
@@ -99,23 +102,25 @@ def test_the_gradient_of_a_temperature_passes_over_classes_that_are_out():
 
     def plain(temperature, bias):
         return reference.linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, temperature=temperature
+            hidden, weight, labels, bias=bias, temperature=temperature
         )[0].mean()
 
     def ours(temperature, bias):
         return linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, temperature=temperature, vocab_tile=8
+            hidden, weight, labels, bias=bias, temperature=temperature, tiles=Tiles(vocab_tile=8)
         )
 
     each = jnp.linspace(0.5, 2.0, 6)
     for temperature in (jnp.float32(1.5), each):
         near(gradients(ours, temperature, bias), gradients(plain, temperature, bias))
     near(
-        linear_softmax_cross_entropy(hidden, weight, None, labels, temperature=list(each)),
+        linear_softmax_cross_entropy(hidden, weight, labels, temperature=list(each)),
         plain(each, jnp.zeros(32)),
     )
     with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
-        linear_softmax_cross_entropy(hidden, weight, bias, labels, temperature=each.at[1].set(0))
+        linear_softmax_cross_entropy(
+            hidden, weight, labels, bias=bias, temperature=each.at[1].set(0)
+        )
     assert jnp.isnan(jax.jit(ours)(each.at[1].set(0), bias))
 
 
@@ -127,7 +132,13 @@ def test_a_label_whose_class_is_out_costs_infinity_and_spoils_no_other_token():
 
         def losses(hidden, weight, bias, options=options):
             return linear_softmax_cross_entropy(
-                hidden, weight, bias, labels, reduction="none", vocab_tile=8, **options
+                hidden,
+                weight,
+                labels,
+                bias=bias,
+                reduction="none",
+                tiles=Tiles(vocab_tile=8),
+                **options,
             )
 
         values, backward = jax.vjp(losses, hidden, weight, bias)
@@ -151,7 +162,8 @@ def test_a_token_of_weight_0_leaves_no_trace(options, reduction):
 
     def total(hidden, weight, bias, weights, labels, kept=kept):
         result = linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, weights=weights, vocab_tile=8, **options,
+            hidden, weight, labels, bias=bias, token_weights=weights,
+            tiles=Tiles(vocab_tile=8), **options,
             reduction="sum" if reduction == "log-sum-exp" else reduction,
             return_log_sum_exp=reduction == "log-sum-exp",
         )  # fmt: skip
@@ -180,12 +192,12 @@ def test_a_large_bias_is_no_softmax_of_a_token_that_is_not_there(implementation)
 
     def ours(hidden, weight, bias):
         return linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, weights=weights, reduction="none",
+            hidden, weight, labels, bias=bias, token_weights=weights, reduction="none",
             implementation=implementation,
         ).mean()  # fmt: skip
 
     def theirs(hidden, weight, bias):
-        losses, _ = reference.linear_softmax_cross_entropy(hidden, weight, bias, labels)
+        losses, _ = reference.linear_softmax_cross_entropy(hidden, weight, labels, bias=bias)
         return (losses * weights).mean()
 
     expected = gradients(theirs, hidden, weight, bias)
@@ -200,7 +212,7 @@ def test_no_token_and_no_class_is_no_loss():
 
         def loss(hidden, weight, bias, reduction=reduction):
             return linear_softmax_cross_entropy(
-                hidden, weight, bias, labels, weights=jnp.zeros(6), reduction=reduction
+                hidden, weight, labels, bias=bias, token_weights=jnp.zeros(6), reduction=reduction
             ).sum()
 
         for value in jax.tree.leaves(gradients(loss, hidden, weight, jnp.full_like(bias, OUT))):
@@ -210,14 +222,14 @@ def test_no_token_and_no_class_is_no_loss():
 def test_what_overflows_costs_infinity_and_float16_does_not_by_a_temperature():
     hidden, weight = jnp.full((1, 1), 1e30), jnp.array([[1e30], [1.0]])
     for reduction in ("mean", "none"):
-        loss = linear_softmax_cross_entropy(hidden, weight, None, [1], reduction=reduction)
+        loss = linear_softmax_cross_entropy(hidden, weight, [1], reduction=reduction)
         assert np.isposinf(loss).all()
     hidden, weight, _, labels = problem()
     hidden, weight = (4000 * hidden).astype(jnp.float16), (weight / 4000).astype(jnp.float16)
     for temperature in (0.01, np.linspace(0.01, 0.02, 6)):
 
         def loss(*arrays, temperature=temperature):
-            return linear_softmax_cross_entropy(*arrays, None, labels, temperature=temperature)
+            return linear_softmax_cross_entropy(*arrays, labels, temperature=temperature)
 
         wide = hidden.astype(jnp.float32), weight.astype(jnp.float32)
         np.testing.assert_allclose(loss(hidden, weight), loss(*wide), rtol=1e-5)
@@ -229,13 +241,13 @@ def test_a_term_whose_factor_is_0_may_be_infinite():
 
         def loss(hidden, reduction=reduction):
             return linear_softmax_cross_entropy(
-                hidden, weight, None, [0], z_loss=0, reduction=reduction
+                hidden, weight, [0], z_loss=0, reduction=reduction
             ).sum()
 
         near(gradients(loss, hidden), (0.0, (jnp.zeros((1, 1)),)), 0)
     out = jnp.array([OUT, 0.0])
     smoothed = linear_softmax_cross_entropy(
-        jnp.ones((1, 1)), jnp.ones((2, 1)), out, [0], label_smoothing=1
+        jnp.ones((1, 1)), jnp.ones((2, 1)), [0], bias=out, label_smoothing=1
     )
     near(smoothed, 0.0, 1e-6)  # the uniform part alone, of the one class that is in
 
@@ -246,16 +258,16 @@ def test_no_tokens(reduction):
 
     def loss(hidden, weight, bias):
         loss, z = linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, reduction=reduction, return_log_sum_exp=True
+            hidden, weight, labels, bias=bias, reduction=reduction, return_log_sum_exp=True
         )
         return loss.sum() + z.sum()
 
     for value in jax.tree.leaves(gradients(loss, hidden, weight, bias)):
         assert not value.any()
-    assert linear_softmax_cross_entropy(hidden, weight, bias, []) == 0
-    assert [a.shape for a in linear_top_k(hidden, weight, bias, 3)] == [(0, 3), (0, 3)]
+    assert linear_softmax_cross_entropy(hidden, weight, [], bias=bias) == 0
+    assert [a.shape for a in linear_top_k(hidden, weight, 3, bias=bias)] == [(0, 3), (0, 3)]
     with pytest.raises(ValueError, match="weight"):
-        linear_softmax_cross_entropy(hidden, weight[:0], None, labels)
+        linear_softmax_cross_entropy(hidden, weight[:0], labels)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
@@ -273,18 +285,24 @@ def test_top_k_with_infinite_logits_and_nan_names_different_classes(dtype):
         for k in (3, 7):
             expected = jax.lax.top_k(jnp.broadcast_to(bias.astype(jnp.float32), (2, 7)), k)
             for tile in (1, 3, np.int64(100)):
-                found = linear_top_k(hidden, none, bias, np.int64(k), vocab_tile=tile)
-                jax.tree.map(np.testing.assert_array_equal, found, tuple(expected))
+                found = linear_top_k(
+                    hidden, none, np.int64(k), bias=bias, tiles=Tiles(vocab_tile=tile)
+                )
+                jax.tree.map(np.testing.assert_array_equal, tuple(found), tuple(expected))
 
 
 def test_top_k_takes_no_notice_of_signs_of_nan_and_zero():
     """What comes of 0 times infinity has its sign bit set on x86."""
     bias = jnp.array([0.0, np.copysign(np.nan, -1), -0.0, OUT, 0.0, np.nan])
     for tile in (1, 2, 4, 6):
-        _, ids = linear_top_k(jnp.ones((1, 1)), jnp.zeros((6, 1)), bias, 6, vocab_tile=tile)
+        _, ids = linear_top_k(
+            jnp.ones((1, 1)), jnp.zeros((6, 1)), 6, bias=bias, tiles=Tiles(vocab_tile=tile)
+        )
         assert ids.tolist() == [[1, 5, 0, 2, 4, 3]]
         hidden, weight = jnp.array([[0.0, jnp.inf]]), jnp.ones((6, 2)).at[2, 1].set(0)
-        values, ids = linear_top_k(hidden, weight, jnp.zeros(6).at[4].set(OUT), 3, vocab_tile=tile)
+        values, ids = linear_top_k(
+            hidden, weight, 3, bias=jnp.zeros(6).at[4].set(OUT), tiles=Tiles(vocab_tile=tile)
+        )
         assert ids.tolist() == [[2, 4, 0]]
         np.testing.assert_array_equal(values, [[np.nan, np.nan, np.inf]])
 
@@ -298,13 +316,13 @@ def test_strict_modes(strict_mode, options):
 
         def loss(hidden, weight, bias, reduction=reduction):
             return linear_softmax_cross_entropy(
-                hidden, weight, bias, labels, weights=weights, reduction=reduction,
-                vocab_tile=12, token_tile=4, **options,
+                hidden, weight, labels, bias=bias, token_weights=weights, reduction=reduction,
+                tiles=Tiles(token_tile=4, vocab_tile=12), **options,
             ).sum()  # fmt: skip
 
         for value in jax.tree.leaves(gradients(loss, hidden, weight, bias)):
             assert jnp.isfinite(value).all()
-    assert linear_top_k(hidden, weight, bias, 3, vocab_tile=5)[1].shape == (6, 3)
+    assert linear_top_k(hidden, weight, 3, bias=bias, tiles=Tiles(vocab_tile=5))[1].shape == (6, 3)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32"])
@@ -313,15 +331,15 @@ def test_checked_leaves_out_what_the_loss_does(dtype):
     labels = labels.at[0].set(200).astype(dtype)
     hidden = hidden.at[0].set(jnp.nan)
     loss = jax.jit(
-        checked(linear_softmax_cross_entropy), static_argnames=("ignore_index", "reduction")
+        checked_loss(linear_softmax_cross_entropy), static_argnames=("ignore_index", "reduction")
     )
-    for options in ({"ignore_index": 200}, {"weights": jnp.ones(6).at[0].set(0)}):
+    for options in ({"ignore_index": 200}, {"token_weights": jnp.ones(6).at[0].set(0)}):
         error, value = loss(hidden=hidden, weight=weight, bias=bias, labels=labels, **options)
         error.throw()
         assert jnp.isfinite(value)
-    assert "got 200" in loss(hidden, weight, bias, labels=labels)[0].get()
+    assert "got 200" in loss(hidden, weight, labels=labels, bias=bias)[0].get()
     with pytest.raises(TypeError, match="missing here: labels, weight"):
-        checked(lambda *a: a)(hidden)
+        checked_loss(lambda *a: a)(hidden)
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
@@ -329,14 +347,14 @@ def test_checked_around_a_sharded_loss(kind):
     kinds = (getattr(jax.sharding.AxisType, kind),)
     sharding = VocabSharding(jax.make_mesh((4,), ("vocab",), kinds), "vocab")
     hidden, weight, bias, labels = problem()
-    loss = checked(sharded_linear_softmax_cross_entropy)
+    loss = checked_loss(linear_softmax_cross_entropy)
 
     @jax.jit
-    def jitted(*arrays):
-        return loss(sharding, *arrays)
+    def jitted(hidden, weight, bias, labels):
+        return loss(hidden, weight, labels, bias=bias, sharding=sharding)
 
     error, value = jitted(hidden, weight, bias, labels)
     error.throw()
-    near(value, linear_softmax_cross_entropy(hidden, weight, bias, labels))
+    near(value, linear_softmax_cross_entropy(hidden, weight, labels, bias=bias))
     error, _ = jitted(hidden, weight, bias, labels.at[1].set(-3))
     assert "labels must lie in [0, 32), got -3" in error.get()

@@ -8,9 +8,9 @@ import pytest
 from jaxnets.kernels import (
     LogUniform,
     compiling_for,
+    draw_samples,
     linear_softmax_cross_entropy,
     pointwise_conv,
-    sample,
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.dispatch import Target
@@ -62,11 +62,11 @@ def test_fused_matmul_is_its_reference(platform, gathered, shape):
     close((product, largest.max(0)), (wanted[0], wanted[1][0]), tolerance)
 
 
-def softmax_problem(dtype, tokens=37, features=24, vocab=601):
+def softmax_problem(dtype, tokens=37, features=24, vocab_size=601):
     hidden = normal(0, tokens, features, dtype=dtype)
-    weight = normal(1, vocab, features, dtype=dtype)
-    bias = normal(2, vocab, dtype=dtype)
-    return hidden, weight, bias, jax.random.randint(jax.random.key(3), (tokens,), 0, vocab)
+    weight = normal(1, vocab_size, features, dtype=dtype)
+    bias = normal(2, vocab_size, dtype=dtype)
+    return hidden, weight, bias, jax.random.randint(jax.random.key(3), (tokens,), 0, vocab_size)
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -89,7 +89,7 @@ def test_full_softmax_has_the_values_and_gradients_of_xla(platform, dtype, optio
     def loss(implementation):
         def of(hidden, weight, bias):
             return linear_softmax_cross_entropy(
-                hidden, weight, bias, labels, implementation=implementation, **options
+                hidden, weight, labels, bias=bias, implementation=implementation, **options
             )
 
         return jax.value_and_grad(of, (0, 1, 2))
@@ -107,12 +107,12 @@ def test_full_softmax_in_several_chunks(platform, monkeypatch):
     from jaxnets.kernels.linear_softmax import pallas
 
     monkeypatch.setattr(pallas, "_CHUNK", 1)  # chunks of 512 classes
-    hidden, weight, bias, labels = softmax_problem(jnp.float32, vocab=1201)
+    hidden, weight, bias, labels = softmax_problem(jnp.float32, vocab_size=1201)
     cotangent = normal(5, 37)
 
     def loss(implementation, hidden, weight, bias):
         losses, log_sum_exp = linear_softmax_cross_entropy(
-            hidden, weight, bias, labels, reduction="none", return_log_sum_exp=True,
+            hidden, weight, labels, bias=bias, reduction="none", return_log_sum_exp=True,
             label_smoothing=0.1, implementation=implementation,
         )  # fmt: skip
         return (losses * cotangent + log_sum_exp).sum()
@@ -132,7 +132,7 @@ def test_full_softmax_marks_a_label_out_of_range(platform):
     def gradient(hidden, labels):
         def loss(hidden):
             return linear_softmax_cross_entropy(
-                hidden, weight, bias, labels, reduction="none", implementation="pallas"
+                hidden, weight, labels, bias=bias, reduction="none", implementation="pallas"
             )
 
         losses, backward = jax.vjp(loss, hidden)
@@ -155,12 +155,12 @@ def test_sampled_softmax_has_the_values_and_gradients_of_xla(platform, dtype, nu
     hidden, weight, bias, labels = softmax_problem(dtype)
     if num_true:
         labels = jax.random.randint(jax.random.key(4), (37, num_true), 0, 601)
-    samples = sample(LogUniform(601), jax.random.key(5), 150, labels)
+    samples = draw_samples(LogUniform(601), jax.random.key(5), 150, labels)
 
     def loss(implementation):
         def of(hidden, weight, bias):
             return sampled_softmax_cross_entropy(
-                hidden, weight, bias, labels, samples, remove_accidental_hits=remove,
+                hidden, weight, labels, samples, bias=bias, remove_accidental_hits=remove,
                 implementation=implementation,
             )  # fmt: skip
 
@@ -176,11 +176,13 @@ def test_sampled_softmax_has_the_values_and_gradients_of_xla(platform, dtype, nu
 def test_sampled_softmax_where_every_sample_is_a_hit(platform):
     hidden, weight, bias, _ = softmax_problem(jnp.float32)
     labels = jnp.full(37, 2)
-    samples = sample(LogUniform(601), jax.random.key(5), 4, labels)._replace(ids=jnp.full(4, 2))
+    samples = draw_samples(LogUniform(601), jax.random.key(5), 4, labels)._replace(
+        ids=jnp.full(4, 2)
+    )
 
     def loss(hidden):
         return sampled_softmax_cross_entropy(
-            hidden, weight, bias, labels, samples, implementation="pallas"
+            hidden, weight, labels, samples, bias=bias, implementation="pallas"
         )
 
     with compiling_for(platform, interpret=True):
@@ -213,13 +215,13 @@ def test_pointwise_has_the_values_and_gradients_of_xla(platform, dtype, activati
 
 
 def full(hidden, weight, bias, labels):
-    return linear_softmax_cross_entropy(hidden, weight, bias, labels, implementation="pallas")
+    return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, implementation="pallas")
 
 
 def sampled(hidden, weight, bias, labels):
-    samples = sample(LogUniform(weight.shape[0]), jax.random.key(5), 128, labels)
+    samples = draw_samples(LogUniform(weight.shape[0]), jax.random.key(5), 128, labels)
     return sampled_softmax_cross_entropy(
-        hidden, weight, bias, labels, samples, implementation="pallas"
+        hidden, weight, labels, samples, bias=bias, implementation="pallas"
     )
 
 
@@ -239,8 +241,8 @@ def pointwise_gelu_exact(hidden, weight, bias, _labels):
 @pytest.mark.parametrize("function", [full, sampled, pointwise, pointwise_gelu_exact])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_gradients_lower_for_both_platforms(function, dtype):
-    """Mosaic for TPU by ``jax.export``; Triton's call is not to be serialised, so it is lowered."""
-    arrays = softmax_problem(dtype, tokens=300, features=96, vocab=5001)
+    """Mosaic for TPU by ``jax.export``; Triton's call is not to be serialized, so it is lowered."""
+    arrays = softmax_problem(dtype, tokens=300, features=96, vocab_size=5001)
     with compiling_for("tpu"):
         gradient = jax.jit(jax.grad(function, (0, 1, 2)))
         assert "tpu_custom_call" in str(

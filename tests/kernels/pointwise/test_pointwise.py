@@ -220,8 +220,8 @@ def test_composes():
     arrays = problem(residual=False)
     mapped = jax.vmap(run, in_axes=(0, None, None))(jnp.stack([arrays[0]] * 3), *arrays[1:])
     np.testing.assert_allclose(mapped[1], run(*arrays), rtol=1e-6, atol=1e-6)
-    rematerialised = with_gradients(jax.checkpoint(partial(run, activation="relu")), arrays)
-    assert_close(rematerialised, with_gradients(run, arrays, activation="relu"), 1e-6)
+    rematerialized = with_gradients(jax.checkpoint(partial(run, activation="relu")), arrays)
+    assert_close(rematerialized, with_gradients(run, arrays, activation="relu"), 1e-6)
 
 
 @pytest.mark.smoke

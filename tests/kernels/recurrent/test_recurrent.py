@@ -99,30 +99,30 @@ def assert_close(actual, expected, steps=TIME, dtype=jnp.float64):
 
 VARIANTS = [
     ("lstm", None, {}),
-    ("lstm", None, {"reverse": True, "chunk": 5}),
+    ("lstm", None, {"reverse": True, "chunk_size": 5}),
     ("lstm", "lengths", {}),
-    ("lstm", "lengths", {"reverse": True, "chunk": 4}),
-    ("lstm", "segments", {"chunk": 3}),
-    ("lstm", "segments", {"reverse": True, "recompute": False, "chunk": 5}),
-    ("lstm", None, {"recompute": True, "chunk": 4}),
+    ("lstm", "lengths", {"reverse": True, "chunk_size": 4}),
+    ("lstm", "segments", {"chunk_size": 3}),
+    ("lstm", "segments", {"reverse": True, "remat": False, "chunk_size": 5}),
+    ("lstm", None, {"remat": True, "chunk_size": 4}),
     ("lstm", "lengths", {"recurrent_dropout": 0.3}),
-    ("lstm", None, {"truncate": 4}),
-    ("lstm", "lengths", {"truncate": 4, "reverse": True}),
-    ("projection", None, {"recompute": True, "chunk": 6}),
-    ("projection", "lengths", {"recompute": False}),
-    ("peepholes", None, {"chunk": 5}),
+    ("lstm", None, {"truncate_steps": 4}),
+    ("lstm", "lengths", {"truncate_steps": 4, "reverse": True}),
+    ("projection", None, {"remat": True, "chunk_size": 6}),
+    ("projection", "lengths", {"remat": False}),
+    ("peepholes", None, {"chunk_size": 5}),
     ("peepholes projection", "lengths", {"reverse": True}),
     ("layer norm", None, {}),
     ("layer norm projection", "segments", {"recurrent_dropout": 0.3}),
     ("gru", None, {"recurrent_dropout": 0.3}),
     ("gru", "lengths", {"reverse": True}),
-    ("gru", "segments", {"recompute": False}),
-    ("gru", None, {"recompute": True, "truncate": 5}),
+    ("gru", "segments", {"remat": False}),
+    ("gru", None, {"remat": True, "truncate_steps": 5}),
     # Padding is run first, from a carry, and the gates are computed again.
-    ("gru", "lengths", {"reverse": True, "recompute": True, "chunk": 4}),
-    ("gru", "segments", {"reverse": True, "recompute": True}),
-    ("lstm", "lengths", {"reverse": True, "recompute": True, "chunk": 4}),
-    ("projection", "lengths", {"reverse": True, "recompute": True, "chunk": 5}),
+    ("gru", "lengths", {"reverse": True, "remat": True, "chunk_size": 4}),
+    ("gru", "segments", {"reverse": True, "remat": True}),
+    ("lstm", "lengths", {"reverse": True, "remat": True, "chunk_size": 4}),
+    ("projection", "lengths", {"reverse": True, "remat": True, "chunk_size": 5}),
 ]
 
 
@@ -131,7 +131,7 @@ def test_values_and_gradients_are_the_reference_s(x64, kind, marks, options):
     options = dict(options)
     if "recurrent_dropout" in options:
         options["key"] = jax.random.key(3)
-    plain = {k: v for k, v in options.items() if k not in ("chunk", "recompute")}
+    plain = {k: v for k, v in options.items() if k not in ("chunk_size", "remat")}
     arrays = problem(kind, marks)
     expected = value_and_gradients(*arrays, **plain, implementation="reference")
     assert_close(value_and_gradients(*arrays, **options), expected)
@@ -239,7 +239,7 @@ def test_packed_rows_equal_separate_sequences(x64, reverse):
     sizes = [4, 1, 5]
     inputs = jax.random.normal(jax.random.key(2), (1, 12, FEATURES))
     segment_ids = jnp.array([[1] * 4 + [2] + [3] * 5 + [0] * 2])
-    outputs, _ = lstm(inputs, None, weights, segment_ids=segment_ids, reverse=reverse, chunk=3)
+    outputs, _ = lstm(inputs, None, weights, segment_ids=segment_ids, reverse=reverse, chunk_size=3)
     start = 0
     for size in sizes:
         alone, _ = lstm(inputs[:, start : start + size], None, weights, reverse=reverse)
@@ -363,11 +363,11 @@ def test_carries_continue_a_sequence(x64):
 @pytest.mark.smoke
 def test_truncation_cuts_the_gradient_and_nothing_else(x64):
     layer, inputs, carry, weights = problem("lstm")
-    outputs, last = layer(inputs, carry, weights, truncate=4)
+    outputs, last = layer(inputs, carry, weights, truncate_steps=4)
     assert_close((outputs, last), layer(inputs, carry, weights))
 
     def last_output(inputs):
-        return layer(inputs, carry, weights, truncate=4)[0][:, -1].sum()
+        return layer(inputs, carry, weights, truncate_steps=4)[0][:, -1].sum()
 
     reached = jnp.abs(jax.grad(last_output)(inputs)).max((0, 2)) > 0
     assert reached.tolist() == [False] * 12 + [True]  # the last window holds the last step alone
@@ -381,7 +381,7 @@ def test_any_shape_chunk_and_lengths(batch, time, chunk, data):
         layer, *arrays = problem("lstm", batch=batch, time=time)
         layer = functools.partial(layer, lengths=jnp.array(lengths))
         expected = value_and_gradients(layer, *arrays, implementation="reference")
-        assert_close(value_and_gradients(layer, *arrays, chunk=chunk), expected, steps=time)
+        assert_close(value_and_gradients(layer, *arrays, chunk_size=chunk), expected, steps=time)
 
 
 def gradient_memory(layer, batch, time, features, hidden, **options):
@@ -405,8 +405,8 @@ def gradient_memory(layer, batch, time, features, hidden, **options):
 
 @pytest.mark.parametrize("time", [18_000, 17_989])  # the other is a prime: no chunk divides it
 def test_long_sequences_need_a_twentieth_of_the_memory(time):
-    kept = gradient_memory(lstm, 8, time, 12, 128, recompute=False)
-    assert gradient_memory(lstm, 8, time, 12, 128, recompute=True) * 20 < kept
+    kept = gradient_memory(lstm, 8, time, 12, 128, remat=False)
+    assert gradient_memory(lstm, 8, time, 12, 128, remat=True) * 20 < kept
     assert gradient_memory(lstm, 8, time, 12, 128) * 20 < kept  # and that is what is chosen
 
 

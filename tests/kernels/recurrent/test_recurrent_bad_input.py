@@ -69,7 +69,7 @@ CASES = [
     ({"initial_carry": None}, TypeError, "did you mean carry"),
     ({"length": jnp.array([1, 2])}, TypeError, "did you mean lengths"),
     ({"nonsense": 1}, TypeError, "lstm has no argument 'nonsense'$"),
-    ({"truncate": 2.0}, TypeError, "truncate must be an integer, got 2.0"),
+    ({"truncate_steps": 2.0}, TypeError, "truncate_steps must be an integer, got 2.0"),
     ({"inputs": jnp.ones((2, 4, 3), int)}, TypeError, "inputs must be floating point, got int32"),
     ({"carry": (jnp.ones((2, 2)), jnp.ones((1, 2)))}, ValueError, r"carry\[1\].*= \(2, 2\)"),
     ({"carry": (jnp.ones((2, 2), int), jnp.ones((2, 2)))}, TypeError, r"carry\[0\].*int32"),
@@ -106,12 +106,16 @@ CASES = [
     ),
     ({"recurrent_dropout": 1.0}, ValueError, r"recurrent_dropout must lie in \[0, 1\), got 1.0"),
     ({"recurrent_dropout": 0.5}, ValueError, "key must be given"),
-    ({"truncate": 0}, ValueError, "truncate must be at least 1 step, got 0"),
-    ({"truncate": 2, "chunk": 2}, ValueError, "chunk must be left out with truncate"),
+    ({"truncate_steps": 0}, ValueError, "truncate_steps must be at least 1 step, got 0"),
+    (
+        {"truncate_steps": 2, "chunk_size": 2},
+        ValueError,
+        "chunk_size must be left out with truncate_steps",
+    ),
     ({"implementation": "fast"}, ValueError, "implementation must be None or one of.*'fast'"),
     ({"implementation": "cudnn"}, ValueError, "'cudnn' cannot run here: cuDNN needs an NVIDIA GPU"),
     ({"implementation": "pallas"}, ValueError, "'pallas' cannot run here: .* need a GPU or TPU"),
-    ({"implementation": "reference", "chunk": 2}, ValueError, "no recompute, no chunk"),
+    ({"implementation": "reference", "chunk_size": 2}, ValueError, "no remat, no chunk_size"),
 ]
 
 

@@ -62,8 +62,8 @@ def test_one_sequence(kind):
 
 RESET_BEFORE = [
     {},
-    {"mask": MASK, "recompute": True, "chunk": 3, "reverse": True, "recurrent_dropout": 0.4},
-    {"segment_ids": IDS, "recompute": False, "truncate": 3},
+    {"mask": MASK, "remat": True, "chunk_size": 3, "reverse": True, "recurrent_dropout": 0.4},
+    {"segment_ids": IDS, "remat": False, "truncate_steps": 3},
 ]
 
 
@@ -72,7 +72,7 @@ def test_reset_before_the_matmul(x64, options):
     """n = tanh(x W_n + b_n + (r h) U_n + d_n), the fast path against the plain loop."""
     arrays = problem("gru", dtype=jnp.float64)
     options = {"key": jax.random.key(1), "reset_after": False, **options}
-    plain = {k: v for k, v in options.items() if k not in ("chunk", "recompute")}
+    plain = {k: v for k, v in options.items() if k not in ("chunk_size", "remat")}
     layer = functools.partial(gru, **options)
     wanted = value_and_gradients(
         functools.partial(gru, implementation="reference", **plain), arrays
@@ -155,13 +155,13 @@ STRICT = {
     "lengths": ("lstm", lstm_with(projection=normal(9, HIDDEN, HIDDEN)),
                 {"lengths": LENGTHS, "recurrent_dropout": 0.5, "time_first": True}),
     "mask": ("lstm", lstm_with(peepholes=normal(9, 3, HIDDEN)),
-             {"mask": MASK, "masked_outputs": "repeat", "recompute": True, "chunk": 3}),
-    "segments": ("lstm", lstm_with(layer_norm=NORM), {"segment_ids": IDS, "truncate": 3}),
+             {"mask": MASK, "masked_outputs": "repeat", "remat": True, "chunk_size": 3}),
+    "segments": ("lstm", lstm_with(layer_norm=NORM), {"segment_ids": IDS, "truncate_steps": 3}),
     "no padding": ("gru", problem("gru")[2], {"reverse": True}),
     "reset before": ("gru", problem("gru")[2],
                      {"lengths": LENGTHS, "reverse": True, "reset_after": False}),
     "reference": ("gru", problem("gru")[2],
-                  {"segment_ids": IDS, "implementation": "reference", "truncate": 2}),
+                  {"segment_ids": IDS, "implementation": "reference", "truncate_steps": 2}),
     "pallas": ("lstm", problem("lstm")[2],
                {"lengths": LENGTHS, "implementation": "pallas", "reverse": True}),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Row-sparse gradients and optimisers against their dense twins."""
+"""Row-sparse gradients and optimizers against their dense twins."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ import pytest
 from jaxnets import optim
 from jaxnets.kernels import (
     LogUniform,
-    Rows,
+    SparseRows,
+    draw_samples,
     gather_rows,
     rows_from_dense,
-    sample,
     sampled_softmax_cross_entropy,
     to_dense,
 )
@@ -41,10 +41,10 @@ def test_an_id_out_of_range_gives_nan_under_jit():
 
     @jax.jit
     def loss(labels):
-        samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels)
+        samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
         _, rows, (own, ids) = gather_rows(table, (labels, samples.ids))
         return sampled_softmax_cross_entropy(
-            jnp.ones((2, FEATURES)), rows, None, own, samples._replace(ids=ids), reduction="none"
+            jnp.ones((2, FEATURES)), rows, own, samples._replace(ids=ids), reduction="none"
         )
 
     assert np.isnan(loss(jnp.array([3, VOCAB]))).tolist() == [False, True]
@@ -57,14 +57,14 @@ def test_gradient_as_rows_is_the_dense_gradient(x64):
     weight = jax.random.normal(keys[0], (VOCAB, FEATURES))
     hidden = jax.random.normal(keys[1], (6, FEATURES))
     labels = jax.random.randint(keys[2], (6,), 0, VOCAB)
-    samples = sample(LogUniform(VOCAB), keys[3], 8, labels)
-    dense = jax.grad(sampled_softmax_cross_entropy, 1)(hidden, weight, None, labels, samples)
+    samples = draw_samples(LogUniform(VOCAB), keys[3], 8, labels)
+    dense = jax.grad(sampled_softmax_cross_entropy, 1)(hidden, weight, labels, samples)
     row_ids, rows, (own, ids) = gather_rows(weight, (labels, samples.ids))
     values = jax.grad(sampled_softmax_cross_entropy, 1)(
-        hidden, rows, None, own, samples._replace(ids=ids)
+        hidden, rows, own, samples._replace(ids=ids)
     )
     np.testing.assert_allclose(
-        to_dense(Rows(row_ids, values), VOCAB), dense, rtol=1e-12, atol=1e-15
+        to_dense(SparseRows(row_ids, values), VOCAB), dense, rtol=1e-12, atol=1e-15
     )
     again = rows_from_dense(dense, 20)
     np.testing.assert_array_equal(to_dense(again, VOCAB), dense)
@@ -93,7 +93,7 @@ TWINS = [
 @pytest.mark.parametrize(
     ("ours", "theirs", "all_rows"), [t[1:] for t in TWINS], ids=[t[0] for t in TWINS]
 )
-def test_optimisers_equal_their_dense_twins(x64, ours, theirs, all_rows):
+def test_optimizers_equal_their_dense_twins(x64, ours, theirs, all_rows):
     table = jax.random.normal(jax.random.key(99), (VOCAB, FEATURES))
     dense_table = table
     state, dense_state = ours.init(table), theirs.init(table)
@@ -106,12 +106,12 @@ def test_optimisers_equal_their_dense_twins(x64, ours, theirs, all_rows):
 
 
 @pytest.mark.parametrize("optimizer", [optim.momentum(0.1), optim.lazy_adam(0.1)])
-def test_lazy_optimisers_leave_untouched_rows(optimizer):
+def test_lazy_optimizers_leave_untouched_rows(optimizer):
     table = jnp.ones((VOCAB, FEATURES))
     state = optimizer.init(table)
     for ids in ([3, 5], [5, 7]):
         updates, state = optimizer.update(
-            Rows(jnp.array(ids, jnp.int32), jnp.ones((2, FEATURES))), state
+            SparseRows(jnp.array(ids, jnp.int32), jnp.ones((2, FEATURES))), state
         )
         before = table
         table = optim.apply_updates(table, updates)
@@ -135,31 +135,31 @@ def test_rowwise_adagrad_equals_adagrad_on_one_feature(x64):
 
 def test_a_dense_gradient_is_refused():
     optimizer, table = optim.sgd(0.1), jnp.ones((VOCAB, FEATURES))
-    with pytest.raises(TypeError, match="gradients must be Rows"):
+    with pytest.raises(TypeError, match="gradients must be SparseRows"):
         optimizer.update(table, optimizer.init(table))
 
 
-OPTIMISERS = [
+OPTIMIZERS = [
     optim.sgd(0.1), optim.momentum(0.1), optim.adagrad(0.1), optim.rowwise_adagrad(0.1),
     optim.lazy_adam(0.1),
 ]  # fmt: skip
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("optimizer", OPTIMISERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_donated_step_copies_no_table(optimizer):
     """A step on 100,000 rows of 64 (26 MB) has few temporaries, and no copy of a table."""
-    vocab = 100_000
-    table = jnp.ones((vocab, 64))
+    vocab_size = 100_000
+    table = jnp.ones((vocab_size, 64))
     state = optimizer.init(table)
 
     def step(table, state, hidden, labels, key):
-        samples = sample(LogUniform(vocab), key, 32, labels)
+        samples = draw_samples(LogUniform(vocab_size), key, 32, labels)
         row_ids, rows, (own, ids) = gather_rows(table, (labels, samples.ids))
         gradient = jax.grad(sampled_softmax_cross_entropy, 1)(
-            hidden, rows, None, own, samples._replace(ids=ids)
+            hidden, rows, own, samples._replace(ids=ids)
         )
-        updates, state = optimizer.update(Rows(row_ids, gradient), state)
+        updates, state = optimizer.update(SparseRows(row_ids, gradient), state)
         return optim.apply_updates(table, updates), state
 
     arrays = (jnp.ones((16, 64)), jnp.arange(16), jax.random.key(0))
@@ -167,5 +167,5 @@ def test_a_donated_step_copies_no_table(optimizer):
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= table.nbytes
     # The branch that races all classes holds a few numbers a class, and runs rarely.
-    assert memory.temp_size_in_bytes < 32 * vocab
-    assert f"copy(f32[{vocab},64]" not in compiled.as_text()
+    assert memory.temp_size_in_bytes < 32 * vocab_size
+    assert f"copy(f32[{vocab_size},64]" not in compiled.as_text()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import (
-    in_batch,
+    in_batch_samples,
     in_batch_softmax_cross_entropy,
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
@@ -34,26 +34,26 @@ def test_padded_labels_are_no_candidates(unique, padding):
     labels[TRUE] = true
     padded_p = jnp.full(8, jnp.nan).at[TRUE].set(log_p[true])
     hidden = jnp.where(MASK[:, None], hidden, jnp.nan)
-    samples = in_batch(labels, padded_p, unique=unique, mask=MASK)
-    alone = in_batch(true, log_p[true], unique=unique)
+    samples = in_batch_samples(labels, padded_p, unique=unique, mask=MASK)
+    alone = in_batch_samples(true, log_p[true], unique=unique)
     assert samples.tries == 4
     assert set(samples.ids.tolist()) == {5, 9, 12}
     for loss in (sampled_softmax_cross_entropy, negative_sampling_loss):
         derived = jax.jit(jax.value_and_grad(loss, (0, 1)))
-        actual = derived(hidden, weight, None, labels, samples, weights=MASK)
-        expected = derived(hidden[TRUE], weight, None, true, alone)
+        actual = derived(hidden, weight, labels, samples, token_weights=MASK)
+        expected = derived(hidden[TRUE], weight, true, alone)
         close((actual[0], actual[1][0][TRUE], actual[1][1]), (expected[0], *expected[1]))
         assert not actual[1][0][~MASK].any()
 
 
 def test_a_batch_of_padding_alone():
-    samples = in_batch([-100, 7], [-1.0, jnp.nan], mask=[False, False])
+    samples = in_batch_samples([-100, 7], [-1.0, jnp.nan], mask=[False, False])
     assert np.isposinf(samples.log_expected_count).all()
-    empty = in_batch([], jnp.zeros(0))
+    empty = in_batch_samples([], jnp.zeros(0))
     assert empty.ids.shape == (0,)
-    args = jnp.ones((2, 3)), jnp.ones((5, 3)), None, [-100, 7], samples
-    assert sampled_softmax_cross_entropy(*args, weights=[0, 0]) == 0
-    none = jnp.ones((0, 3)), jnp.ones((5, 3)), None, jnp.zeros(0, int), empty
+    args = jnp.ones((2, 3)), jnp.ones((5, 3)), [-100, 7], samples
+    assert sampled_softmax_cross_entropy(*args, token_weights=[0, 0]) == 0
+    none = jnp.ones((0, 3)), jnp.ones((5, 3)), jnp.zeros(0, int), empty
     assert sampled_softmax_cross_entropy(*none) == 0
 
 
@@ -70,7 +70,7 @@ def test_padded_rows_are_neither_queries_nor_items(ignore):
 
     def padded(hidden, items):
         return in_batch_softmax_cross_entropy(
-            hidden, items, labels, log_p, weights=all_weights, **marked
+            hidden, items, labels, log_p, token_weights=all_weights, **marked
         )
 
     def plain(hidden, items):
@@ -99,7 +99,7 @@ def test_large_ids_of_items_are_not_merged():
         traced = jax.jit(in_batch_softmax_cross_entropy)(hidden, items, jnp.asarray(hashes[:2] * 2))
     close(traced, in_batch_softmax_cross_entropy(hidden, items, [0, 1, 0, 1]))
     with pytest.raises(ValueError, match="labels must lie in the range of int32"):
-        in_batch(np.array(hashes[:2]), jnp.zeros(2))
+        in_batch_samples(np.array(hashes[:2]), jnp.zeros(2))
     with pytest.raises(TypeError, match="labels must be integer class ids"):
         in_batch_softmax_cross_entropy(hidden, items, [0.5, 1.0, 2.0, 3.0])
 
@@ -114,20 +114,23 @@ def test_no_items():
 @pytest.mark.usefixtures("users_checks")
 def test_in_batch_refuses():
     with pytest.raises(ValueError, match=r"log_probability must be logs of shares.*got 0\.5"):
-        in_batch([1, 2], [-1.0, 0.5])
+        in_batch_samples([1, 2], [-1.0, 0.5])
     with pytest.raises(TypeError, match="log_probability must be floating point"):
-        in_batch([1, 2], [0, 1])
-    for function in (in_batch, lambda *a, **k: in_batch_softmax_cross_entropy(*2 * [a[1]], **k)):
+        in_batch_samples([1, 2], [0, 1])
+    for function in (
+        in_batch_samples,
+        lambda *a, **k: in_batch_softmax_cross_entropy(*2 * [a[1]], **k),
+    ):
         with pytest.raises((ValueError, TypeError), match=r"mask|labels"):
             function([1, 2], jnp.zeros((2,)), mask=[True])
 
 
 def test_strict_modes(strict_mode):
     hidden, items = jnp.ones((2, 3, 4), jnp.bfloat16)
-    samples = in_batch([1, 1, -1], jnp.full(3, -1.0), mask=[1, 1, 0])
+    samples = in_batch_samples([1, 1, -1], jnp.full(3, -1.0), mask=[1, 1, 0])
     assert jnp.isfinite(samples.labels_log_expected_count).all()
     value, derived = jax.value_and_grad(in_batch_softmax_cross_entropy, (0, 1))(
-        hidden, items.astype(jnp.float32), [1, 1, -1], jnp.full(3, -1.0), weights=[1, 0, 2],
+        hidden, items.astype(jnp.float32), [1, 1, -1], jnp.full(3, -1.0), token_weights=[1, 0, 2],
         ignore_index=-1,
     )  # fmt: skip
     assert jnp.isfinite(value)

@@ -15,12 +15,12 @@ from jaxnets.kernels import (
     LogUniform,
     Samples,
     Uniform,
-    in_batch,
+    draw_samples,
+    in_batch_samples,
     in_batch_softmax_cross_entropy,
     linear_softmax_cross_entropy,
     nce_loss,
     negative_sampling_loss,
-    sample,
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.sampled_softmax import reference
@@ -28,15 +28,17 @@ from jaxnets.kernels.sampled_softmax import reference
 TENSORFLOW = dict(np.load(Path(__file__).parents[2] / "data" / "tensorflow.npz"))
 
 
-def problem(num_true=1, per_token=False, vocab=60, tokens=7, features=5, num_sampled=16):
+def problem(num_true=1, per_token=False, vocab_size=60, tokens=7, features=5, num_sampled=16):
     keys = jax.random.split(jax.random.key(0), 5)
     hidden = jax.random.normal(keys[0], (tokens, features))
-    weight = jax.random.normal(keys[1], (vocab, features))
-    bias = jax.random.normal(keys[2], (vocab,))
-    labels = LogUniform(vocab).draw(keys[3], (tokens, num_true))
-    samples = sample(LogUniform(vocab), keys[4], num_sampled, labels[:, 0], per_token=per_token)
+    weight = jax.random.normal(keys[1], (vocab_size, features))
+    bias = jax.random.normal(keys[2], (vocab_size,))
+    labels = LogUniform(vocab_size).draw(keys[3], (tokens, num_true))
+    samples = draw_samples(
+        LogUniform(vocab_size), keys[4], num_sampled, labels[:, 0], per_token=per_token
+    )
     if num_true > 1:
-        every = sample(LogUniform(vocab), keys[4], num_sampled, labels)
+        every = draw_samples(LogUniform(vocab_size), keys[4], num_sampled, labels)
         samples = samples._replace(labels_log_expected_count=every.labels_log_expected_count)
     return hidden, weight, bias, labels, samples
 
@@ -64,10 +66,10 @@ def test_losses_equal_the_reference(
     for ours, theirs in pairs:
 
         def actual(h, w, b, weights, ours=ours):
-            return ours(h, w, b, own, samples, weights=weights, **options)
+            return ours(h, w, own, samples, bias=b, token_weights=weights, **options)
 
         def expected(h, w, b, weights, theirs=theirs):
-            losses = theirs(h, w, b, labels, columns, **options)
+            losses = theirs(h, w, labels, columns, bias=b, **options)
             return (losses * weights).sum() / weights.sum()
 
         inputs = (hidden, weight, bias, weights)
@@ -80,9 +82,17 @@ def test_losses_equal_the_reference(
 @pytest.mark.smoke
 def test_negative_sampling_is_nce_without_log_counts(x64):
     hidden, weight, bias, labels, samples = problem()
-    loss = negative_sampling_loss(hidden, weight, bias, labels[:, 0], samples, reduction="none")
+    loss = negative_sampling_loss(
+        hidden, weight, labels[:, 0], samples, bias=bias, reduction="none"
+    )
     true, sampled = reference.sampled_logits(
-        hidden, weight, bias, labels, samples, subtract_log_q=False, remove_accidental_hits=False
+        hidden,
+        weight,
+        labels,
+        samples,
+        bias=bias,
+        subtract_log_q=False,
+        remove_accidental_hits=False,
     )
     expected = -jax.nn.log_sigmoid(true[:, 0]) - jax.nn.log_sigmoid(-sampled).sum(1)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
@@ -110,7 +120,7 @@ def test_figures_of_tensorflow(num_true, remove, name, loss):
 
     def ours(weight, bias, hidden):
         losses = loss(
-            hidden, weight, bias, jnp.asarray(labels), samples, reduction="none",
+            hidden, weight, jnp.asarray(labels), samples, bias=bias, reduction="none",
             remove_accidental_hits=remove,
         )  # fmt: skip
         return losses.sum(), losses
@@ -126,10 +136,12 @@ def test_figures_of_tensorflow(num_true, remove, name, loss):
 
 @pytest.mark.parametrize("per_token", [False, True])
 def test_gradients_numerically(x64, per_token):
-    hidden, weight, bias, labels, samples = problem(per_token=per_token, vocab=20, num_sampled=6)
+    hidden, weight, bias, labels, samples = problem(
+        per_token=per_token, vocab_size=20, num_sampled=6
+    )
 
     def loss(hidden, weight, bias):
-        return sampled_softmax_cross_entropy(hidden, weight, bias, labels[:, 0], samples)
+        return sampled_softmax_cross_entropy(hidden, weight, labels[:, 0], samples, bias=bias)
 
     check_grads(jax.jit(loss), (hidden, weight, bias), order=1, modes=["rev"])
 
@@ -138,13 +150,13 @@ def test_gradients_numerically(x64, per_token):
 def test_all_classes_sampled_is_the_full_softmax(x64):
     hidden, weight, bias, labels, _ = problem()
     labels = labels[:, 0]
-    samples = sample(LogUniform(60), jax.random.key(1), 60, labels)
+    samples = draw_samples(LogUniform(60), jax.random.key(1), 60, labels)
     sampled = jax.value_and_grad(
-        lambda *a: sampled_softmax_cross_entropy(*a, labels, samples), (0, 1, 2)
+        lambda h, w, b: sampled_softmax_cross_entropy(h, w, labels, samples, bias=b), (0, 1, 2)
     )(hidden, weight, bias)
-    full = jax.value_and_grad(lambda *a: linear_softmax_cross_entropy(*a, labels), (0, 1, 2))(
-        hidden, weight, bias
-    )
+    full = jax.value_and_grad(
+        lambda h, w, b: linear_softmax_cross_entropy(h, w, labels, bias=b), (0, 1, 2)
+    )(hidden, weight, bias)
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-13), sampled, full
     )
@@ -162,13 +174,13 @@ def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler):
     hidden = jax.random.normal(keys[0], (32, 8))
     weight = jax.random.normal(keys[1], (400, 8)) * 0.7
     labels = LogUniform(400).draw(keys[2], (32,))
-    full = jax.grad(linear_softmax_cross_entropy)(hidden, weight, None, labels)
+    full = jax.grad(linear_softmax_cross_entropy)(hidden, weight, labels)
 
     @jax.jit(static_argnums=1)
     def gradients(keys, num_sampled):
         def one(key):
-            samples = sample(sampler, key, num_sampled, labels)
-            return jax.grad(sampled_softmax_cross_entropy)(hidden, weight, None, labels, samples)
+            samples = draw_samples(sampler, key, num_sampled, labels)
+            return jax.grad(sampled_softmax_cross_entropy)(hidden, weight, labels, samples)
 
         return jax.lax.map(one, keys, batch_size=50)
 
@@ -216,25 +228,27 @@ def test_in_batch_samples_leave_repeats_out(x64):
     hidden, weight, bias, _, _ = problem()
     labels = jnp.array([3, 9, 3, 4, 5, 9, 3])
     log_p = jnp.full(7, -2.0)
-    samples = in_batch(labels, log_p)
-    loss = sampled_softmax_cross_entropy(hidden, weight, bias, labels, samples)
+    samples = in_batch_samples(labels, log_p)
+    loss = sampled_softmax_cross_entropy(hidden, weight, labels, samples, bias=bias)
     kept = jnp.array([0, 1, 3, 4])
     fewer = samples._replace(
         ids=samples.ids[kept], log_expected_count=samples.log_expected_count[kept]
     )
-    expected = sampled_softmax_cross_entropy(hidden, weight, bias, labels, fewer)
+    expected = sampled_softmax_cross_entropy(hidden, weight, labels, fewer, bias=bias)
     np.testing.assert_allclose(loss, expected, rtol=1e-12)
-    gradient = jax.grad(sampled_softmax_cross_entropy, 1)(hidden, weight, bias, labels, samples)
+    gradient = jax.grad(sampled_softmax_cross_entropy, 1)(
+        hidden, weight, labels, samples, bias=bias
+    )
     assert bool(jnp.isfinite(gradient).all())
 
 
 def test_bfloat16_is_accumulated_in_float32():
-    hidden, weight, _, labels, samples = problem(tokens=64, features=32, vocab=500)
+    hidden, weight, _, labels, samples = problem(tokens=64, features=32, vocab_size=500)
     half = (hidden.astype(jnp.bfloat16), (weight / 6).astype(jnp.bfloat16))
     wide = tuple(x.astype(jnp.float32) for x in half)
 
     def loss(hidden, weight):
-        return sampled_softmax_cross_entropy(hidden, weight, None, labels[:, 0], samples)
+        return sampled_softmax_cross_entropy(hidden, weight, labels[:, 0], samples)
 
     value, gradients = jax.value_and_grad(loss, (0, 1))(*half)
     expected, exact = jax.value_and_grad(loss, (0, 1))(*wide)
@@ -252,8 +266,8 @@ def test_lowers_for_accelerators(platform):
     hidden, weight, labels = jnp.ones((8, 4)), jnp.ones((100, 4)), jnp.arange(8)
 
     def loss(hidden, weight, key):
-        samples = sample(LogUniform(100), key, 4, labels)
-        return sampled_softmax_cross_entropy(hidden, weight, None, labels, samples)
+        samples = draw_samples(LogUniform(100), key, 4, labels)
+        return sampled_softmax_cross_entropy(hidden, weight, labels, samples)
 
     exported = jax.export.export(jax.jit(jax.grad(loss, (0, 1))), platforms=[platform])(
         hidden, weight, jax.random.PRNGKey(0)

@@ -1,5 +1,7 @@
 """Arguments of sampled losses and samplers: ids and weights that are too wide, any keys, lists."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,10 @@ from jaxnets.kernels import (
     LogUniform,
     Samples,
     Unigram,
-    in_batch,
+    draw_samples,
+    in_batch_samples,
     in_batch_softmax_cross_entropy,
     nce_loss,
-    sample,
     sampled_softmax_cross_entropy,
 )
 
@@ -22,13 +24,13 @@ SAMPLES = Samples.from_candidates([1, 4, 7], [0, 1, 2, 3])
 
 
 def loss(labels, **options):
-    return sampled_softmax_cross_entropy(HIDDEN, WEIGHT, None, labels, SAMPLES, **options)
+    return sampled_softmax_cross_entropy(HIDDEN, WEIGHT, labels, SAMPLES, **options)
 
 
 @pytest.mark.parametrize("index", [-1, -(2**63), 2**62, np.int64(-100), 10])
 def test_ignore_index_of_any_size(index):
     labels = np.array([0, 1, index, 3])
-    expected = loss([0, 1, 2, 3], weights=[1, 1, 0, 1])
+    expected = loss([0, 1, 2, 3], token_weights=[1, 1, 0, 1])
     # Within jit; what passes its door as an argument JAX has cut to 32 bits.
     for ignoring in (loss, lambda *a, **o: jax.jit(lambda: loss(*a, **o))()):
         np.testing.assert_allclose(ignoring(labels, ignore_index=index), expected, rtol=1e-6)
@@ -47,14 +49,16 @@ def test_ignore_index_is_an_integer():
 
 
 def test_weights_of_64_bits_and_lists():
-    exact = loss([0, 1, 2, 3], weights=jnp.array([2.0**33, 1, 0, 1]))
+    exact = loss([0, 1, 2, 3], token_weights=jnp.array([2.0**33, 1, 0, 1]))
     for weights in (np.array([2**33, 1, 0, 1]), [2**33, 1, 0, 1]):
-        assert loss([0, 1, 2, 3], weights=weights) == exact
-    some = loss([0, 1, 2, 3], weights=[1, 1, 0, 1])
-    traced = jax.jit(lambda one: loss([one - one, one, 2, 3], weights=[one, 1, 0, one]))
+        assert loss([0, 1, 2, 3], token_weights=weights) == exact
+    some = loss([0, 1, 2, 3], token_weights=[1, 1, 0, 1])
+    traced = jax.jit(lambda one: loss([one - one, one, 2, 3], token_weights=[one, 1, 0, one]))
     np.testing.assert_allclose(traced(jnp.int32(1)), some, rtol=1e-6)
     queries = jax.jit(
-        lambda one: in_batch_softmax_cross_entropy(HIDDEN, HIDDEN, [one, 1, 2, 3], weights=[1] * 4)
+        lambda one: in_batch_softmax_cross_entropy(
+            HIDDEN, HIDDEN, [one, 1, 2, 3], token_weights=[1] * 4
+        )
     )
     expected = in_batch_softmax_cross_entropy(HIDDEN, HIDDEN, [1, 1, 2, 3])
     np.testing.assert_allclose(queries(jnp.int32(1)), expected, rtol=1e-6)
@@ -62,8 +66,8 @@ def test_weights_of_64_bits_and_lists():
 
 @pytest.mark.usefixtures("users_checks")
 def test_unclear_arguments_are_named():
-    with pytest.raises(TypeError, match="weights must be numbers"):
-        loss([0, 1, 2, 3], weights=["a"] * 4)
+    with pytest.raises(TypeError, match="token_weights must be numbers"):
+        loss([0, 1, 2, 3], token_weights=["a"] * 4)
     for counts in (["a"], [[1], [2, 3]], None):
         with pytest.raises(ValueError, match=r"counts must be \[vocab\]"):
             Unigram.from_counts(counts)
@@ -78,16 +82,16 @@ def test_no_tokens_with_keys_of_any_implementation(implementation):
     key = jax.random.key(0, impl=implementation)
     labels = jnp.zeros((2, 0), jnp.int32)
     for unique in (True, False):
-        samples = sample(LogUniform(10), key, 3, labels, unique=unique, per_token=True)
+        samples = draw_samples(LogUniform(10), key, 3, labels, unique=unique, per_token=True)
         shapes = [x.shape for x in samples]
         assert shapes == [(2, 0, 3), (2, 0, 3), (2, 0), (2, 0)]
     with jax.default_prng_impl(implementation):
-        old = sample(LogUniform(10), jax.random.PRNGKey(0), 3, [1, 2], per_token=True)
+        old = draw_samples(LogUniform(10), jax.random.PRNGKey(0), 3, [1, 2], per_token=True)
     assert old.ids.shape == (2, 3)
 
 
 def test_every_class_that_can_be_drawn_is_expected_once():
-    samples = sample(Unigram.from_counts([5, 0, 1]), jax.random.key(0), 2, [0, 1, 2, -1])
+    samples = draw_samples(Unigram.from_counts([5, 0, 1]), jax.random.key(0), 2, [0, 1, 2, -1])
     assert not samples.log_expected_count.any()
     assert samples.labels_log_expected_count.tolist() == [0, -np.inf, 0, -np.inf]
 
@@ -96,7 +100,7 @@ def test_every_class_that_can_be_drawn_is_expected_once():
 def test_small_and_large_shares_in_batch(dtype):
     """exp(-18) is 0 in float16; and a share of 1 may come with a rounding."""
     log_p = jnp.array([-18.0, 1e-6, 0.0], dtype)
-    samples = in_batch([1, 2, 3], log_p)
+    samples = in_batch_samples([1, 2, 3], log_p)
     assert samples.log_expected_count.dtype == jnp.float32
     # 1 - (1-p)^3 is 3 p up to p^2.
     expected = [np.log(3) - 18, 0, 0]
@@ -114,7 +118,8 @@ def test_classes_out_by_their_bias(function, shared):
     if not shared:
         more, fewer = (s._replace(ids=jnp.tile(s.ids, (4, 1))) for s in (more, fewer))
         more, fewer = (s._replace(log_expected_count=s.ids * 0.0) for s in (more, fewer))
-    value, derived = jax.value_and_grad(function, (0, 1))(HIDDEN, WEIGHT, bias, labels, more)
-    expected, wanted = jax.value_and_grad(function, (0, 1))(HIDDEN, WEIGHT, bias, labels, fewer)
+    derivative = jax.value_and_grad(partial(function, bias=bias), (0, 1))
+    value, derived = derivative(HIDDEN, WEIGHT, labels, more)
+    expected, wanted = derivative(HIDDEN, WEIGHT, labels, fewer)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), derived, wanted)

@@ -12,12 +12,13 @@ from jaxnets.kernels import (
     Samples,
     Unigram,
     compiling_for,
+    draw_samples,
     nce_loss,
     negative_sampling_loss,
-    sample,
     sampled_softmax_cross_entropy,
 )
 from tests.inputs import INTEGER_TYPES
+from tests.with_bias import with_bias
 
 LOSSES = [sampled_softmax_cross_entropy, nce_loss, negative_sampling_loss]
 VOCAB, FEATURES = 50, 4
@@ -44,7 +45,9 @@ def drawn(labels, per_token=False):
 def gradients(loss, *inputs, **options):
     """Value and gradients of hidden, weight and bias, jitted."""
     return jax.jit(
-        lambda h, w, b, *rest: jax.value_and_grad(loss, (0, 1, 2))(h, w, b, *rest, **options)
+        lambda h, w, b, *rest: jax.value_and_grad(with_bias(loss), (0, 1, 2))(
+            h, w, b, *rest, **options
+        )
     )(*inputs)
 
 
@@ -96,12 +99,12 @@ def test_weight_0_leaves_no_trace(loss, per_token, num_true):
     full, few, kept = some_left_out(per_token, num_true)
     some = jnp.array([0.5, 3.0, 1.0])
     weights = jnp.zeros(6).at[kept].set(some)
-    value, (d_hidden, *d_tables) = gradients(loss, *full, weights=weights)
-    expected, (d_few, *d_expected) = gradients(loss, *few, weights=some)
+    value, (d_hidden, *d_tables) = gradients(loss, *full, token_weights=weights)
+    expected, (d_few, *d_expected) = gradients(loss, *few, token_weights=some)
     same((value, d_hidden[kept], d_tables), (expected, d_few, d_expected))
     assert not d_hidden[jnp.array([1, 3, 4])].any()
     # No error either where the values are known; "none" has zeros.
-    losses = loss(*full, weights=np.asarray(weights).tolist(), reduction="none")
+    losses = with_bias(loss)(*full, token_weights=np.asarray(weights).tolist(), reduction="none")
     same(losses.sum() / some.sum(), expected)
     assert not losses[jnp.array([1, 3, 4])].any()
 
@@ -117,7 +120,7 @@ def test_weight_0_leaves_no_trace_in_the_kernel(platform, remove):
     )
     with compiling_for(platform, interpret=True):
         value, (d_hidden, *d_tables) = gradients(
-            sampled_softmax_cross_entropy, *full, weights=weights, **options
+            sampled_softmax_cross_entropy, *full, token_weights=weights, **options
         )
     same((value, d_hidden[kept], d_tables), (expected, d_few, d_expected), 1e-5)
     assert not d_hidden[jnp.array([1, 3, 4])].any()
@@ -132,41 +135,45 @@ def test_ignored_labels(loss):
     samples = drawn(labels)
 
     def ours(hidden, weight, bias):
-        return loss(hidden, weight, bias, labels, samples, ignore_index=-100, reduction="sum")
+        return loss(hidden, weight, labels, samples, bias=bias, ignore_index=-100, reduction="sum")
 
     def alone(hidden, weight, bias):
         total = 0.0
         for token, true in ((0, slice(0, 2)), (2, slice(1, 2))):
             counts = samples.labels_log_expected_count[token, true][None]
             total += loss(
-                hidden[token][None], weight, bias, labels[token, true][None],
-                samples._replace(labels_log_expected_count=counts),
+                hidden[token][None], weight, labels[token, true][None],
+                samples._replace(labels_log_expected_count=counts), bias=bias,
             )  # fmt: skip
         return total
 
     actual = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(hidden, weight, bias)
     same(actual, jax.jit(jax.value_and_grad(alone, (0, 1, 2)))(hidden, weight, bias))
     with pytest.raises(ValueError, match="got -100; say ignore_index=-100"):
-        loss(hidden, weight, bias, labels, samples)
+        loss(hidden, weight, labels, samples, bias=bias)
 
 
 @pytest.mark.parametrize("jitted", [False, True])
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
 def test_labels_and_samples_of_any_integer_type(x64, dtype, jitted):
     """-100 ignores no label 156 of uint8, and no comparison wraps."""
-    vocab = 100 if dtype == "int8" else 300
-    hidden, weight, bias = jnp.ones((3, 2)), jnp.cos(jnp.arange(2.0 * vocab)).reshape(-1, 2), None
+    vocab_size = 100 if dtype == "int8" else 300
+    hidden, weight, bias = (
+        jnp.ones((3, 2)),
+        jnp.cos(jnp.arange(2.0 * vocab_size)).reshape(-1, 2),
+        None,
+    )
     labels = np.array([0, 99, 99 if dtype == "int8" else 156])
     counts = np.zeros(4, np.float32), np.zeros(3, np.float32), np.int32(4)
     ids = np.array([5, 99, 7, 98])
     wide = Samples(jnp.asarray(ids), *map(jnp.asarray, counts))
     for loss in LOSSES[:1] if jitted else LOSSES:
-        expected = jax.value_and_grad(loss, 1)(hidden, weight, bias, jnp.asarray(labels), wide)
+        expected = jax.value_and_grad(loss, 1)(hidden, weight, jnp.asarray(labels), wide, bias=bias)
 
         def ours(labels, ids, loss=loss):
             samples = (ids, *counts)
             return jax.value_and_grad(
-                lambda w: loss(hidden, w, bias, labels, samples, ignore_index=-100)
+                lambda w: loss(hidden, w, labels, samples, bias=bias, ignore_index=-100)
             )(weight)
 
         ours = jax.jit(ours) if jitted else ours
@@ -177,11 +184,12 @@ def test_lists_are_taken():
     hidden, weight, bias = arrays(2)
     samples = drawn([3, 5])
     expected = sampled_softmax_cross_entropy(
-        hidden, weight, bias, jnp.array([3, 5]), samples, weights=jnp.array([1.0, 2.0])
+        hidden, weight, jnp.array([3, 5]), samples, bias=bias, token_weights=jnp.array([1.0, 2.0])
     )
     plain = Samples(samples.ids.tolist(), *(np.asarray(x) for x in samples[1:]))
     numpy = (np.asarray(x) for x in (hidden, weight, bias))
-    same(sampled_softmax_cross_entropy(*numpy, [3, 5], plain, weights=[1, 2]), expected)
+    loss = with_bias(sampled_softmax_cross_entropy)
+    same(loss(*numpy, [3, 5], plain, token_weights=[1, 2]), expected)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -191,15 +199,17 @@ def test_samples_out_of_range(loss):
     for wrong in (-1, VOCAB):
         bad = samples._replace(ids=samples.ids.at[2].set(wrong))
         with pytest.raises(ValueError, match=rf"samples.ids must lie in .*got {wrong}"):
-            loss(hidden, weight, bias, [3, 5], bad)
-        assert np.isnan(jax.jit(loss)(hidden, weight, bias, jnp.array([3, 5]), bad))
+            loss(hidden, weight, [3, 5], bad, bias=bias)
+        assert np.isnan(jax.jit(loss)(hidden, weight, jnp.array([3, 5]), bad, bias=bias))
 
 
 @pytest.mark.parametrize(("unique", "per_token"), [(True, False), (False, True)])
 def test_a_true_class_that_is_never_drawn_is_not_corrected(unique, per_token):
     counts = np.arange(VOCAB) % 7
     sampler, labels = Unigram.from_counts(counts), jnp.array([0, 3, 7])
-    samples = sample(sampler, jax.random.key(0), 8, labels, unique=unique, per_token=per_token)
+    samples = draw_samples(
+        sampler, jax.random.key(0), 8, labels, unique=unique, per_token=per_token
+    )
     assert np.isneginf(samples.labels_log_expected_count).tolist() == [True, False, True]
     zero = jnp.where(labels % 7 == 0, 0, samples.labels_log_expected_count)
     inputs = *arrays(3), labels
@@ -212,13 +222,13 @@ def test_a_true_class_that_is_never_drawn_is_not_corrected(unique, per_token):
 @pytest.mark.parametrize("per_token", [False, True])
 def test_no_tokens(per_token):
     labels = jnp.zeros((2, 0), jnp.int32)
-    samples = sample(LogUniform(VOCAB), jax.random.key(0), 8, labels, per_token=per_token)
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels, per_token=per_token)
     assert samples.ids.shape == ((2, 0, 8) if per_token else (8,))
     _, weight, bias = arrays(1)
     for loss in LOSSES:
         for weights in (None, jnp.ones((2, 0))):
-            value, derived = jax.value_and_grad(loss, (0, 1, 2))(
-                jnp.zeros((2, 0, FEATURES)), weight, bias, labels, samples, weights=weights
+            value, derived = jax.value_and_grad(with_bias(loss), (0, 1, 2))(
+                jnp.zeros((2, 0, FEATURES)), weight, bias, labels, samples, token_weights=weights
             )
             assert value == 0
             assert [d.shape for d in derived] == [(2, 0, FEATURES), weight.shape, bias.shape]
@@ -229,8 +239,8 @@ def test_no_token_that_counts():
     hidden, weight, bias = arrays(2)
     samples = drawn(jnp.array([3, 5]))
     for loss in LOSSES:
-        value, derived = jax.value_and_grad(loss, (0, 1, 2))(
-            hidden * jnp.nan, weight, bias, [3, 5], samples, weights=[False, False]
+        value, derived = jax.value_and_grad(with_bias(loss), (0, 1, 2))(
+            hidden * jnp.nan, weight, bias, [3, 5], samples, token_weights=[False, False]
         )
         assert value == 0
         assert not any(d.any() for d in derived)
@@ -241,10 +251,10 @@ def test_strict_modes(strict_mode):
     labels = jnp.array([[1, 9], [2, -1], [-1, -1], [0, 3]])
     shared = drawn(labels)
     own = drawn(labels, per_token=True)
-    options = {"ignore_index": -1, "weights": jnp.array([1, 2, 1, 0])}
+    options = {"ignore_index": -1, "token_weights": jnp.array([1, 2, 1, 0])}
     for loss in LOSSES:
         for samples in (shared, own):
-            derived = jax.value_and_grad(partial(loss, **options), (0, 1, 2))
+            derived = jax.value_and_grad(partial(with_bias(loss), **options), (0, 1, 2))
             # Ranks and types show while tracing.
             jax.eval_shape(derived, hidden.astype(jnp.bfloat16), weight, bias, labels, samples)
         if strict_mode == "jax_debug_nans":
@@ -258,7 +268,7 @@ def test_strict_modes_of_the_kernel(strict_mode, platform):
     labels = jnp.array([1, -1, 7, 3])
     samples = drawn(labels)
     with compiling_for(platform, interpret=True):
-        value, derived = jax.value_and_grad(sampled_softmax_cross_entropy, (0, 1, 2))(
+        value, derived = jax.value_and_grad(with_bias(sampled_softmax_cross_entropy), (0, 1, 2))(
             hidden, weight, bias, labels, samples, ignore_index=-1, implementation="pallas"
         )
     assert jnp.isfinite(value)

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxnets.kernels import LearnedUnigram, LogUniform, Uniform, Unigram, in_batch, sample
+from jaxnets.kernels import (
+    LearnedUnigram,
+    LogUniform,
+    Uniform,
+    Unigram,
+    draw_samples,
+    in_batch_samples,
+)
 from jaxnets.kernels.samplers.without_replacement import draw_unique
 
 FALSE_ALARM = 1e-4  # of each chi-squared or z-test below, were the seed drawn anew
@@ -35,14 +42,14 @@ def test_jit_can_tell_samplers_apart():
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("sampler", samplers(), ids=lambda s: f"{type(s).__name__}{s.vocab}")
+@pytest.mark.parametrize("sampler", samplers(), ids=lambda s: f"{type(s).__name__}{s.vocab_size}")
 def test_frequencies_follow_the_probabilities(sampler):
     """Chi-squared over all classes; false alarms 1e-4 each."""
     draws = 400_000
     ids = np.asarray(sampler.draw(jax.random.key(1), (draws,)))
-    p = np.exp(np.asarray(sampler.log_probability(jnp.arange(sampler.vocab)), np.float64))
+    p = np.exp(np.asarray(sampler.log_probability(jnp.arange(sampler.vocab_size)), np.float64))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
-    seen = np.bincount(ids, minlength=sampler.vocab)
+    seen = np.bincount(ids, minlength=sampler.vocab_size)
     assert seen[p == 0].sum() == 0
     possible = p > 0
     expected = p[possible] / p.sum() * draws
@@ -52,12 +59,12 @@ def test_frequencies_follow_the_probabilities(sampler):
 @pytest.mark.smoke
 def test_the_tail_of_ten_million_classes_is_drawn_right():
     """64 equal slices of the last fifth of the ids, and the ids' parity; false alarms 2e-4."""
-    vocab, draws = 10_000_000, 2_000_000
-    ids = np.asarray(LogUniform(vocab).draw(jax.random.key(2), (draws,)), np.int64)
+    vocab_size, draws = 10_000_000, 2_000_000
+    ids = np.asarray(LogUniform(vocab_size).draw(jax.random.key(2), (draws,)), np.int64)
     assert ids.min() == 0
-    assert ids.max() < vocab
-    edges = np.linspace(8_000_000, vocab, 65)
-    p = np.diff(np.log1p(edges)) / np.log1p(vocab)
+    assert ids.max() < vocab_size
+    edges = np.linspace(8_000_000, vocab_size, 65)
+    p = np.diff(np.log1p(edges)) / np.log1p(vocab_size)
     seen = np.histogram(ids, edges)[0]
     assert (
         stats.chisquare([*seen, draws - seen.sum()], [*(p * draws), draws * (1 - p.sum())])[1]
@@ -117,7 +124,7 @@ def test_expected_counts_are_what_is_drawn(unique):
     sampler, runs, k = LogUniform(2000), 3000, 50
     labels = jnp.array([0, 1, 5, 20, 100])
     keys = jax.random.split(jax.random.key(4), runs)
-    samples = jax.vmap(lambda key: sample(sampler, key, k, labels, unique=unique))(keys)
+    samples = jax.vmap(lambda key: draw_samples(sampler, key, k, labels, unique=unique))(keys)
     stated = np.exp(np.asarray(samples.labels_log_expected_count)).mean(0)
     counts = (np.asarray(samples.ids)[:, :, None] == np.asarray(labels)).sum(1)
     error = counts.std(0) / np.sqrt(runs)
@@ -129,17 +136,17 @@ def test_expected_counts_are_what_is_drawn(unique):
 def test_log_expected_counts_follow_their_formula():
     labels = jnp.array([0, 17, 999])
     p = np.exp(np.asarray(LogUniform(1000).log_probability(labels), np.float64))
-    unique = sample(LogUniform(1000), jax.random.key(0), 64, labels)
+    unique = draw_samples(LogUniform(1000), jax.random.key(0), 64, labels)
     expected = np.log(1 - (1 - p) ** float(unique.tries))
     # float32 near a log of 0 keeps an absolute error of eps
     np.testing.assert_allclose(unique.labels_log_expected_count, expected, rtol=1e-5, atol=1.2e-7)
-    repeated = sample(LogUniform(1000), jax.random.key(0), 64, labels, unique=False)
+    repeated = draw_samples(LogUniform(1000), jax.random.key(0), 64, labels, unique=False)
     np.testing.assert_allclose(repeated.labels_log_expected_count, np.log(64 * p), rtol=1e-5)
     assert repeated.tries == 64
 
 
 def test_every_class_is_expected_once_when_all_are_drawn():
-    samples = sample(LogUniform(50), jax.random.key(0), 50, jnp.array([3]))
+    samples = draw_samples(LogUniform(50), jax.random.key(0), 50, jnp.array([3]))
     assert sorted(samples.ids.tolist()) == list(range(50))
     assert not samples.log_expected_count.any()
     assert not samples.labels_log_expected_count.any()
@@ -148,7 +155,7 @@ def test_every_class_is_expected_once_when_all_are_drawn():
 def test_a_distribution_that_hardly_repeats_still_ends():
     counts = np.ones(1000)
     counts[7] = 1e9
-    samples = sample(Unigram.from_counts(counts), jax.random.key(0), 20, jnp.array([7]))
+    samples = draw_samples(Unigram.from_counts(counts), jax.random.key(0), 20, jnp.array([7]))
     assert len(set(samples.ids.tolist())) == 20
     assert samples.tries > 1e6  # what plain rejection would have taken
 
@@ -156,7 +163,7 @@ def test_a_distribution_that_hardly_repeats_still_ends():
 @pytest.mark.smoke
 def test_per_token_samples_have_their_own_ids():
     labels = jnp.arange(6).reshape(2, 3)
-    samples = sample(LogUniform(500), jax.random.key(0), 8, labels, per_token=True)
+    samples = draw_samples(LogUniform(500), jax.random.key(0), 8, labels, per_token=True)
     assert samples.ids.shape == samples.log_expected_count.shape == (2, 3, 8)
     assert samples.tries.shape == samples.labels_log_expected_count.shape == (2, 3)
     assert len({tuple(row) for row in samples.ids.reshape(-1, 8).tolist()}) > 1
@@ -184,11 +191,11 @@ def test_learned_unigram_stops_before_int32_overflows():
 def test_in_batch_samples_count_a_class_once():
     labels = jnp.array([[4, 2], [4, 4]])
     p = jnp.array([[0.3, 0.1], [0.3, 0.3]])
-    unique = in_batch(labels, jnp.log(p))
+    unique = in_batch_samples(labels, jnp.log(p))
     np.testing.assert_allclose(
         jnp.exp(unique.log_expected_count), [1 - 0.7**4, 1 - 0.9**4, np.inf, np.inf], rtol=1e-5
     )
-    repeated = in_batch(labels, jnp.log(p), unique=False)
+    repeated = in_batch_samples(labels, jnp.log(p), unique=False)
     np.testing.assert_allclose(
         jnp.exp(repeated.log_expected_count), [1.2, 0.4, 1.2, 1.2], rtol=1e-5
     )

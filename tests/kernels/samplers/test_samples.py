@@ -12,8 +12,8 @@ from jaxnets.kernels import (
     Samples,
     Uniform,
     Unigram,
-    in_batch,
-    sample,
+    draw_samples,
+    in_batch_samples,
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.samplers import without_replacement
@@ -43,9 +43,9 @@ def test_keys_of_any_implementation(implementation, per_token):
     labels = jnp.zeros(runs, jnp.int32)
     key = jax.random.key(7, impl=implementation)
     if per_token:
-        samples = sample(sampler, key, 2, labels, per_token=True)
+        samples = draw_samples(sampler, key, 2, labels, per_token=True)
     else:
-        samples = jax.vmap(lambda key: sample(sampler, key, 2, labels[0]))(
+        samples = jax.vmap(lambda key: draw_samples(sampler, key, 2, labels[0]))(
             jax.random.split(key, runs)
         )
     ids, tries = np.asarray(samples.ids), np.asarray(samples.tries, np.float64)
@@ -60,7 +60,7 @@ def test_keys_of_any_implementation(implementation, per_token):
 
 def test_keys_of_the_old_style():
     old, new = (
-        sample(Uniform(9), make(0), 3, [1]) for make in (jax.random.PRNGKey, jax.random.key)
+        draw_samples(Uniform(9), make(0), 3, [1]) for make in (jax.random.PRNGKey, jax.random.key)
     )
     jax.tree.map(np.testing.assert_array_equal, old, new)
 
@@ -88,7 +88,7 @@ def test_labels_of_any_integer_type(x64, dtype, jitted):
         actual = (jax.jit(counts) if jitted else counts)(labels.astype(dtype))
         assert actual.dtype == jnp.float32
         np.testing.assert_array_equal(actual, counts(labels))
-        assert np.isneginf(actual[2]) == (sampler.vocab == 9)
+        assert np.isneginf(actual[2]) == (sampler.vocab_size == 9)
     grown = LearnedUnigram.create(200).update(labels.astype(dtype))
     np.testing.assert_allclose(grown.log_probability([100, 156]), np.log([2 / 203, 1 / 203]))
 
@@ -102,20 +102,20 @@ def test_ids_that_are_no_classes_are_never_drawn(sampler):
 @pytest.mark.usefixtures("users_checks")
 def test_arguments():
     key = jax.random.key(0)
-    assert sample(Uniform(np.int64(9)), key, np.int32(3), [1]).ids.shape == (3,)
-    assert type(Uniform(np.int64(9)).vocab) is int
+    assert draw_samples(Uniform(np.int64(9)), key, np.int32(3), [1]).ids.shape == (3,)
+    assert type(Uniform(np.int64(9)).vocab_size) is int
     for number in (2.0, True, "2"):
         with pytest.raises(TypeError, match="num_sampled must be an integer"):
-            sample(Uniform(9), key, number, [1])
+            draw_samples(Uniform(9), key, number, [1])
         for make in (Uniform, LogUniform, LearnedUnigram.create):
-            with pytest.raises(TypeError, match="vocab must be an integer"):
+            with pytest.raises(TypeError, match="vocab_size must be an integer"):
                 make(number)
     with pytest.raises(TypeError, match=r"Unigram\.from_counts\(counts\)"):
         Unigram(jnp.ones(3))
-    with pytest.raises(TypeError, match=r"LearnedUnigram\.create\(vocab\)"):
+    with pytest.raises(TypeError, match=r"LearnedUnigram\.create\(vocab_size\)"):
         LearnedUnigram(1000)
     with pytest.raises(TypeError, match="sampler must be a sampler"):
-        sample(Uniform, key, 3, [1])
+        draw_samples(Uniform, key, 3, [1])
     for power in (-1, np.nan, np.inf):
         with pytest.raises(ValueError, match="power must be finite and at least 0"):
             Unigram.from_counts([1, 2], power)
@@ -123,7 +123,7 @@ def test_arguments():
         jax.jit(Unigram.from_counts)(jnp.ones(3))
     assert Unigram.from_counts([1e300, 1e300], 2).support == 2
     with pytest.raises(TypeError, match="samples must be Samples"):
-        sampled_softmax_cross_entropy(jnp.ones((1, 2)), jnp.ones((9, 2)), None, [1], [1, 2])
+        sampled_softmax_cross_entropy(jnp.ones((1, 2)), jnp.ones((9, 2)), [1], [1, 2])
 
 
 def test_samplers_compare_and_hash():
@@ -158,7 +158,7 @@ def test_strict_modes_of_samplers(strict_mode):
     labels, key = jnp.array([[1, -100], [3, 5]]), jax.random.key(0)
 
     def draws(sampler, **options):
-        return lambda key: sample(sampler, key, 3, labels, **options)
+        return lambda key: draw_samples(sampler, key, 3, labels, **options)
 
     for sampler in SAMPLERS:
         jax.eval_shape(draws(sampler), key)  # ranks and types show while tracing
@@ -176,7 +176,7 @@ def test_candidates_of_the_user():
     samples = Samples.from_candidates(ids, labels, mask=[[1, 1, 1], [1, 0, 0]])
     assert samples.tries.tolist() == [3, 1]
     value, derived = jax.value_and_grad(sampled_softmax_cross_entropy, (0, 1))(
-        hidden, weight, None, labels, samples
+        hidden, weight, labels, samples
     )
 
     def plain(hidden, weight):
@@ -188,7 +188,7 @@ def test_candidates_of_the_user():
     expected, wanted = jax.jit(jax.value_and_grad(plain, (0, 1)))(hidden, weight)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=1e-6), derived, wanted)
-    drawn = sample(LogUniform(10), jax.random.key(0), 4, labels)
+    drawn = draw_samples(LogUniform(10), jax.random.key(0), 4, labels)
     same = Samples.from_candidates(
         drawn.ids,
         labels,
@@ -217,6 +217,6 @@ def test_candidates_of_the_user_must_fit():
 
 
 def test_in_batch_takes_lists_and_numpy():
-    a = in_batch([1, 2, 1], np.array([-1.0, -2.0, -1.0]))
-    b = in_batch(jnp.array([1, 2, 1], jnp.uint8), jnp.array([-1.0, -2.0, -1.0]))
+    a = in_batch_samples([1, 2, 1], np.array([-1.0, -2.0, -1.0]))
+    b = in_batch_samples(jnp.array([1, 2, 1], jnp.uint8), jnp.array([-1.0, -2.0, -1.0]))
     jax.tree.map(np.testing.assert_array_equal, a, b)

@@ -1,0 +1,75 @@
+"""What the exact loss is given beside its arrays: checked at its door."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.kernels import dispatch
+from jaxnets.kernels.checks import as_number, is_known
+from jaxnets.kernels.linear_softmax.tiles import Options, check_tiles, default_tiles
+
+
+def check_options(
+    label_smoothing: Any, z_loss: Any, soft_cap: Any, tiles: Any, features_first: bool
+) -> Options:
+    """The options, each in its range: they are static, so plain numbers."""
+    smoothing, z_loss = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], got {smoothing}")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be at least 0, got {z_loss}")
+    if soft_cap is not None:
+        soft_cap = as_number("soft_cap", soft_cap)
+        if not 0 < soft_cap < math.inf:
+            raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
+    tiles = check_tiles(tiles, default_tiles(dispatch.target().platform))
+    return Options(
+        smoothing, z_loss, soft_cap, tiles.token_tile, tiles.vocab_tile, bool(features_first)
+    )
+
+
+def check_temperature(temperature: Any, shape: tuple[int, ...], kept: Any) -> jax.Array | None:
+    """``temperature``, [] or of ``shape``, as an array; None where it is the number 1.
+
+    Raises unless it is above 0 where that is known; of one a token, where ``kept`` [...] (or
+    nothing is raised, if it is None).
+    """
+    if isinstance(temperature, float | int) and temperature == 1:
+        return None
+    try:
+        temperature = jnp.asarray(temperature)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"temperature must be a number or one a token, got {temperature!r}"
+        ) from None
+    if jnp.iscomplexobj(temperature):
+        raise TypeError(f"temperature must be real, got dtype {temperature.dtype}")
+    if temperature.shape not in ((), shape):
+        raise ValueError(
+            f"temperature must be one number for all tokens or one a token, shape {shape}, got "
+            f"shape {temperature.shape}"
+        )
+    if not jnp.issubdtype(temperature.dtype, jnp.floating):
+        temperature = temperature.astype(jnp.float32)
+    if is_known(temperature) and (temperature.ndim == 0 or kept is not None):
+        values = np.asarray(temperature, np.float64)
+        wrong = ~((values > 0) & (values < math.inf))
+        wrong &= kept if values.ndim else True
+        if wrong.any():
+            raise ValueError(f"temperature must be above 0, got {values[wrong].flat[0]}")
+    return temperature
+
+
+def known_as_kept(
+    labels: jax.Array, ignore_index: int | None, token_weights: jax.Array | None
+) -> np.ndarray | None:
+    """Which tokens are not left out, [...] bool; None where the values are not known."""
+    if not is_known(labels) or not is_known(token_weights):
+        return None
+    kept = np.ones(labels.shape, bool) if token_weights is None else np.asarray(token_weights) != 0
+    return kept if ignore_index is None else kept & (np.asarray(labels) != ignore_index)
