@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from jaxnets.kernels import meshes
-from jaxnets.kernels.checks import as_floats, as_integers
-from jaxnets.kernels.losses import check_ignore_index, check_weights, in_range
+from jaxnets.kernels.checks import as_floats, as_integers, in_range
+from jaxnets.kernels.losses import check_ignore_index, check_weights
 
 _ARGUMENTS = ("hidden", "weight", "labels")
 

@@ -75,6 +75,11 @@ def holds_tracers(values: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
+def in_range(ids: Any, end: Any, lowest: int = 0) -> Any:
+    """Which of ``ids``, an array, lie in [lowest, end)."""
+    return (ids >= lowest) & (ids < end)
+
+
 def check_range(
     name: str, ids: Any, lowest: int, end: int, axes: str, *, except_for: Any = None
 ) -> None:
@@ -91,7 +96,7 @@ def check_range(
     if not is_known(ids) or not (except_for is None or is_known(except_for)):
         return
     values = np.asarray(ids)
-    wrong = (values < lowest) | (values >= end)
+    wrong = ~in_range(values, end, lowest)
     if except_for is not None:
         wrong &= ~np.broadcast_to(np.asarray(except_for), values.shape)
     if wrong.any():

@@ -14,6 +14,7 @@ from jaxnets.kernels.checks import (
     as_int,
     as_integers,
     holds_tracers,
+    in_range,
     is_known,
 )
 
@@ -103,7 +104,7 @@ def check_labels(
     if not is_known(labels) or not is_known(token_weights):
         return labels
     values = np.asarray(labels)
-    wrong = (values < 0) | (values >= vocab_size)
+    wrong = ~in_range(values, vocab_size)
     if ignore_index is not None:
         wrong &= values != ignore_index
     if token_weights is not None:
@@ -152,11 +153,6 @@ def safe_ids(ids: jax.Array, vocab_size: int) -> jax.Array:
     bounds instead, so that ``mode="fill"`` gives NaN and ``mode="drop"`` drops it.
     """
     return jnp.where(in_range(ids, vocab_size), ids, vocab_size).astype(jnp.int32)
-
-
-def in_range(ids: jax.Array, size: Any) -> jax.Array:
-    """Which ``ids`` lie in [0, size)."""
-    return (ids >= 0) & (ids < size)
 
 
 def read_rows(table: jax.Array, ids: jax.Array, features_first: bool = False) -> jax.Array:

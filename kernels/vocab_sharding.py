@@ -13,6 +13,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxnets.kernels.checks import in_range
+
 
 class VocabSharding(NamedTuple):
     """Classes split over one or more axes of a mesh, tokens over others.
@@ -133,7 +135,7 @@ class VocabSharding(NamedTuple):
         What is another's becomes ``size``, out of bounds.
         """
         local = ids - self.start(size)
-        own = (local >= 0) & (local < size)
+        own = in_range(local, size)
         return jnp.where(own, local, size).astype(jnp.int32), own
 
     def start(self, size: int) -> jax.Array | int:

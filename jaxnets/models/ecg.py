@@ -156,7 +156,7 @@ def _nan_if_out_of_range(values: jax.Array, lengths: jax.Array, time: int) -> ja
     """``values [batch, ...]``, NaN where only under ``jit`` a row's length is out of range."""
     if checks.is_known(lengths):
         return values
-    wrong = (lengths < 0) | (lengths > time)
+    wrong = ~checks.in_range(lengths, time + 1)
     return jnp.where(jnp.expand_dims(wrong, range(1, values.ndim)), jnp.nan, values)
 
 

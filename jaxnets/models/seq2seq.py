@@ -218,7 +218,7 @@ def _targets(target, lengths) -> tuple[jax.Array, jax.Array, jax.Array]:
     steps = jnp.arange(1, time)[None]
     weights = (steps < lengths[:, None]).astype(jnp.float32)
     if not checks.is_known(lengths):
-        wrong = (lengths < 0) | (lengths > time)
+        wrong = ~checks.in_range(lengths, time + 1)
         weights = jnp.where(wrong[:, None], jnp.nan, weights)
     return target[:, :-1], target[:, 1:], weights
 

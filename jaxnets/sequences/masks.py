@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int32, Integer, Num, Shaped
 
-from jaxnets.kernels.checks import as_floats, as_int, as_integers, as_sizes, check_range, is_known
+from jaxnets.kernels.checks import (
+    as_floats,
+    as_int,
+    as_integers,
+    as_sizes,
+    check_range,
+    in_range,
+    is_known,
+)
 
 
 def length_mask(
@@ -76,7 +84,7 @@ def last_step(
     taken = jnp.where(index == 0, 0, taken)
     if not is_known(whole):
         # The root of -1 is NaN; a constant NaN alarms jax_debug_nans even where it is not used.
-        fine = (index >= 0) & (index <= time)
+        fine = in_range(index, time + 1)
         taken *= jnp.sqrt(jnp.where(fine, 1.0, -1.0)).astype(array.dtype)
     return taken.squeeze(axis)
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
@@ -29,7 +30,6 @@ from jaxnets.kernels.linear_softmax.tiles import (
     tile_count,
     vocab_tile,
 )
-from jaxnets.kernels.losses import in_range
 from jaxnets.kernels.numerics import matmul
 from jaxnets.kernels.pallas.fused_matmul import Inputs, PallasOptions, Reduced, Tile, fused_matmul
 from jaxnets.kernels.pallas.log_sum_exp import combine_tiles, tile_log_sum_exp

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
+from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.sharded import (
     classes_of_all,
     log_sum_exp_of_all,
@@ -27,7 +28,6 @@ from jaxnets.kernels.linear_softmax.sharded import (
     specs,
 )
 from jaxnets.kernels.linear_softmax.tiles import Options
-from jaxnets.kernels.losses import in_range
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.per_token import (
     losses_without_smoothing,
     mark_bad_labels,
@@ -47,7 +48,6 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
-from jaxnets.kernels.losses import in_range
 from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
@@ -21,7 +22,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     token_tiles,
     vocab_tile,
 )
-from jaxnets.kernels.losses import in_range, safe_ids
+from jaxnets.kernels.losses import safe_ids
 from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum, matmul
 
 # Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by

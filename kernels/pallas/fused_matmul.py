@@ -29,7 +29,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu, triton
 
 from jaxnets.kernels.dispatch import Choice, Target
-from jaxnets.kernels.numerics import result_dtype
+from jaxnets.kernels.numerics import matmul, result_dtype
 
 _GROUP = 8  # row tiles that run side by side on a GPU
 
@@ -125,7 +125,7 @@ def reference(
 ) -> Sequence[jax.Array]:
     """The same as one tile in plain JAX."""
     left = left if left_ids is None else left[left_ids]
-    product = jnp.matmul(left, right.T, preferred_element_type=jnp.float32)
+    product = matmul(left, right, (1, 1))
     results = epilogue(
         product, jnp.arange(left.shape[0])[:, None], [a[:, None] for a in inputs.rows],
         [a[None] for a in inputs.columns], list(inputs.tiles),
@@ -166,7 +166,7 @@ def _mosaic(
         if depth % block_depth:  # what stands behind the end may be anything
             inside = step * block_depth + lax.broadcasted_iota(jnp.int32, (1, block_depth), 1)
             a, b = (jnp.where(inside < depth, x, jnp.zeros_like(x)) for x in (a, b))
-        total[...] += _dot(a, b)
+        total[...] += matmul(a, b, (1, 1))
 
         @pl.when(step == grid[2] - 1)
         def _():
@@ -261,7 +261,7 @@ def _triton(
                 mask=column_inside[:, None] & inside,
                 other=0.0,
             )
-            return total + _dot(a, b)
+            return total + matmul(a, b, (1, 1))
 
         total = lax.fori_loop(
             0,
@@ -312,10 +312,6 @@ def _grouped(program: jax.Array, row_tiles: int, column_tiles: int) -> tuple[jax
     first = program // in_group * _GROUP
     height = jnp.minimum(row_tiles - first, _GROUP)
     return first + program % in_group % height, program % in_group // height
-
-
-def _dot(a: jax.Array, b: jax.Array) -> jax.Array:
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _cost(rows: int, columns: int, depth: int, dtype: Any) -> pl.CostEstimate:

@@ -13,7 +13,6 @@ from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.pointwise.checks import optional_floats
 
 
-@jax.named_scope("fold_batch_norm")
 class FoldedBatchNorm(NamedTuple):
     """What :func:`fold_batch_norm` returns: of the one layer in place of the two.
 
@@ -32,6 +31,7 @@ class FoldedBatchNorm(NamedTuple):
     bias: jax.Array
 
 
+@jax.named_scope("fold_batch_norm")
 def fold_batch_norm(
     kernel: Float[ArrayLike, "*window out"],
     bias: Float[ArrayLike, " out"] | None,

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.checks import in_range
+
 
 class Given(NamedTuple):
     """What the caller gave, at most one of them; ``None`` where there is none."""
@@ -39,7 +41,7 @@ class Padding(NamedTuple):
 def padding_of(given: Given, time: int, *, reverse: bool) -> Padding:
     """How ``given`` is run."""
     if given.lengths is not None:
-        wrong = (given.lengths < 0) | (given.lengths > time)
+        wrong = ~in_range(given.lengths, time + 1)
         lengths = jnp.where(wrong, time, given.lengths)
         given = Given(lengths)
         valid = steps_that_count(given, (lengths.shape[0], time), 1)

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 
 def gate_forward(
@@ -47,12 +46,6 @@ def take_optional(
     keep_ref = None if keep is None else refs.pop(0)
     mask_ref = None if mask is None else refs.pop(0)
     return keep_ref, mask_ref, refs
-
-
-def dot(a: jax.Array, b: jax.Array, contract: int) -> jax.Array:
-    """``a @ b`` (contract 0) or ``a @ b.T`` (1), accumulated in float32."""
-    dimensions = (((1,), (contract,)), ((), ()))
-    return lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def forward_shapes(x_gates: jax.Array) -> list[jax.ShapeDtypeStruct]:

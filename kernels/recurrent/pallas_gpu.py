@@ -17,9 +17,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from jaxnets.kernels.numerics import matmul
 from jaxnets.kernels.recurrent.pallas_gates import (
     backward_shapes,
-    dot,
     forward_shapes,
     gate_backward,
     gate_forward,
@@ -63,7 +63,7 @@ def forward(
             seen = start_h if seen_of_h is None else start_h * seen_of_h
             seen = seen.astype(x_ref.dtype)
             x_gates = _load_gates(x_ref, t, rows, whole, hidden)
-            sums = [x + dot(seen, u, 0) for x, u in zip(x_gates, kernels, strict=True)]
+            sums = [x + matmul(seen, u, (1, 0)) for x, u in zip(x_gates, kernels, strict=True)]
             gates, new_c, new_h = gate_forward(sums, start_c)
             for n, gate in enumerate(gates):
                 place = gates_ref.at[t, rows, _gate(n, hidden)]
@@ -123,7 +123,7 @@ def backward(
                 d_sum = jnp.where(valid, d_sum, 0.0).astype(d_gates_ref.dtype)
                 place = d_gates_ref.at[t, rows, _gate(n, hidden)]
                 triton.store(place, d_sum, mask=whole)
-                new_dh += dot(d_sum, kernels[n], 1)
+                new_dh += matmul(d_sum, kernels[n], (1, 1))
             if seen_of_h is not None:
                 new_dh = new_dh * seen_of_h
             if keep_ref is not None:

@@ -16,9 +16,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 
+from jaxnets.kernels.numerics import matmul
 from jaxnets.kernels.recurrent.pallas_gates import (
     backward_shapes,
-    dot,
     forward_shapes,
     gate_backward,
     gate_forward,
@@ -71,7 +71,7 @@ def forward(
             if keep_ref is not None:
                 start_c, start_h = c * keep_ref[n], h * keep_ref[n]
             seen = start_h if mask_ref is None else start_h * mask_ref[...]
-            h_gates = dot(seen.astype(kernel_ref.dtype), kernel_ref[...], 0)
+            h_gates = matmul(seen.astype(kernel_ref.dtype), kernel_ref[...], (1, 0))
             sums = x_ref[n].astype(jnp.float32) + h_gates
             gates, new_c, new_h = gate_forward(jnp.split(sums, 4, axis=1), start_c)
             out_ref[n] = jnp.where(valid, new_h, 0).astype(out_ref.dtype)
@@ -134,7 +134,7 @@ def backward(
             d_sums, new_dc = gate_backward(parts, before_ref[n], dc, d_hidden)
             d_step = jnp.where(valid, jnp.concatenate(d_sums, axis=1), 0).astype(d_gates_ref.dtype)
             d_gates_ref[n] = d_step
-            new_dh = dot(d_step.astype(kernel_ref.dtype), kernel_ref[...], 1)
+            new_dh = matmul(d_step.astype(kernel_ref.dtype), kernel_ref[...], (1, 1))
             if mask_ref is not None:
                 new_dh = new_dh * mask_ref[...]
             if keep_ref is not None:

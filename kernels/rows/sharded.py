@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxnets.kernels.losses import in_range
+from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.rows.distinct import distinct_ids, spoil_fillers
 from jaxnets.kernels.rows.rows import SparseRows
 from jaxnets.kernels.vocab_sharding import VocabSharding

@@ -26,5 +26,5 @@ def as_vocab_size(vocab_size: int, largest: int = checks.INT32_MAX) -> int:
 def where_class(ids: Any, vocab_size: int, log_p: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """``log_p`` of float32 ids, -inf outside [0, vocab_size)."""
     ids = checks.as_integers("ids", ids)
-    inside = (ids >= 0) & (ids < vocab_size)
+    inside = checks.in_range(ids, vocab_size)
     return jnp.where(inside, log_p(jnp.where(inside, ids, 0).astype(jnp.float32)), -jnp.inf)
