@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
@@ -63,6 +64,7 @@ def sharded_update(
       tables: of arrays [vocab, ...].
 
     Raises:
+      TypeError: gradients that are not rows.
       ValueError: gradients of another tree than the tables, or rows of another shape.
 
     Example:
@@ -77,6 +79,9 @@ def sharded_update(
       >>> table[:, 0].tolist()
       [1.0, 0.5, 1.0, 0.5]
     """
+    for leaf in jax.tree.leaves(gradients, is_leaf=is_rows):
+        if not is_rows(leaf):
+            raise TypeError(f"gradients must be SparseRows for each table, got {jnp.shape(leaf)}")
 
     def on_device(gradients, state, tables):
         local = jax.tree.map(

@@ -367,6 +367,15 @@ def test_tokens_left_out_leave_no_trace(loss):
     close(jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(bad_hidden, weight, bias), wanted)
 
 
+def test_a_dense_gradient_is_no_rows():
+    sharding, table = SHARDINGS["vocab only"](make_mesh()), jnp.ones((8, 2))
+    state = optim.sharded_init(sharding, optim.sgd(0.1), table)
+    with pytest.raises(
+        TypeError, match=r"must be SparseRows for each table, got \(8, 2\)"
+    ):
+        optim.sharded_update(sharding, optim.sgd(0.1), table, state, table)
+
+
 def test_a_mesh_is_no_sharding(users_checks):
     mesh, (hidden, weight, _, labels) = make_mesh(), problem()
     for function in (
