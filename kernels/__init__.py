@@ -3,6 +3,7 @@
 from jaxnets.kernels.checked import checked_loss
 from jaxnets.kernels.dispatch import compiling_for, explain
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
+from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
 from jaxnets.kernels.linear_softmax.tiles import Tiles
 from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
 from jaxnets.kernels.losses import LossAndLogSumExp
@@ -39,6 +40,7 @@ __all__ = [
     "LSTMParameters",
     "LayerNorm",
     "LearnedUnigram",
+    "LogProbs",
     "LogUniform",
     "LossAndLogSumExp",
     "Recurrence",
@@ -61,6 +63,7 @@ __all__ = [
     "gru",
     "in_batch_samples",
     "in_batch_softmax_cross_entropy",
+    "linear_log_probs",
     "linear_softmax_cross_entropy",
     "linear_top_k",
     "lstm",

@@ -23,8 +23,9 @@ from jaxnets.kernels import dispatch
 from jaxnets.kernels.linear_softmax.checks import check_options, check_temperature, known_as_kept
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
+from jaxnets.kernels.linear_softmax.projection import divided
 from jaxnets.kernels.linear_softmax.sharded import specs
-from jaxnets.kernels.linear_softmax.tiles import Options, Tiles, is_in
+from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
 from jaxnets.kernels.linear_softmax.xla_one_pass import weighted_sum
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
 from jaxnets.kernels.losses import (
@@ -217,7 +218,7 @@ def _loss(
     if temperature is not None:
         if temperature.ndim:
             (temperature,) = sharding.place_tokens(temperature)
-        hidden, weight, bias = _divide(options, hidden, weight, bias, temperature, kept)
+        hidden, weight, bias = divided(options, hidden, weight, bias, temperature, kept)
     if bias is None:
         bias = sharding.place(jnp.zeros(vocab_size, accumulator), classes)
 
@@ -238,35 +239,3 @@ def _loss(
     if kept is not None:
         log_sum_exp = jnp.where(kept == 0, 0, log_sum_exp)
     return LossAndLogSumExp(loss, log_sum_exp) if return_log_sum_exp else loss
-
-
-def _divide(
-    options: Options,
-    hidden: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array | None,
-    temperature: jax.Array,
-    kept: jax.Array | None,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """A projection whose logits are those of the given one divided by ``temperature``."""
-    accumulator = accumulator_dtype(hidden, weight)
-    temperature = temperature.astype(accumulator)
-    if temperature.ndim and kept is not None:
-        temperature = jnp.where(kept == 0, 1, temperature)
-    # What is no temperature is NaN, where it is found out only now.
-    scale = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
-    wide = hidden.astype(accumulator) * (scale[..., None] if scale.ndim else scale)
-    # float16 ends at 65,504, which what is divided by a small temperature may pass.
-    narrow = accumulator if hidden.dtype == jnp.float16 else hidden.dtype
-    if bias is None:
-        return wide.astype(narrow), weight, None
-    inside = is_in(bias)  # the others stay as they are: 0 times inf would be their gradient
-    bias = jnp.where(inside, bias, 0).astype(accumulator)
-    if temperature.ndim == 0:
-        return wide.astype(narrow), weight, jnp.where(inside, bias * scale, -jnp.inf)
-    # Of a temperature for each token a bias makes no vector any more, but one more feature.
-    wide = jnp.concatenate([wide, scale[..., None]], -1)
-    axis = 1 - options.vocab_axis
-    column = jnp.expand_dims(bias, axis)
-    weight = jnp.concatenate([weight.astype(accumulator), column], axis)
-    return wide, weight, jnp.where(inside, jnp.zeros_like(bias), -jnp.inf)

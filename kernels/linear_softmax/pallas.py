@@ -111,7 +111,9 @@ class FusedEngine(NamedTuple):
                 self.call,
                 tile.weight.T if options.features_first else tile.weight,
                 hidden,
-                Inputs([tile.bias, _fresh(tile).astype(_FLOAT32)], [here, log_sum_exp, *factors]),
+                Inputs(
+                    [tile.bias, _fresh(tile).astype(_FLOAT32)], [here, log_sum_exp, *factors[:3]]
+                ),
                 epilogue=partial(tile_gradient, options.soft_cap),
                 outputs=(Tile(hidden.dtype),),
                 name="softmax_gradient",

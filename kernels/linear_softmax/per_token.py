@@ -45,6 +45,7 @@ class Factors(NamedTuple):
     softmax: jax.Array
     uniform: jax.Array
     label: jax.Array
+    entropy: jax.Array | None = None  # of ``-p log p``; on XLA only
 
 
 @runtime_checkable

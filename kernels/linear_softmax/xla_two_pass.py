@@ -102,8 +102,9 @@ def _gradient(
     tokens, vocab_size = hidden.shape[0], bias.shape[0]
     dtype = accumulator_dtype(hidden, weight)
     size = min(_TOKENS, tokens)
-    arrays = hidden, factors.softmax, factors.uniform
-    tiles = (token_tiles(log_sum_exp, size, jnp.inf), *(token_tiles(x, size) for x in arrays))
+    hidden_tiles = token_tiles(hidden, size)
+    numbers = jax.tree.map(lambda x: token_tiles(x, size), factors)
+    tiles = (token_tiles(log_sum_exp, size, jnp.inf), hidden_tiles, numbers)
 
     def over_vocab(index, gradients):
         hidden_gradient, weight_gradient, bias_gradient = gradients
@@ -111,11 +112,15 @@ def _gradient(
 
         def over_tokens(tile_gradients, xs):
             weight_rows, bias_rows = tile_gradients
-            (log_sum_exp, hidden, softmax_factor, uniform), hidden_gradient = xs
+            (log_sum_exp, hidden, factors), hidden_gradient = xs
             logits, slope = tile_logits(hidden, tile, options)
-            gradient = softmax_factor[:, None] * jnp.exp(logits - log_sum_exp[:, None])
+            log_p = logits - log_sum_exp[:, None]
+            p = jnp.exp(log_p)
+            gradient = factors.softmax[:, None] * p
+            if factors.entropy is not None:
+                gradient -= factors.entropy[:, None] * jnp.where(p == 0, 0, p * log_p)
             if options.label_smoothing:
-                gradient -= jnp.where(tile.inside[None], uniform[:, None], 0)
+                gradient -= jnp.where(tile.inside[None], factors.uniform[:, None], 0)
             if slope is not None:
                 gradient *= slope
             if tile.fresh is not None:
@@ -142,7 +147,7 @@ def _gradient(
         tile_count(vocab_size, options),
         over_vocab,
         (
-            jnp.zeros(tiles[1].shape, dtype),
+            jnp.zeros(hidden_tiles.shape, dtype),
             jnp.zeros(weight.shape, dtype),
             jnp.zeros(bias.shape, dtype),
         ),

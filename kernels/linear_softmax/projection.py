@@ -1,0 +1,41 @@
+"""The projection whose logits are those of a given one divided by a temperature."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxnets.kernels.linear_softmax.tiles import Options, is_in
+from jaxnets.kernels.numerics import accumulator_dtype
+
+
+def divided(
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    temperature: jax.Array,
+    kept: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """A projection whose logits are those of the given one divided by ``temperature``."""
+    accumulator = accumulator_dtype(hidden, weight)
+    temperature = temperature.astype(accumulator)
+    if temperature.ndim and kept is not None:
+        temperature = jnp.where(kept == 0, 1, temperature)
+    # What is no temperature is NaN, where it is found out only now.
+    scale = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
+    wide = hidden.astype(accumulator) * (scale[..., None] if scale.ndim else scale)
+    # float16 ends at 65,504, which what is divided by a small temperature may pass.
+    narrow = accumulator if hidden.dtype == jnp.float16 else hidden.dtype
+    if bias is None:
+        return wide.astype(narrow), weight, None
+    inside = is_in(bias)  # the others stay as they are: 0 times inf would be their gradient
+    bias = jnp.where(inside, bias, 0).astype(accumulator)
+    if temperature.ndim == 0:
+        return wide.astype(narrow), weight, jnp.where(inside, bias * scale, -jnp.inf)
+    # Of a temperature for each token a bias makes no vector any more, but one more feature.
+    wide = jnp.concatenate([wide, scale[..., None]], -1)
+    axis = 1 - options.vocab_axis
+    column = jnp.expand_dims(bias, axis)
+    weight = jnp.concatenate([weight.astype(accumulator), column], axis)
+    return wide, weight, jnp.where(inside, jnp.zeros_like(bias), -jnp.inf)

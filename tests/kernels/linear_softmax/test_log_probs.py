@@ -1,0 +1,194 @@
+"""Log-probabilities, entropies and their gradients, against whole logits in float64."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.test_util import check_grads
+
+from jaxnets.kernels import Tiles, VocabSharding, linear_log_probs, linear_softmax_cross_entropy
+
+TOKENS, FEATURES, VOCAB = (2, 5), 4, 23
+OPTIONS = [{}, {"temperature": 0.6}, {"soft_cap": 2.0, "temperature": "each"}]
+
+
+def problem(vocab_size=VOCAB):
+    keys = jax.random.split(jax.random.key(0), 4)
+    return (
+        jax.random.normal(keys[0], (*TOKENS, FEATURES)),
+        jax.random.normal(keys[1], (vocab_size, FEATURES)),
+        jax.random.normal(keys[2], (vocab_size,)),
+        jax.random.randint(keys[3], TOKENS, 0, vocab_size),
+    )
+
+
+def plain(hidden, weight, bias, labels, *, soft_cap=None, temperature=1.0):
+    inside = ~jnp.isneginf(bias)
+    logits = hidden @ weight.T + jnp.where(inside, bias, 0)
+    logits = logits / jnp.asarray(temperature)[..., None]
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    logits = jnp.where(inside, logits, -jnp.inf)
+    log_p = jax.nn.log_softmax(logits)
+    entropy = -jnp.where(inside, jnp.exp(log_p) * jnp.where(inside, log_p, 0), 0).sum(-1)
+    log_sum_exp = jax.nn.logsumexp(logits, -1)
+    log_prob = jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
+    return log_prob, entropy, log_sum_exp, logits.argmax(-1)
+
+
+def mixed(results):
+    """Each number of the first three by a weight of its own."""
+    waves = jnp.sin(jnp.arange(3 * results[0].size)).reshape(3, *results[0].shape)
+    return sum((wave * result).sum() for wave, result in zip(waves, results[:3], strict=True))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_values_and_gradients(x64, options, features_first):
+    hidden, weight, bias, labels = problem()
+    bias = bias.at[:7].set(-jnp.inf).at[20].set(-jnp.inf)  # the first tile of classes, and one more
+    labels = 7 + labels % 13
+    each = jnp.linspace(0.5, 2.0, labels.size).reshape(labels.shape)
+    tiles = Tiles(token_tile=3, vocab_tile=7)
+
+    def ours(hidden, weight, bias, temperature):
+        given = {**options, "temperature": temperature}
+        table = weight.T if features_first else weight
+        return linear_log_probs(
+            hidden, table, labels, bias=bias, features_first=features_first, tiles=tiles, **given
+        )
+
+    def theirs(hidden, weight, bias, temperature):
+        given = {**options, "temperature": temperature}
+        return plain(hidden, weight, bias, labels, **given)
+
+    scale = options.get("temperature", 1.0)
+    arrays = hidden, weight, bias, each if scale == "each" else jnp.asarray(scale)
+    found, wanted = ours(*arrays), theirs(*arrays)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    where = (0, 1, 2, 3)
+    got = jax.jit(jax.grad(lambda *a: mixed(ours(*a)), where))(*arrays)
+    expected = jax.jit(jax.grad(lambda *a: mixed(theirs(*a)), where))(*arrays)
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11)
+
+
+def test_gradients_numerically(x64):
+    hidden, weight, bias, labels = problem(7)
+
+    def found(hidden, weight, bias):
+        tiles = Tiles(vocab_tile=3)
+        return linear_log_probs(hidden, weight, labels, bias=bias, tiles=tiles)[:3]
+
+    check_grads(jax.jit(found), (hidden, weight, bias), order=1, modes=["rev"])
+
+
+def test_it_agrees_with_the_loss():
+    hidden, weight, bias, labels = problem()
+    losses = linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, reduction="none")
+    found = linear_log_probs(hidden, weight, labels, bias=bias)
+    np.testing.assert_allclose(found.log_prob, -losses, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_left_out_leaves_no_trace():
+    hidden, weight, bias, labels = problem()
+    bad = hidden.at[0, 1].set(jnp.nan), weight, bias, labels.at[0, 1].set(-100)
+
+    def loss(hidden, weight, bias, labels):
+        return mixed(linear_log_probs(hidden, weight, labels, bias=bias, ignore_index=-100))
+
+    value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*bad)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert not gradients[0][0, 1].any()
+    found = linear_log_probs(bad[0], weight, bad[3], bias=bias, ignore_index=-100)
+    assert all(a[0, 1] == 0 for a in found)
+    nothing = linear_log_probs(hidden[:0], weight, labels[:0], bias=bias)
+    assert all(a.shape == (0, 5) for a in nothing)
+
+
+def test_a_label_out_of_range_is_an_error_or_nan():
+    hidden, weight, bias, labels = problem()
+    wrong = labels.at[1, 2].set(VOCAB)
+    with pytest.raises(
+        ValueError, match=r"labels must lie in \[0, vocab_size\) = \[0, 23\), got 23"
+    ):
+        linear_log_probs(hidden, weight, wrong, bias=bias)
+    found = jax.jit(lambda y: linear_log_probs(hidden, weight, y, bias=bias))(wrong)
+    assert np.argwhere(np.isnan(found.log_prob)).tolist() == [[1, 2]]
+    assert np.isfinite(found.entropy).all()
+
+
+@pytest.mark.parametrize("logit", [1e4, -1e4, 3e38])
+def test_extreme_logits(logit):
+    weight = jnp.array([[1.0, 0], [0, 1], [-1, 0]])
+    found = linear_log_probs(jnp.array([[logit, 0.0]]), weight, [0], tiles=Tiles(vocab_tile=1))
+    assert found.argmax.tolist() == [0 if logit > 0 else 2]
+    assert np.isfinite(found.log_sum_exp).all()
+    np.testing.assert_allclose(found.entropy, 0, atol=1e-6)
+
+
+def test_bfloat16_is_accumulated_in_float32():
+    hidden, weight, bias, labels = (
+        a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a for a in problem(900)
+    )
+    found = linear_log_probs(hidden, weight, labels, bias=bias)
+    wide = [a.astype(jnp.float32) for a in (hidden, weight, bias)]
+    for a, b in zip(found[:3], plain(*wide, labels)[:3], strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_over_devices(kind):
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind, kind))
+    sharding = VocabSharding(mesh, "vocab", "data")
+    hidden, weight, bias, labels = problem(24)
+    bias = bias.at[:6].set(-jnp.inf)  # a whole shard is out
+    labels = 6 + labels % 18
+
+    def results(hidden, weight, bias, sharding=None):
+        return linear_log_probs(hidden, weight, labels, bias=bias, sharding=sharding)
+
+    got, wanted = results(hidden, weight, bias, sharding), results(hidden, weight, bias)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    grads = [
+        jax.jit(jax.grad(lambda *a, s=s: mixed(results(*a, s)), (0, 1, 2)))(hidden, weight, bias)
+        for s in (sharding, None)
+    ]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    mean = jax.jit(lambda h: results(h, weight, bias).entropy.mean())
+    rows = jax.device_put(hidden, jax.NamedSharding(mesh, jax.P("data")))
+    np.testing.assert_allclose(mean(rows), mean(hidden), rtol=1e-5)
+
+
+@pytest.mark.smoke
+def test_memory_is_that_of_a_loss_a_token():
+    """Within 1.2 of the loss with the reduction "none", with an entropy bonus and gradients."""
+    shapes = (
+        jax.ShapeDtypeStruct((2048, 256), jnp.float32),
+        jax.ShapeDtypeStruct((16_384, 256), jnp.float32),
+        jax.ShapeDtypeStruct((2048,), jnp.int32),
+    )
+
+    def temporary(loss):
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*shapes).compile()
+        return compiled.memory_analysis().temp_size_in_bytes, compiled.as_text()
+
+    def bonus(hidden, weight, labels):
+        found = linear_log_probs(hidden, weight, labels)
+        return -(found.log_prob + 0.01 * found.entropy).mean()
+
+    def losses(hidden, weight, labels):
+        return linear_softmax_cross_entropy(hidden, weight, labels, reduction="none").mean()
+
+    ours, text = temporary(bonus)
+    assert ours < 1.2 * temporary(losses)[0]
+    assert not re.search(r"f32\[2048,16384\]", text)
