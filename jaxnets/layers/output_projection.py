@@ -12,9 +12,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from jaxnets.kernels import (
+    LogProbs,
     LossAndLogSumExp,
     Samples,
     TopK,
+    linear_log_probs,
     linear_softmax_cross_entropy,
     linear_top_k,
     sampled_softmax_cross_entropy,
@@ -97,6 +99,37 @@ class OutputProjection(nnx.Module):
             initial = nnx.initializers.normal(features**-0.5)
             self.weight = nnx.Param(draw(initial, rngs, (vocab_size, features), param_dtype))
         self.bias = nnx.Param(jnp.zeros(vocab_size, param_dtype)) if use_bias else None
+        self.features_first = False
+
+    @classmethod
+    def from_linear(cls, linear: nnx.Linear) -> OutputProjection:
+        """The head ``linear`` with losses: its own parameters, of which no copy is made.
+
+        Args:
+          linear: from the hidden state's features to one logit a class; its kernel is [features,
+            vocab], and stays so.
+
+        Raises:
+          TypeError: what is no ``nnx.Linear``.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from flax import nnx
+          >>> linear = nnx.Linear(8, 1000, rngs=nnx.Rngs(0))
+          >>> head = OutputProjection.from_linear(linear)
+          >>> head.loss(jnp.ones((2, 8)), jnp.array([3, 5])).shape, head.weight is linear.kernel
+          ((), True)
+        """
+        if not isinstance(linear, nnx.Linear):
+            raise TypeError(f"linear must be an nnx.Linear, got {type(linear).__name__}")
+        features, vocab_size = linear.kernel.shape
+        embed = nnx.eval_shape(lambda: nnx.Embed(vocab_size, features, rngs=nnx.Rngs(0)))
+        has_bias = linear.bias is not None
+        head = cls(features, vocab_size, use_bias=has_bias, tied=embed, dtype=linear.dtype)
+        head.weight, head.features_first = linear.kernel, True
+        if has_bias:
+            head.bias = linear.bias
+        return head
 
     def _arrays(self, hidden: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """Hidden states, weight and bias in the dtype that is computed in."""
@@ -116,9 +149,10 @@ class OutputProjection(nnx.Module):
                 f"got shape {hidden.shape}"
             )
         dtype = result_dtype(hidden, weight)
+        weight = weight.astype(dtype)
         logits = jnp.matmul(
             hidden.astype(dtype),
-            weight.astype(dtype).T,
+            weight if self.features_first else weight.T,
             preferred_element_type=accumulator_dtype(dtype),
         )
         if bias is not None:
@@ -143,8 +177,9 @@ class OutputProjection(nnx.Module):
         hidden = as_computed(self.dtype, as_floats("hidden", hidden))
         bias = None if self.bias is None else self.bias[...]
         return sampled_softmax_cross_entropy(
-            hidden, self.weight[...], labels, samples, bias=bias, **options
-        )
+            hidden, self.weight[...], labels, samples, bias=bias,
+            features_first=self.features_first, **options,
+        )  # fmt: skip
 
     def exact_loss(
         self,
@@ -154,7 +189,21 @@ class OutputProjection(nnx.Module):
     ) -> Float[Array, "..."] | LossAndLogSumExp:
         """The exact loss, however the layer is trained."""
         hidden, weight, bias = self._arrays(hidden)
-        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, **options)
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, bias=bias, features_first=self.features_first, **options
+        )
+
+    def log_probs(
+        self,
+        hidden: Float[ArrayLike, "*batch features"],
+        labels: Integer[ArrayLike, "*batch"] | Sequence,
+        **options,
+    ) -> LogProbs:
+        """As :func:`jaxnets.kernels.linear_log_probs`, whose ``options`` it takes."""
+        hidden, weight, bias = self._arrays(hidden)
+        return linear_log_probs(
+            hidden, weight, labels, bias=bias, features_first=self.features_first, **options
+        )
 
     def top_k(
         self, hidden: Float[ArrayLike, "*batch features"], k: SupportsIndex, **options
@@ -164,4 +213,6 @@ class OutputProjection(nnx.Module):
         ``options`` are those of :func:`jaxnets.kernels.linear_top_k`.
         """
         hidden, weight, bias = self._arrays(hidden)
-        return linear_top_k(hidden, weight, k, bias=bias, **options)
+        return linear_top_k(
+            hidden, weight, k, bias=bias, features_first=self.features_first, **options
+        )

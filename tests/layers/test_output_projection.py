@@ -7,7 +7,13 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxnets.kernels import LogUniform, Tiles, draw_samples, linear_top_k
+from jaxnets.kernels import (
+    LogUniform,
+    Tiles,
+    draw_samples,
+    linear_softmax_cross_entropy,
+    linear_top_k,
+)
 from jaxnets.layers import OutputProjection
 
 pytestmark = pytest.mark.smoke
@@ -179,3 +185,35 @@ def test_no_tokens():
     assert float(head.loss(hidden, labels)) == 0
     assert head.logits(hidden).shape == (2, 0, VOCAB)
     assert head.top_k(hidden, 3)[1].shape == (2, 0, 3)
+
+
+def test_from_linear_shares_the_parameters(users_checks):
+    """Losses, log-probabilities and the best classes of an nnx.Linear as it is."""
+    linear = nnx.Linear(FEATURES, VOCAB, rngs=nnx.Rngs(0))
+    linear.bias[...] = jnp.cos(jnp.arange(VOCAB))
+    head, (hidden, labels) = OutputProjection.from_linear(linear), inputs()
+    logits = linear(hidden)
+    np.testing.assert_allclose(head(hidden), logits, rtol=1e-5, atol=1e-6)
+    log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)[..., 0]
+    np.testing.assert_allclose(head.loss(hidden, labels), -log_p.mean(), rtol=1e-5)
+    np.testing.assert_allclose(head.log_probs(hidden, labels).log_prob, log_p, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(head.top_k(hidden, 3).ids, jax.lax.top_k(logits, 3)[1])
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(3), VOCAB, labels)
+    np.testing.assert_allclose(head.loss(hidden, labels, samples=samples), -log_p.mean(), rtol=1e-4)
+    gradient = nnx.grad(lambda head: head.loss(hidden, labels))(head)
+    assert gradient["weight"].shape == linear.kernel.shape
+    with pytest.raises(TypeError, match=r"linear must be an nnx\.Linear, got Embed"):
+        OutputProjection.from_linear(nnx.Embed(3, 2, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_dtype_computes_and_param_dtype_stores(dtype):
+    head = OutputProjection(FEATURES, VOCAB, dtype=dtype, rngs=nnx.Rngs(0))
+    hidden, labels = inputs()
+    assert head.weight.dtype == jnp.float32
+    assert head(hidden).dtype == dtype
+    cast = jax.tree.map(lambda a: a.astype(dtype), (hidden, head.weight[...], head.bias[...]))
+    wanted = linear_softmax_cross_entropy(cast[0], cast[1], labels, bias=cast[2])
+    np.testing.assert_array_equal(head.loss(hidden, labels), wanted)
+    gradient = nnx.grad(lambda head: head.loss(hidden, labels))(head)
+    assert gradient["weight"].dtype == jnp.float32
