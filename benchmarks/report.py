@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import html
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
 import rich.table
 from rich.console import Console
 
+from benchmarks import plots
 from benchmarks.bars import goal, verdict
 
 
@@ -202,73 +198,6 @@ def print_tables(result: dict, console: Console) -> None:
         console.print(note, markup=False)
 
 
-def _svg(figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return buffer.getvalue().split("?>", 1)[1].split(">", 1)[1]
-
-
-def _plot_quality(result: dict) -> str:
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    for name, method in result["quality"]["methods"].items():
-        seconds, _, perplexity = zip(*method["curve"][1:], strict=True)
-        axes.plot(seconds, perplexity, marker=".", label=name)
-    axes.set(xlabel="training seconds", ylabel="exact validation perplexity", yscale="log")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3, which="both")
-    return _svg(figure)
-
-
-def _plot_epochs(result: dict) -> str:
-    ways = result["epochs"]["ways"]
-    compiling = [way["compile_s"] for way in ways.values()]
-    running = [way["seconds"] - way["compile_s"] for way in ways.values()]
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    axes.barh(list(ways), running, label="running")
-    axes.barh(list(ways), compiling, left=running, label="compiling")
-    axes.set(xlabel="seconds an epoch")
-    axes.invert_yaxis()
-    axes.legend()
-    return _svg(figure)
-
-
-def _plot_roofline(result: dict) -> str:
-    machine, points = result["machine_info"], result["roofline"]
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    intensity = [point["flops"] / point["bytes"] for point in points]
-    ends = [min(intensity) / 2, max(intensity) * 2]
-    corner = machine["matmul_flops"] / machine["copy_bytes_per_s"]
-    line = sorted({*ends, corner})
-    roof = [min(machine["matmul_flops"], x * machine["copy_bytes_per_s"]) / 1e9 for x in line]
-    axes.plot(line, roof, color="black", label="matmul peak, copy bandwidth")
-    for name, label in (("ours_s", "pointwise_conv"), ("flax_s", "flax nnx.Conv")):
-        rates = [point["flops"] / point[name] / 1e9 for point in points]
-        axes.scatter(intensity, rates, label=label, s=18)
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
-    axes.legend(fontsize=8)
-    axes.grid(alpha=0.3, which="both")
-    return _svg(figure)
-
-
-def _plot_times(result: dict) -> str:
-    groups: dict[str, list[dict]] = {}
-    for row in result["benchmarks"]:
-        groups.setdefault(row["group"], []).append(row)
-    several = {group: rows for group, rows in groups.items() if len(rows) > 1}
-    figure, grid = plt.subplots(len(several), 1, figsize=(8, 1.9 * len(several)), squeeze=False)
-    for axes, (group, rows) in zip(grid[:, 0], several.items(), strict=True):
-        times = [row["stats"]["median"] * 1e3 for row in rows]
-        bars = axes.barh([row["name"] for row in rows], times)
-        axes.bar_label(bars, fmt="{:,.4g} ms", fontsize=8, padding=3)
-        axes.margins(x=0.25)
-        axes.set_title(group, fontsize=9)
-        axes.invert_yaxis()
-        axes.tick_params(labelsize=8)
-    figure.tight_layout()
-    return _svg(figure)
-
-
 def _about_softmax(result: dict) -> str:
     quality = result["quality"]
     return (
@@ -299,19 +228,19 @@ COMPARISONS = {
         "Full versus sampled softmax",
         _about_softmax,
         (BARS, QUALITY, TIMES),
-        ("Quality against time", _plot_quality),
+        ("Quality against time", plots.plot_quality),
     ),
     "sequences": Comparison(
         "LSTM, and padded versus bucketed versus packed sequences",
         _about_sequences,
         (BARS, EPOCHS, PLANS, TIMES),
-        ("An epoch", _plot_epochs),
+        ("An epoch", plots.plot_epochs),
     ),
     "pointwise": Comparison(
         "Dense versus 1x1 versus general convolution",
         _about_pointwise,
         (BARS, ROOFLINE, TIMES),
-        ("Roofline", _plot_roofline),
+        ("Roofline", plots.plot_roofline),
     ),
     "accelerators": Comparison(
         "Implementations on this device", _about_accelerators, (BARS, TIMES)
@@ -355,5 +284,5 @@ def page(result: dict) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{comparison.title}</title>"
         f"<style>{style}</style><h1>{comparison.title}</h1><p>{html.escape(about)}"
         f"<p>{html.escape(comparison.about(result))}{notes}{tables[0]}{plot}"
-        f"{''.join(tables[1:-1])}<h2>Time</h2>{_plot_times(result)}{tables[-1]}</html>\n"
+        f"{''.join(tables[1:-1])}<h2>Time</h2>{plots.plot_times(result)}{tables[-1]}</html>\n"
     )

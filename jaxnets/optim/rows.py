@@ -40,10 +40,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnets.kernels.checks import as_floats, as_number, is_known
+from jaxnets.kernels.checks import as_floats
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.rows.dense import add_rows, set_rows
 from jaxnets.kernels.rows.rows import SparseRows
+from jaxnets.optim.options import as_option
 
 
 class RowState(NamedTuple):
@@ -106,7 +107,7 @@ def momentum(
       [1.0, 1.0, 0.6...]
     """
 
-    decay = _number("decay", decay, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
+    decay = as_option("decay", decay, lambda x: (x >= 0) & (x <= 1), "in [0, 1]")
 
     def rule(rate, gradient, state, count):
         velocity = decay * state["velocity"] + gradient
@@ -143,8 +144,8 @@ def adagrad(
       [1.0, 1.0, 0.9...]
     """
 
-    initial_accumulator_value = _number("initial_accumulator_value", initial_accumulator_value)
-    eps = _number("eps", eps)
+    initial_accumulator_value = as_option("initial_accumulator_value", initial_accumulator_value)
+    eps = as_option("eps", eps)
 
     def rule(rate, gradient, state, count):
         total = state["sum"] + gradient**2
@@ -176,8 +177,8 @@ def rowwise_adagrad(
       (3,)
     """
 
-    initial_accumulator_value = _number("initial_accumulator_value", initial_accumulator_value)
-    eps = _number("eps", eps)
+    initial_accumulator_value = as_option("initial_accumulator_value", initial_accumulator_value)
+    eps = as_option("eps", eps)
 
     def rule(rate, gradient, state, count):
         columns = tuple(range(1, gradient.ndim))
@@ -224,9 +225,9 @@ def lazy_adam(
       [1.0, 1.0, 0.9...]
     """
 
-    b1 = _number("b1", b1, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
-    b2 = _number("b2", b2, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
-    eps = _number("eps", eps)
+    b1 = as_option("b1", b1, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    b2 = as_option("b2", b2, lambda x: (x >= 0) & (x < 1), "in [0, 1)")
+    eps = as_option("eps", eps)
 
     def rule(rate, gradient, state, count):
         first = b1 * state["first"] + (1 - b1) * gradient
@@ -286,7 +287,7 @@ def _by_rows(
     ``start(table, dtype)`` makes a table's state, placed as the table is.
     """
     if not callable(learning_rate):
-        learning_rate = _number("learning_rate", learning_rate)
+        learning_rate = as_option("learning_rate", learning_rate)
 
     def init(tables):
         leaves = [as_floats("tables", table) for table in jax.tree.leaves(tables)]
@@ -298,7 +299,7 @@ def _by_rows(
         count = optax.safe_increment(state.step)
         rate = learning_rate
         if callable(learning_rate):
-            rate = _number("learning_rate", learning_rate(state.step))
+            rate = as_option("learning_rate", learning_rate(state.step))
         leaves, tree = jax.tree.flatten(gradients, is_leaf=is_rows)
         if len(leaves) != len(state.tables):
             raise ValueError(
@@ -335,20 +336,3 @@ def _check_values(values: Any, arrays: dict[str, jax.Array]) -> None:
                 f"gradients must have values [rows, ...] of the shape of the table's rows, "
                 f"{array.shape[1:]}, got {values.shape[1:]}"
             )
-
-
-def _number(
-    name: str,
-    number: Any,
-    is_right: Callable = lambda x: (x >= 0) & (x < jnp.inf),
-    words: str = "a number of at least 0",
-) -> Any:
-    """A known number as a float, of whatever dtype it meets; a traced one, NaN if not right."""
-    if jnp.shape(number) != ():
-        raise ValueError(f"{name} must be {words}, got shape {jnp.shape(number)}")
-    if not is_known(number):
-        return jnp.where(is_right(number), number, jnp.asarray(jnp.nan, jnp.result_type(number)))
-    known = as_number(name, number)
-    if not is_right(known):
-        raise ValueError(f"{name} must be {words}, got {number}")
-    return known
