@@ -186,18 +186,14 @@ def times_tile(gradient: jax.Array, tile: VocabTile, options: Options) -> jax.Ar
     return matmul(gradient, tile.weight, (1, options.vocab_axis))
 
 
-def add_tile(
-    array: jax.Array, tile: VocabTile, gradient: jax.Array, hidden: jax.Array, options: Options
-) -> jax.Array:
-    """``array``, of the table's shape, with ``gradient [tokens, size]``, transposed, times
-    ``hidden`` added at the tile's classes; in place where XLA can.
-    """
-    both = (hidden, gradient) if options.features_first else (gradient, hidden)
-    return add_slice(array, matmul(*both, (0, 0)), tile.start, options.vocab_axis)
+def table_gradient(gradient: jax.Array, hidden: jax.Array, options: Options) -> jax.Array:
+    """``gradient [tokens, size]`` of a tile's logits as that of the tile, in the table's layout."""
+    a, b = (hidden, gradient) if options.features_first else (gradient, hidden)
+    return matmul(a, b, (0, 0))
 
 
 def add_slice(array: jax.Array, part: jax.Array, start: jax.Array, axis: int = 0) -> jax.Array:
-    """``array`` with ``part`` added from ``start`` on."""
+    """``array`` with ``part`` added from ``start`` on; in place where XLA can."""
     old = lax.dynamic_slice_in_dim(array, start, part.shape[axis], axis)
     return lax.dynamic_update_slice_in_dim(array, old + part, start, axis)
 

@@ -37,10 +37,10 @@ from jaxnets.kernels.linear_softmax.tiles import (
     Options,
     add_at,
     add_slice,
-    add_tile,
     is_in,
     label_logits,
     largest_of,
+    table_gradient,
     tile_count,
     tile_logits,
     times_tile,
@@ -182,7 +182,8 @@ def _on_device(
             tile = vocab_tile(weight, bias, index, options)
             here, scaled = e[index], scale[index]
             by_scale = (wide * scaled[:, None]).astype(here.dtype)
-            weight_gradient = add_tile(weight_gradient, tile, here, by_scale, options)
+            part = table_gradient(here, by_scale, options)
+            weight_gradient = add_slice(weight_gradient, part, tile.start, options.vocab_axis)
             bias_gradient = add_slice(bias_gradient, scaled @ here.astype(dtype), tile.start)
             return weight_gradient, bias_gradient
 

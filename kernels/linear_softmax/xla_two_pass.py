@@ -16,6 +16,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     add_slice,
     label_logits,
     largest_of,
+    table_gradient,
     tile_count,
     tile_logits,
     times_tile,
@@ -23,7 +24,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.losses import safe_ids
-from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum, matmul
+from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
 
 # Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by
 # that many tokens while it is in cache.
@@ -127,8 +128,7 @@ def _gradient(
                 gradient = jnp.where(tile.fresh[None], gradient, 0)
             bias_rows += gradient.sum(0)
             gradient = gradient.astype(hidden.dtype)
-            both = (hidden, gradient) if options.features_first else (gradient, hidden)
-            weight_rows += matmul(*both, (0, 0))
+            weight_rows += table_gradient(gradient, hidden, options)
             hidden_gradient += times_tile(gradient, tile, options)
             return (weight_rows, bias_rows), hidden_gradient
 

@@ -370,9 +370,7 @@ def test_tokens_left_out_leave_no_trace(loss):
 def test_a_dense_gradient_is_no_rows():
     sharding, table = SHARDINGS["vocab only"](make_mesh()), jnp.ones((8, 2))
     state = optim.sharded_init(sharding, optim.sgd(0.1), table)
-    with pytest.raises(
-        TypeError, match=r"must be SparseRows for each table, got \(8, 2\)"
-    ):
+    with pytest.raises(TypeError, match=r"must be SparseRows for each table, got \(8, 2\)"):
         optim.sharded_update(sharding, optim.sgd(0.1), table, state, table)
 
 

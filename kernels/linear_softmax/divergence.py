@@ -1,0 +1,352 @@
+r"""Divergences between two linear heads' distributions, the logits of neither whole in memory.
+
+With :math:`p` the teacher's distribution and :math:`q` the student's, the gradient with respect to
+a logit of the student is
+
+.. math::
+    \text{forward } KL(p \| q): \quad & q_v - p_v \\
+    \text{reverse } KL(q \| p): \quad & q_v \big(\log (q_v / p_v) - KL(q \| p)\big) \\
+    JSD_\beta: \quad & (1 - \beta)\, q_v \big(\log (q_v / m_v) - KL(q \| m)\big)
+
+so backward each tile of both heads' logits is computed again, and turned into a tile of the
+gradient of the student's table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, SupportsFloat, get_args
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float, Shaped
+
+from jaxnets.kernels.checks import as_number
+from jaxnets.kernels.linear_softmax.checks import check_options
+from jaxnets.kernels.linear_softmax.projection import divided
+from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all, specs
+from jaxnets.kernels.linear_softmax.tiles import (
+    Options,
+    Tiles,
+    add_slice,
+    table_gradient,
+    tile_count,
+    tile_logits,
+    times_tile,
+    token_tiles,
+    vocab_tile,
+)
+from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
+from jaxnets.kernels.losses import (
+    Reduction,
+    check_projection,
+    check_reduction,
+    check_weights,
+    reduce_losses,
+)
+from jaxnets.kernels.numerics import accumulator_dtype
+from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
+
+Kind = Literal["forward", "reverse", "jsd"]
+
+_TOKENS = 512  # at a time, as in xla_two_pass.py
+
+
+class Head(NamedTuple):
+    """Hidden states and the linear layer that makes logits of them.
+
+    Attributes:
+      hidden: [..., features], float.
+      weight: [vocab, features], float; or, by ``features_first``, [features, vocab].
+      bias: [vocab] or None; a class of bias -inf is out.
+      features_first: the layout of ``weight``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> Head(jnp.ones((2, 4)), jnp.zeros((10, 4))).weight.shape
+      (10, 4)
+    """
+
+    hidden: Any
+    weight: Any
+    bias: Any = None
+    features_first: bool = False
+
+
+class _Both(NamedTuple):
+    """What is static: the kind, and how the tiles of each head are read."""
+
+    kind: str
+    beta: float
+    student: Options
+    teacher: Options
+
+
+def linear_divergence(
+    student: Head | tuple,
+    teacher: Head | tuple,
+    *,
+    kind: Kind = "forward",
+    beta: SupportsFloat = 0.5,
+    temperature: SupportsFloat = 1.0,
+    token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    reduction: Reduction = "mean",
+    tiles: Tiles | None = None,
+    sharding: VocabSharding | None = None,
+) -> Float[Array, "..."]:
+    r"""Divergence of a student's distribution over classes from a teacher's, for distillation.
+
+    .. math::
+        \text{forward: } & KL(p \| q) = \sum_v p_v \log (p_v / q_v) \\
+        \text{reverse: } & KL(q \| p) \\
+        \text{jsd: } & \beta KL(p \| m) + (1 - \beta) KL(q \| m), \quad m = \beta p + (1 - \beta) q
+
+    with the teacher's softmax p and the student's q (Hinton et al. 2015, "Distilling the Knowledge
+    in a Neural Network"; Agarwal et al. 2024, "On-Policy Distillation of Language Models", section
+    2). The heads have a size of hidden state each, and one vocabulary.
+
+    Args:
+      student: hidden states [..., features] and their head.
+      teacher: of the same tokens; nothing of it gets a gradient.
+      kind: "forward", "reverse" or "jsd".
+      beta: in (0, 1), of "jsd".
+      temperature: above 0; the logits of both are divided by it.
+      token_weights: [...], a factor for each token; 0 (or False) leaves the token out.
+      reduction: "mean" (by weight), "sum" or "none" (one a token).
+      tiles: as of :func:`linear_softmax_cross_entropy`.
+      sharding: over which axes classes and tokens are split, of both heads alike.
+
+    Returns:
+      The divergence in nats, a scalar or [...] for "none", float32 (float64 for float64 input).
+
+    Raises:
+      TypeError: integer hidden states, weights or biases.
+      ValueError: shapes that do not fit, heads of different vocabularies or tokens, or an option
+        out of its range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> teacher = Head(jnp.ones((2, 3, 8)), jnp.eye(10, 8))
+      >>> def loss(weight, hidden):
+      ...     return linear_divergence(Head(hidden, weight), teacher, kind="jsd")
+      >>> weight, hidden = jnp.zeros((10, 4)), jnp.ones((2, 3, 4))
+      >>> bool(loss(weight, hidden) > 0), jax.grad(loss)(weight, hidden).shape
+      (True, (10, 4))
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
+    share = as_number("beta", beta)
+    if not 0 < share < 1:
+        raise ValueError(f"beta must lie in (0, 1), got {share}")
+    scale = as_number("temperature", temperature)
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"temperature must be above 0, got {scale}")
+    heads = [_checked(name, head) for name, head in (("student", student), ("teacher", teacher))]
+    options = [check_options(0.0, 0.0, None, tiles, head.features_first) for head in heads]
+    sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"teacher must have the student's {sizes[0]} classes, got {sizes[1]}")
+    batch = heads[0].hidden.shape[:-1]
+    if heads[1].hidden.shape[:-1] != batch:
+        raise ValueError(
+            f"teacher must have hidden states for the student's tokens {batch}, got shape "
+            f"{heads[1].hidden.shape}"
+        )
+    check_reduction(reduction)
+    token_weights = check_weights(token_weights, batch)
+    sharding = as_sharding(sharding)
+    sharding.check(sizes[0], batch)
+    both = _Both(kind, share, *options)
+    arrays = [tuple(head[:3]) for head in heads]
+    return _divergence(sharding, both, scale, reduction, *arrays, token_weights)
+
+
+def _checked(name: str, head: Any) -> Head:
+    if not isinstance(head, tuple) or not 2 <= len(head) <= 4:
+        raise TypeError(f"{name} must be a Head(hidden, weight, ...), got {type(head).__name__}")
+    head = Head(*head)
+    arrays = check_projection(head.hidden, head.weight, head.bias, head.features_first)
+    return Head(*arrays, bool(head.features_first))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@jax.named_scope("linear_divergence")
+def _divergence(
+    sharding: VocabSharding,
+    both: _Both,
+    temperature: float,
+    reduction: str,
+    student: tuple,
+    teacher: tuple,
+    token_weights: jax.Array | None,
+) -> jax.Array:
+    batch, accumulator = student[0].shape[:-1], accumulator_dtype(*student[:2])
+    if not student[0].size:
+        return jnp.zeros(batch if reduction == "none" else (), accumulator)
+    if token_weights is not None:
+        (token_weights,) = sharding.place_tokens(token_weights.astype(accumulator))
+    heads = []
+    for options, (hidden, weight, bias) in zip(both[2:], (student, teacher), strict=True):
+        _, table, classes = specs(sharding, options)
+        (hidden,) = sharding.place_tokens(hidden)
+        weight, bias = sharding.place(weight, table), sharding.place(bias, classes)
+        if token_weights is not None:
+            hidden = jnp.where((token_weights == 0)[..., None], 0, hidden)
+        if temperature != 1:
+            scale = jnp.asarray(temperature, accumulator)
+            hidden, weight, bias = divided(options, hidden, weight, bias, scale, None)
+        if bias is None:
+            zeros = jnp.zeros(weight.shape[options.vocab_axis], accumulator)
+            bias = sharding.place(zeros, classes)
+        heads.append((hidden, weight, bias))
+    losses = _per_token(sharding, both, heads[0], jax.lax.stop_gradient(heads[1]))
+    return reduce_losses(losses, token_weights, reduction)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _per_token(sharding: VocabSharding, both: _Both, student: tuple, teacher: tuple) -> jax.Array:
+    """The divergence of each token, [...]."""
+    return _forward(sharding, both, student, teacher)[0]
+
+
+def _in_specs(sharding: VocabSharding, both: _Both) -> tuple[tuple, tuple]:
+    student, teacher = (specs(sharding, options) for options in both[2:])
+    return student, teacher
+
+
+def _terms(both: _Both, log_q: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of each class: its part of the divergence, and of the KL that its gradient has."""
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+
+    def part(weight, log_ratio):
+        return jnp.where(weight == 0, 0, weight * log_ratio)
+
+    if both.kind == "forward":
+        return part(p, log_p - log_q), jnp.zeros_like(q)
+    if both.kind == "reverse":
+        reverse = part(q, log_q - log_p)
+        return reverse, reverse
+    log_m = jnp.logaddexp(jnp.log(both.beta) + log_p, jnp.log1p(-both.beta) + log_q)
+    own = part(q, log_q - log_m)
+    return both.beta * part(p, log_p - log_m) + (1 - both.beta) * own, own
+
+
+def _slope(both: _Both, log_q: jax.Array, log_p: jax.Array, own: jax.Array) -> jax.Array:
+    """The gradient of the divergence by the student's logits, [tokens, size]."""
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    if both.kind == "forward":
+        return q - p
+    if both.kind == "reverse":
+        return jnp.where(q == 0, 0, q * (log_q - log_p - own[:, None]))
+    log_m = jnp.logaddexp(jnp.log(both.beta) + log_p, jnp.log1p(-both.beta) + log_q)
+    return (1 - both.beta) * jnp.where(q == 0, 0, q * (log_q - log_m - own[:, None]))
+
+
+def _log_p(options: Options, hidden: jax.Array, tile: Any, log_sum_exp: jax.Array) -> jax.Array:
+    logits, _ = tile_logits(hidden, tile, options)
+    return logits - log_sum_exp[:, None]
+
+
+def _forward(
+    sharding: VocabSharding, both: _Both, student: tuple, teacher: tuple
+) -> tuple[jax.Array, tuple]:
+    def on_device(student, teacher):
+        batch = student[0].shape[:-1]
+        flat, sums = [], []
+        for options, (hidden, weight, bias) in zip(both[2:], (student, teacher), strict=True):
+            tokens = hidden.reshape(-1, hidden.shape[-1])
+            none = jnp.zeros(tokens.shape[0], jnp.int32)
+            own = TiledEngine().statistics(options, tokens, weight, bias, none).log_sum_exp
+            flat.append(tokens)
+            sums.append(log_sum_exp_of_all(sharding, own))
+        size = min(_TOKENS, flat[0].shape[0])
+        tiles = [token_tiles(a, size) for a in (*flat, *sums)]
+
+        def over_tokens(xs):
+            hidden_s, hidden_t, sum_s, sum_t = xs
+
+            def over_vocab(totals, index):
+                tile_s = vocab_tile(student[1], student[2], index, both.student)
+                tile_t = vocab_tile(teacher[1], teacher[2], index, both.teacher)
+                log_q = _log_p(both.student, hidden_s, tile_s, sum_s)
+                log_p = _log_p(both.teacher, hidden_t, tile_t, sum_t)
+                parts = _terms(both, log_q, log_p)
+                return tuple(t + p.sum(1) for t, p in zip(totals, parts, strict=True)), None
+
+            zeros = jnp.zeros(size, sum_s.dtype)
+            count = tile_count(student[2].shape[0], both.student)
+            return lax.scan(over_vocab, (zeros, zeros), jnp.arange(count))[0]
+
+        totals = lax.map(over_tokens, tuple(tiles))
+        tokens = flat[0].shape[0]
+        totals = sharding.sum_over_vocab(tuple(a.reshape(-1)[:tokens] for a in totals))
+        return jax.tree.map(lambda a: a.reshape(batch), (*totals, *sums))
+
+    tokens = sharding.token_spec
+    losses, *rest = sharding.run(
+        on_device, _in_specs(sharding, both), (tokens,) * 4, student, teacher
+    )
+    return losses, (student, teacher, *rest)
+
+
+def _backward(
+    sharding: VocabSharding, both: _Both, residuals: tuple, cotangent: jax.Array
+) -> tuple[tuple, None]:
+    def on_device(student, teacher, own, sum_s, sum_t, cotangent):
+        hidden, weight, bias = student
+        dtype, batch = accumulator_dtype(hidden, weight), hidden.shape
+        flat = [a.reshape(-1, a.shape[-1]) for a in (hidden, teacher[0])]
+        tokens = flat[0].shape[0]
+        size, options = min(_TOKENS, tokens), both.student
+        unused = cotangent.reshape(-1) == 0
+        flat = [jnp.where(unused[:, None], 0, a) for a in flat]
+        numbers = [cotangent.reshape(-1), jnp.where(unused, 0, own.reshape(-1))]
+        tiles = [token_tiles(a, size) for a in (*flat, *numbers)]
+        # exp(logits - inf) is 0: of tokens that nothing depends on, and of what fills up.
+        sums = (jnp.where(unused, jnp.inf, a.reshape(-1)) for a in (sum_s, sum_t))
+        tiles += [token_tiles(a, size, jnp.inf) for a in sums]
+
+        def over_vocab(index, gradients):
+            d_hidden, d_weight, d_bias = gradients
+            tile_s = vocab_tile(weight, bias, index, options)
+            tile_t = vocab_tile(teacher[1], teacher[2], index, both.teacher)
+
+            def over_tokens(tile_gradients, xs):
+                rows, offsets = tile_gradients
+                (hidden_s, hidden_t, cotangent, own, sum_s, sum_t), d_hidden = xs
+                log_q = _log_p(options, hidden_s, tile_s, sum_s)
+                log_p = _log_p(both.teacher, hidden_t, tile_t, sum_t)
+                slope = _slope(both, log_q, log_p, own)
+                gradient = jnp.where(cotangent[:, None] == 0, 0, cotangent[:, None] * slope)
+                if tile_s.fresh is not None:
+                    gradient = jnp.where(tile_s.fresh[None], gradient, 0)
+                offsets += gradient.sum(0)
+                gradient = gradient.astype(hidden_s.dtype)
+                rows += table_gradient(gradient, hidden_s, options)
+                return (rows, offsets), d_hidden + times_tile(gradient, tile_s, options)
+
+            zeros = jnp.zeros(tile_s.weight.shape, dtype), jnp.zeros(tile_s.bias.shape, dtype)
+            (rows, offsets), d_hidden = lax.scan(over_tokens, zeros, (tuple(tiles), d_hidden))
+            return (
+                d_hidden,
+                add_slice(d_weight, rows, tile_s.start, options.vocab_axis),
+                add_slice(d_bias, offsets, tile_s.start),
+            )
+
+        start = tuple(jnp.zeros(a.shape, dtype) for a in (tiles[0], weight, bias))
+        count = tile_count(bias.shape[0], options)
+        d_hidden, d_weight, d_bias = lax.fori_loop(0, count, over_vocab, start)
+        d_hidden = sharding.sum_over_vocab(d_hidden.reshape(-1, batch[-1])[:tokens])
+        d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
+        found = d_hidden.reshape(batch), d_weight, d_bias
+        return tuple(g.astype(a.dtype) for g, a in zip(found, student, strict=True))
+
+    tokens = sharding.token_spec
+    places = _in_specs(sharding, both)
+    gradients = sharding.run(on_device, (*places, *(tokens,) * 4), places[0], *residuals, cotangent)
+    return gradients, None
+
+
+_per_token.defvjp(_forward, _backward)

@@ -1,0 +1,167 @@
+"""Divergences between two heads and their gradients, against whole logits in float64."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from jaxnets.kernels import Head, Tiles, VocabSharding, linear_divergence
+
+KINDS = ["forward", "reverse", "jsd"]
+BATCH = (2, 5)
+
+
+def problem(vocab_size=23):
+    keys = jax.random.split(jax.random.key(0), 6)
+    normal = jax.random.normal
+    student = (
+        normal(keys[0], (*BATCH, 4)),
+        normal(keys[1], (vocab_size, 4)),
+        normal(keys[2], (vocab_size,)),
+    )
+    teacher = (
+        normal(keys[3], (*BATCH, 6)),
+        normal(keys[4], (vocab_size, 6)),
+        normal(keys[5], (vocab_size,)),
+    )
+    return student, teacher
+
+
+def plain(kind, student, teacher, beta=0.5, temperature=1.0):
+    """[...], by log_softmax of whole logits; classes of bias -inf are out of both."""
+    inside = ~jnp.isneginf(student[2])
+
+    def log_softmax(hidden, weight, bias):
+        logits = (hidden @ weight.T + jnp.where(inside, bias, 0)) / temperature
+        return jnp.where(inside, jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf)), -100.0)
+
+    log_q, log_p = log_softmax(*student), log_softmax(*teacher)
+
+    def kl(a, b):
+        return (jnp.where(inside, jnp.exp(a), 0) * (a - b)).sum(-1)
+
+    if kind == "forward":
+        return kl(log_p, log_q)
+    if kind == "reverse":
+        return kl(log_q, log_p)
+    log_m = jnp.log(beta * jnp.exp(log_p) + (1 - beta) * jnp.exp(log_q))
+    return beta * kl(log_p, log_m) + (1 - beta) * kl(log_q, log_m)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_value_and_gradients(x64, kind, features_first):
+    student, teacher = problem()
+    out = jnp.arange(23) % 9 == 0
+    student, teacher = ((h, w, jnp.where(out, -jnp.inf, b)) for h, w, b in (student, teacher))
+    options = {"beta": 0.3, "temperature": 1.7}
+    waves = jnp.sin(jnp.arange(10.0)).reshape(BATCH)
+
+    def ours(hidden, weight, bias):
+        table = weight.T if features_first else weight
+        losses = linear_divergence(
+            Head(hidden, table, bias, features_first), teacher, kind=kind, reduction="none",
+            tiles=Tiles(vocab_tile=5), **options,
+        )  # fmt: skip
+        return (losses * waves).sum()
+
+    def theirs(*student):
+        return (plain(kind, student, teacher, **options) * waves).sum()
+
+    got = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(*student)
+    wanted = jax.jit(jax.value_and_grad(theirs, (0, 1, 2)))(*student)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_heads_are_at_distance_0(kind):
+    student, _ = problem()
+    value, gradients = jax.value_and_grad(
+        lambda *s: linear_divergence(s, student, kind=kind), (0, 1, 2)
+    )(*student)
+    np.testing.assert_allclose(value, 0, atol=1e-6)
+    for gradient in gradients:
+        np.testing.assert_allclose(gradient, 0, atol=1e-6)
+
+
+def test_the_teacher_gets_no_gradient_and_weight_0_leaves_no_trace():
+    student, teacher = problem()
+    weights = jnp.ones(BATCH).at[0, 1].set(0)
+    bad = [(h.at[0, 1].set(jnp.nan), w, b) for h, w, b in (student, teacher)]
+
+    def loss(student, teacher):
+        return linear_divergence(student, teacher, kind="jsd", token_weights=weights)
+
+    value, (of_student, of_teacher) = jax.value_and_grad(loss, (0, 1))(*bad)
+    assert all(not g.any() for g in of_teacher)
+    assert not of_student[0][0, 1].any()
+    assert all(np.isfinite(g).all() for g in of_student)
+    wanted = (plain("jsd", student, teacher) * weights).sum() / weights.sum()
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    nothing = [(h[:0], w, b) for h, w, b in (student, teacher)]
+    assert linear_divergence(*nothing) == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_over_devices(kind):
+    student, teacher = problem(24)
+    for axes in (AxisType.Auto, AxisType.Explicit):
+        mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(axes, axes))
+        sharding = VocabSharding(mesh, "vocab", "data")
+        got, wanted = (
+            jax.jit(
+                jax.value_and_grad(
+                    lambda *s, split=split: linear_divergence(
+                        s, teacher, kind=kind, sharding=split
+                    ),
+                    (0, 1, 2),
+                )
+            )(*student)
+            for split in (sharding, None)
+        )
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.smoke
+def test_no_logits_in_memory():
+    shapes = (
+        jax.ShapeDtypeStruct((1024, 64), jnp.float32),
+        jax.ShapeDtypeStruct((16_384, 64), jnp.float32),
+        jax.ShapeDtypeStruct((1024, 128), jnp.float32),
+        jax.ShapeDtypeStruct((16_384, 128), jnp.float32),
+    )
+
+    def loss(hidden, weight, hidden_t, weight_t):
+        return linear_divergence((hidden, weight), (hidden_t, weight_t), kind="reverse")
+
+    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 20e6  # of one's logits: 67 MB
+    assert not re.search(r"f32\[1024,16384\]", compiled.as_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "js"}, "kind must be one of .*'js'"),
+        ({"beta": 1.0}, r"beta must lie in \(0, 1\), got 1.0"),
+        ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
+        ({"teacher": (jnp.ones((2, 5, 6)), jnp.ones((9, 6)))}, "the student's 23 classes, got 9"),
+        (
+            {"teacher": (jnp.ones((3, 6)), jnp.ones((23, 6)))},
+            r"student's tokens \(2, 5\)",
+        ),
+        ({"teacher": jnp.ones(3)}, "teacher must be a Head"),
+        ({"reduction": "all"}, "reduction must be one of"),
+    ],
+)
+def test_bad_input(users_checks, change, message):
+    student, teacher = problem()
+    arguments = {"student": student, "teacher": teacher, **change}
+    with pytest.raises((TypeError, ValueError), match=message):
+        linear_divergence(**arguments)
