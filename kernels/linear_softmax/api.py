@@ -56,17 +56,49 @@ OPERATION = dispatch.register(
 
 @overload
 def linear_softmax_cross_entropy(
-    hidden: Any, weight: Any, labels: Any, *, return_log_sum_exp: Literal[True], **options: Any
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike | Sequence,
+    *,
+    bias: ArrayLike | None = ...,
+    token_weights: ArrayLike | Sequence | None = ...,
+    ignore_index: SupportsIndex | None = ...,
+    label_smoothing: SupportsFloat = ...,
+    z_loss: SupportsFloat = ...,
+    soft_cap: SupportsFloat | None = ...,
+    temperature: ArrayLike | Sequence = ...,
+    reduction: Reduction = ...,
+    return_log_sum_exp: Literal[True],
+    features_first: bool = ...,
+    tiles: Tiles | None = ...,
+    sharding: VocabSharding | None = ...,
+    implementation: Literal["tiled", "pallas"] | None = ...,
 ) -> LossAndLogSumExp: ...
 
 
 @overload
 def linear_softmax_cross_entropy(
-    hidden: Any, weight: Any, labels: Any, *, return_log_sum_exp: bool = False, **options: Any
+    hidden: ArrayLike,
+    weight: ArrayLike,
+    labels: ArrayLike | Sequence,
+    *,
+    bias: ArrayLike | None = ...,
+    token_weights: ArrayLike | Sequence | None = ...,
+    ignore_index: SupportsIndex | None = ...,
+    label_smoothing: SupportsFloat = ...,
+    z_loss: SupportsFloat = ...,
+    soft_cap: SupportsFloat | None = ...,
+    temperature: ArrayLike | Sequence = ...,
+    reduction: Reduction = ...,
+    return_log_sum_exp: Literal[False] = ...,
+    features_first: bool = ...,
+    tiles: Tiles | None = ...,
+    sharding: VocabSharding | None = ...,
+    implementation: Literal["tiled", "pallas"] | None = ...,
 ) -> jax.Array: ...
 
 
-def linear_softmax_cross_entropy(  # type: ignore[misc]
+def linear_softmax_cross_entropy(
     hidden: Float[ArrayLike, "*batch features"],
     weight: Float[ArrayLike, "vocab features"] | Float[ArrayLike, "features vocab"],
     labels: Integer[ArrayLike, "*batch"] | Sequence,
