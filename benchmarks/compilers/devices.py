@@ -88,8 +88,10 @@ device_description_str: "{model}"
     )  # fmt: skip
 
 
-# Operations a cycle: four arrays of 128 x 128 a core, then of 256 x 256, a product and a sum each.
-_OLD, _NEW = 4 * 2 * 128**2, 4 * 2 * 256**2
+# Matmul operations a cycle of a core, from peak and clock: four arrays of 128 x 128, a product and a
+# sum each, and since v6e four times that.
+_OLD = 4 * 2 * 128**2
+_NEW = 4 * _OLD
 DEVICES = {
     device.name: device
     for device in (

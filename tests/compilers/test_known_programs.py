@@ -41,7 +41,7 @@ def test_a_scan_of_n_matmuls_takes_n_times_its_body(worker, name):
 
 @pytest.mark.parametrize("name", TPUS)
 def test_a_pallas_matmul_is_counted_as_xlas_is(worker, name):
-    """By bundles, loops and grid here, by XLA's own estimate there: a third apart at most."""
+    """By bundles, loops and grid here, by XLA's own estimate there."""
     side, tile = 2048, 512
     ours = worker.estimate(name, partial(cases.pallas_matmul, tile), squares(side))
     xlas = worker.estimate(name, cases.matmul, squares(side))
@@ -52,7 +52,10 @@ def test_a_pallas_matmul_is_counted_as_xlas_is(worker, name):
     assert ours.unknown_loops == 0
     five = worker.estimate(name, partial(cases.pallas_in_a_loop, 5, tile), squares(side))
     (looped,) = (part for part in five.parts if part.pallas)
-    assert (looped.times, looped.cycles) == (5, kernel.cycles)
+    assert looped.times == 5
+    assert looped.cycles == pytest.approx(kernel.cycles, rel=0.25)  # it is scheduled anew
+    blocks = worker.estimate(name, partial(cases.pallas_matmul, tile), squares(2 * side))
+    assert blocks.cycles == pytest.approx(8 * ours.cycles, rel=0.15)
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -75,7 +78,7 @@ def test_a_scan_of_n_matmuls_launches_n(worker, name):
         worker.estimate(name, partial(cases.scanned_matmuls, times), squares(512))
         for times in (6, 11)
     )
-    (matmuls,) = (kernel for kernel in many.kernels if "dot" in kernel.source)
+    (matmuls,) = (kernel for kernel in many.kernels if kernel.name.startswith("gemm"))
     assert matmuls.launches == 11
     body = [kernel for kernel in many.kernels if kernel.launches == 11]
     assert many.launches - few.launches == 5 * len(body)
