@@ -88,8 +88,8 @@ device_description_str: "{model}"
     )  # fmt: skip
 
 
-# Matmul operations a cycle of a core, from peak and clock: four arrays of 128 x 128, a product and a
-# sum each, and since v6e four times that.
+# Matmul operations a cycle of a core, from peak and clock: four arrays of 128 x 128, a product and
+# a sum each, and since v6e four times that.
 _OLD = 4 * 2 * 128**2
 _NEW = 4 * _OLD
 DEVICES = {
