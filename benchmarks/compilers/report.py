@@ -127,7 +127,9 @@ def cells(row: Row, naive: Row | None) -> list[str]:
     record, columns = row["record"], COLUMNS[row["platform"]]
     if record["error"]:
         return [row["program"], record["error"], *[""] * (len(columns) - 1)]
-    return [row["program"], *(column.text(row, naive) for column in columns)]
+    loops = record["unknown_loops"]
+    name = row["program"] + (f" ({loops} loops of unknown trips, counted once)" if loops else "")
+    return [name, *(column.text(row, naive) for column in columns)]
 
 
 def page(result: dict[str, Any], device: str) -> str:
