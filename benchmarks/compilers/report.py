@@ -43,6 +43,13 @@ def cost(row: Row) -> float:
     return record["cycles"] if row["platform"] == "tpu" else record["read"] + record["written"]
 
 
+def cost_in_words(row: Row) -> str:
+    """The cost with its unit, and whose it is."""
+    if row["platform"] == "tpu":
+        return f"{cost(row) / 1e6:,.3f} million cycles, compiler's estimate"
+    return f"{row['record']['launches']:,} kernels, {cost(row) / 1e9:,.3f} GB"
+
+
 def ratio(row: Row, other: Row | None) -> str:
     """The cost of a row over another's; empty where one has none."""
     if other is None or not cost(other) or row["record"]["error"]:

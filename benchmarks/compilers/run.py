@@ -13,7 +13,7 @@ import jax
 from benchmarks.compilers.devices import DEVICES, Device
 from benchmarks.compilers.programs import Program, programs
 from benchmarks.compilers.records import Record
-from benchmarks.compilers.report import NAME
+from benchmarks.compilers.report import NAME, cost_in_words
 from benchmarks.compilers.worker import Worker
 from benchmarks.harness import progress
 
@@ -51,11 +51,12 @@ def run(devices: Iterable[str] = DEVICES, *, quick: bool = False) -> dict[str, A
     with Worker() as worker:
         for name in devices:
             for program in programs(quick=quick):
-                progress(f"{name}: {program.operation}, {program.shape}, {program.name}")
                 record = worker.estimate(
                     name, program.function, program.arguments, donated=program.donated
                 )
                 rows.append(row(program, DEVICES[name], record))
+                words = f"{name}: {program.operation}, {program.shape}, {program.name}"
+                progress(f"{words}: {record.error or cost_in_words(rows[-1])}")
     return {
         "name": NAME,
         "rows": rows,
