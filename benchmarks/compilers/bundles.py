@@ -37,16 +37,16 @@ class _Bundle(NamedTuple):
 _BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|\d+) +([LPC][A-Z])? *: *(>*) *\{(.*)$")
 
 
+_DUMPS = "final_bundles", "final_hlo-static-per-bundle-utilization"
+
+
 def read(folder: Path, name: str) -> Schedule | None:
     """The schedule of the instruction ``name`` in a folder of dumps; None where it has none."""
-    texts = {
-        kind: max(folder.glob(f"*-{name}-[0-9][0-9]-{kind}.txt"), default=None)
-        for kind in ("final_bundles", "final_hlo-static-per-bundle-utilization")
-    }
-    bundles, use = texts.values()
-    if bundles is None:
+    dump = re.compile(rf"\d+-{re.escape(name)}-\d+-({'|'.join(_DUMPS)})\.txt")
+    found = {match[1]: file for file in folder.iterdir() if (match := dump.fullmatch(file.name))}
+    if _DUMPS[0] not in found:
         return None
-    return schedule(bundles.read_text(), use.read_text() if use else "")
+    return schedule(*(found[kind].read_text() for kind in _DUMPS if kind in found))
 
 
 def schedule(bundles: str, utilization: str = "") -> Schedule:

@@ -186,6 +186,12 @@ def test_a_schedule_is_found_by_its_instruction(tmp_path):
     assert bundles.read(tmp_path, "kernel.1").cycles == bundles.schedule(BUNDLES).cycles
     assert bundles.read(tmp_path, "kernel.1").units == {}
     assert bundles.read(tmp_path, "kernel") is None
+    (tmp_path / "18-another-kernel.2-03-final_bundles.txt").write_text(BUNDLES)
+    assert bundles.read(tmp_path, "kernel.2") is None
+    (tmp_path / "17-kernel.1-01-final_hlo-static-per-bundle-utilization.txt").write_text(
+        UTILIZATION
+    )
+    assert bundles.read(tmp_path, "kernel.1") == bundles.schedule(BUNDLES, UTILIZATION)
 
 
 def test_a_launch_is_found_by_the_number_of_its_instruction(tmp_path):
