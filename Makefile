@@ -12,7 +12,7 @@ EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ec
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) -m pip install --quiet --editable '.[dev,compilers]'
 	touch $@
 
 $(VENV)-oldest/installed: pyproject.toml .ci/oldest.txt

@@ -1,4 +1,4 @@
-"""python -m benchmarks softmax | sequences | pointwise | accelerators | report | compare."""
+"""python -m benchmarks softmax | sequences | pointwise | accelerators | compilers | report..."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from benchmarks import epochs, exact, profiling, quality, recurrent, steps, vowe
 from benchmarks import pointwise as pointwise_cases
 from benchmarks import report as reports
 from benchmarks.compare import compare as compare_results
+from benchmarks.compilers import report as vendor_reports
+from benchmarks.compilers import run as vendors
 from benchmarks.harness import Suite, machine, progress, recycle_memory
 from benchmarks.limits import Limits
 from benchmarks.profiling import trace
@@ -122,6 +124,26 @@ def accelerators(output: Output = Path("results")) -> None:
     )  # fmt: skip
 
 
+@app.command()
+def compilers(
+    output: Output = Path("results"), quick: Quick = False,
+    device: Annotated[
+        list[str] | None, typer.Option(help="Only this one; may be given several times.")
+    ] = None,
+) -> None:  # fmt: skip
+    """What the vendors' compilers make of every operation, for devices that are not here."""
+    if absent := vendors.missing():
+        raise typer.BadParameter(
+            f"{', '.join(absent)} not installed: pip install 'jaxnets[compilers]', on Linux x86-64"
+        )
+    if unknown := set(device or ()) - set(vendors.DEVICES):
+        raise typer.BadParameter(f"devices are {', '.join(vendors.DEVICES)}, got {unknown}")
+    result = vendors.run(device or vendors.DEVICES, quick=quick)
+    vendor_reports.print_tables(result, Console())
+    for path in vendor_reports.write(result, output):
+        Console().print(f"written: {path}")
+
+
 def chosen(quick: bool, full: bool, *shortened: str) -> tuple[Suite, list[str]]:
     """The suite, and what it leaves out, said at once."""
     if quick and full:
@@ -158,14 +180,21 @@ def finish(
 @app.command()
 def report(result: Path, output: Output = Path("results")) -> None:
     """Build the page of RESULT, a comparison's JSON, such as benchmarks/results/softmax.json."""
-    Console().print(f"written: {reports.write_page(json.loads(result.read_text()), output)}")
+    data = json.loads(result.read_text())
+    if data["name"] == vendor_reports.NAME:
+        paths = vendor_reports.write_pages(data, output)
+    else:
+        paths = [reports.write_page(data, output)]
+    for path in paths:
+        Console().print(f"written: {path}")
 
 
 @app.command()
 def compare(before: Path, after: Path) -> None:
     """Say what got slower from BEFORE to AFTER; exit with 1 if anything did."""
     results = [json.loads(path.read_text()) for path in (before, after)]
-    table, slower = compare_results(*results)
+    of_compilers = results[0]["name"] == vendor_reports.NAME
+    table, slower = (vendor_reports.compare if of_compilers else compare_results)(*results)
     Console().print(table)
     if slower:
         raise typer.Exit(1)

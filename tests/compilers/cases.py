@@ -1,0 +1,205 @@
+"""What the compilers' process is asked to compile: functions of a module, so that it finds them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from benchmarks.compilers.compile import topology
+from benchmarks.compilers.programs import lstm_outputs, pointwise_outputs
+from jaxnets.kernels import (
+    Samples,
+    VocabSharding,
+    linear_softmax_cross_entropy,
+    sampled_softmax_cross_entropy,
+    sharded_linear_softmax_cross_entropy,
+)
+from tests.support import matrix
+
+
+def matmul(a, b):
+    return a @ b
+
+
+def scanned_matmuls(times, a, b):
+    """``times`` matmuls, each of the one before."""
+    return lax.scan(lambda c, _: ((c @ b).astype(c.dtype), None), a, None, length=times)[0]
+
+
+def nested_matmuls(outer, inner, a, b):
+    return lax.fori_loop(0, outer, lambda _, c: scanned_matmuls(inner, c, b), a)
+
+
+def pallas_matmul(tile, a, b):
+    """The textbook's, for TPU: a grid over tiles, the depth innermost."""
+
+    def kernel(a_ref, b_ref, out_ref, total):
+        @pl.when(pl.program_id(2) == 0)
+        def _():
+            total[...] = jnp.zeros_like(total)
+
+        total[...] += jnp.dot(a_ref[...], b_ref[...], preferred_element_type=jnp.float32)
+
+        @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
+        def _():
+            out_ref[...] = total[...].astype(out_ref.dtype)
+
+    (rows, depth), columns = a.shape, b.shape[1]
+    return pl.pallas_call(
+        kernel,
+        name="textbook_matmul",
+        grid=(rows // tile, columns // tile, depth // tile),
+        in_specs=[
+            pl.BlockSpec((tile, tile), lambda i, j, k: (i, k)),
+            pl.BlockSpec((tile, tile), lambda i, j, k: (k, j)),
+        ],
+        out_specs=pl.BlockSpec((tile, tile), lambda i, j, k: (i, j)),
+        out_shape=jax.ShapeDtypeStruct((rows, columns), a.dtype),
+        scratch_shapes=[tpu.VMEM((tile, tile), jnp.float32)],
+        compiler_params=tpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary")
+        ),
+    )(a, b)
+
+
+def pallas_in_a_loop(times, tile, a, b):
+    return lax.scan(lambda c, _: (pallas_matmul(tile, c, b), None), a, None, length=times)[0]
+
+
+def subject(name, *arrays):
+    """A function of the table of what works with what, with its gradient if it has one."""
+    found = matrix.SUBJECTS[name]
+    if not found.differentiable:
+        return found.function(*arrays)
+    return jax.value_and_grad(
+        lambda *arrays: matrix.scalar(found.function(*arrays)), tuple(range(len(arrays)))
+    )(*arrays)
+
+
+def ends_its_process(_):
+    os._exit(1)
+
+
+# Odd and tiny shapes: value and gradients of the float arrays, of a loss or of an operation's sum.
+
+
+def _gradients(loss, *arrays):
+    return jax.value_and_grad(loss, tuple(range(len(arrays))))(*arrays)
+
+
+def exact(implementation, options, labels, *arrays):
+    def loss(hidden, weight, bias):
+        return linear_softmax_cross_entropy(
+            hidden, weight, bias=bias, labels=labels, implementation=implementation, **options
+        )
+
+    return _gradients(loss, *arrays)
+
+
+def sampled(implementation, labels, ids, *arrays):
+    def loss(hidden, weight, bias):
+        samples = Samples.from_candidates(ids, labels)
+        return sampled_softmax_cross_entropy(
+            hidden, weight, bias=bias, labels=labels, samples=samples, implementation=implementation
+        )
+
+    return _gradients(loss, *arrays)
+
+
+def summed(function, *arrays):
+    return _gradients(lambda *arrays: function(*arrays).astype(jnp.float32).sum(), *arrays)
+
+
+def of_lstm(implementation, inputs, *parameters):
+    return lstm_outputs(implementation, inputs, parameters)
+
+
+class Odd(NamedTuple):
+    """A function of integers, shapes ``ids``, and of floats, shapes ``floats``."""
+
+    function: Callable
+    ids: tuple[tuple[int, ...], ...]
+    floats: tuple[tuple[int, ...], ...]
+
+    def arguments(self, dtype):
+        ids = (jax.ShapeDtypeStruct(shape, "int32") for shape in self.ids)
+        return (*ids, *(jax.ShapeDtypeStruct(shape, dtype) for shape in self.floats))
+
+
+def _exact(implementation, tokens, features, vocab, **options):
+    shapes = (tokens, features), (vocab, features), (vocab,)
+    return Odd(partial(exact, implementation, options), ((tokens,),), shapes)
+
+
+def _sampled(implementation, tokens, features, vocab, count):
+    shapes = (tokens, features), (vocab, features), (vocab,)
+    return Odd(partial(sampled, implementation), ((tokens,), (count,)), shapes)
+
+
+def _lstm(implementation, batch, time, features, hidden):
+    shapes = (batch, time, features), (features, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)
+    return Odd(partial(summed, partial(of_lstm, implementation)), (), shapes)
+
+
+def _pointwise(implementation, positions, features, out):
+    shapes = (1, positions, features), (features, out), (out,)
+    return Odd(partial(summed, partial(pointwise_outputs, implementation)), (), shapes)
+
+
+CAPPED = "exact loss, 1 x 8, 10 classes, capped and smoothed, pallas"
+ODD = {
+    "exact loss, 1 x 8, 10 classes, tiled": _exact("tiled", 1, 8, 10),
+    "exact loss, 1 x 8, 10 classes, pallas": _exact("pallas", 1, 8, 10),
+    CAPPED: _exact("pallas", 1, 8, 10, soft_cap=5.0, label_smoothing=0.1),
+    "exact loss, 7 x 300, 50257 classes, pallas": _exact("pallas", 7, 300, 50_257),
+    "exact loss, 130 x 64, 151936 classes, pallas": _exact("pallas", 130, 64, 151_936),
+    "sampled loss, 1 x 8, 10 classes, gathered": _sampled("gathered", 1, 8, 10, 3),
+    "sampled loss, 1 x 8, 10 classes, pallas": _sampled("pallas", 1, 8, 10, 3),
+    "sampled loss, 7 x 300, 50257 classes, pallas": _sampled("pallas", 7, 300, 50_257, 129),
+    **{f"lstm, hidden {n}, pallas": _lstm("pallas", 3, 5, 4, n) for n in (1, 7, 300, 1024)},
+    **{f"lstm, hidden {n}, scan": _lstm("scan", 3, 5, 4, n) for n in (1, 300)},
+    "1x1 convolution, 1 x 1 to 1, matmul": _pointwise("matmul", 1, 1, 1),
+    "1x1 convolution, 1 x 1 to 1, pallas": _pointwise("pallas", 1, 1, 1),
+    "1x1 convolution, 7 x 300 to 130, pallas": _pointwise("pallas", 7, 300, 130),
+}
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+# A loss whose tokens and vocabulary are split over a mesh of a topology's devices.
+
+
+def _mesh(device, larger, sides):
+    devices = np.array(topology(device, larger).devices).reshape(sides)
+    return Mesh(devices, ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
+
+
+def sharded_loss(device, larger, sides, hidden, weight, labels):
+    sharding = VocabSharding(_mesh(device, larger, sides), "vocab", "data")
+
+    def loss(hidden, weight):
+        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, None, labels)
+
+    return _gradients(loss, hidden, weight)
+
+
+def sharded_shapes(device, larger, sides):
+    mesh = _mesh(device, larger, sides)
+    shapes = (
+        ((256, 128), "bfloat16", P("data")), ((4096, 128), "bfloat16", P("vocab")),
+        ((256,), "int32", P("data")),
+    )  # fmt: skip
+    return tuple(
+        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+        for shape, dtype, spec in shapes
+    )
