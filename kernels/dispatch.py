@@ -219,6 +219,8 @@ def pallas_obstacle(
     """What stands in the way of any Pallas kernel of this package."""
     if where.platform == "cpu":
         return "Pallas kernels need a GPU or TPU, this is cpu"
+    if where.platform == "tpu" and dtype == jnp.float16 and not where.interpret:
+        return "Mosaic has no float16: give float32 or bfloat16"
     if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
         return f"Pallas kernels take float32, bfloat16 and float16, got {jnp.dtype(dtype).name}"
     return None

@@ -17,13 +17,13 @@ from jaxnets import optim
 from jaxnets.kernels import (
     LogUniform,
     LSTMParameters,
-    Rows,
+    SparseRows,
     dispatch,
+    draw_samples,
     gather_rows,
     linear_softmax_cross_entropy,
     lstm,
     pointwise_conv,
-    sample,
     sampled_softmax_cross_entropy,
 )
 
@@ -98,7 +98,7 @@ def _bytes(*trees: Any) -> float:
 # The exact loss: value and gradients of hidden [tokens, features] and weight [vocab, features].
 
 
-def exact_loss(implementation: str | None, hidden, weight, labels):
+def exact_loss(implementation: Any, hidden, weight, labels):
     """Ours."""
     return linear_softmax_cross_entropy(
         hidden, weight, bias=None, labels=labels, implementation=implementation
@@ -141,7 +141,7 @@ def _exact(dtype: str, tokens: int, features: int, vocab: int, *, quick: bool) -
 # The LSTM: outputs [batch, time, hidden] and the gradients of inputs and parameters.
 
 
-def lstm_outputs(implementation: str | None, inputs, parameters):
+def lstm_outputs(implementation: Any, inputs, parameters):
     """Ours."""
     return lstm(inputs, None, LSTMParameters(*parameters), implementation=implementation)[0]
 
@@ -195,7 +195,7 @@ def _lstm(
 # The 1x1 convolution: outputs, and gradients whose cotangent they are.
 
 
-def pointwise_outputs(implementation: str | None, inputs, kernel, bias):
+def pointwise_outputs(implementation: Any, inputs, kernel, bias):
     """Ours."""
     return pointwise_conv(inputs, kernel, bias, implementation=implementation)
 
@@ -225,10 +225,10 @@ def _pointwise(dtype: str, image: tuple[int, ...], out: int, *, quick: bool) -> 
 # A training step of a sampled softmax: draw, value, gradients, Adagrad.
 
 
-def sampled_step(implementation: str | None, num_sampled: int, tables, state, seed, hidden, labels):
+def sampled_step(implementation: Any, num_sampled: int, tables, state, seed, hidden, labels):
     """Ours: gradients and updates of the rows that were touched."""
     vocab = tables["weight"].shape[0]
-    samples = sample(LogUniform(vocab), jax.random.key(seed), num_sampled, labels)
+    samples = draw_samples(LogUniform(vocab), jax.random.key(seed), num_sampled, labels)
     row_ids, rows, (own, ids) = gather_rows(tables, (labels, samples.ids))
 
     def loss(rows, hidden):
@@ -238,7 +238,7 @@ def sampled_step(implementation: str | None, num_sampled: int, tables, state, se
         )  # fmt: skip
 
     value, (rows, hidden) = jax.value_and_grad(loss, (0, 1))(rows, hidden)
-    gradient = jax.tree.map(lambda values: Rows(row_ids, values), rows)
+    gradient = jax.tree.map(lambda values: SparseRows(row_ids, values), rows)
     updates, state = optim.adagrad(0.1).update(gradient, state)
     return optim.apply_updates(tables, updates), state, value, hidden
 

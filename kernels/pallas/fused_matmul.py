@@ -166,6 +166,8 @@ def _mosaic(
         if depth % block_depth:  # what stands behind the end may be anything
             inside = step * block_depth + lax.broadcasted_iota(jnp.int32, (1, block_depth), 1)
             a, b = (jnp.where(inside < depth, x, jnp.zeros_like(x)) for x in (a, b))
+        if 1 in (block_rows, block_columns):  # Mosaic broadcasts a row to float32 as it is
+            a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         total[...] += matmul(a, b, (1, 1))
 
         @pl.when(step == grid[2] - 1)

@@ -23,7 +23,6 @@ from jaxnets.kernels import (
     VocabSharding,
     linear_softmax_cross_entropy,
     sampled_softmax_cross_entropy,
-    sharded_linear_softmax_cross_entropy,
 )
 from tests.support import matrix
 
@@ -188,7 +187,7 @@ def sharded_loss(device, larger, sides, hidden, weight, labels):
     sharding = VocabSharding(_mesh(device, larger, sides), "vocab", "data")
 
     def loss(hidden, weight):
-        return sharded_linear_softmax_cross_entropy(sharding, hidden, weight, None, labels)
+        return linear_softmax_cross_entropy(hidden, weight, labels, sharding=sharding)
 
     return _gradients(loss, hidden, weight)
 
