@@ -162,7 +162,7 @@ def test_what_is_refused(users_checks):
         OutputProjection(FEATURES, VOCAB, rngs=nnx.Rngs(0)).top_k(inputs()[0], 2.0)
 
 
-def test_strict_modes(strict_mode):
+def test_strict_modes(strict_modes):
     hidden, labels = inputs()
     head = OutputProjection(FEATURES, VOCAB, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
 

@@ -28,8 +28,7 @@ from tests.kernels.recurrent.test_recurrent_padding import (
 from tests.near import assert_near
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("marks", [{}, {"mask": MASK}])
+@pytest.mark.parametrize(("kind", "marks"), [("lstm", {"mask": MASK}), ("gru", {})])
 def test_time_first(kind, marks):
     inputs, carry, parameters = problem(kind)
 
@@ -168,7 +167,7 @@ STRICT = {
 
 
 @pytest.mark.parametrize("case", STRICT)
-def test_strict_modes(strict_mode, case):
+def test_strict_modes(strict_modes, case):
     """Values and gradients, eager and with NaN in the padding."""
     kind, parameters, options = STRICT[case]
     options = dict(options)
@@ -197,7 +196,7 @@ def test_strict_modes(strict_mode, case):
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradients))
 
 
-def test_strict_modes_of_layers(strict_mode):
+def test_strict_modes_of_layers(strict_modes):
     inputs, _, parameters = problem("lstm")
     layers = [[parameters, parameters]]
     inputs = np.where(MASK[:, :, None], np.asarray(inputs), np.float32(np.nan))
