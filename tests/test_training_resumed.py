@@ -110,9 +110,7 @@ def on_mesh(kind, devices):
     return model, batch_at
 
 
-@pytest.mark.parametrize(
-    ("kind", "devices"), [("split", 2), ("split", 8), ("replicated", 8), ("batch", 2)]
-)
+@pytest.mark.parametrize(("kind", "devices"), [("split", 8), ("replicated", 8), ("batch", 2)])
 def test_resumes_on_devices(kind, devices, tmp_path):
     """In the bits of the run that was not cut; and on other numbers of devices."""
 

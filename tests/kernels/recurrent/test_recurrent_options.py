@@ -94,12 +94,14 @@ def test_reset_before_the_matmul_by_hand(x64):
     np.testing.assert_allclose(last[0], h, atol=1e-14)
 
 
-def test_second_derivatives_of_the_reset_before_the_matmul(x64):
-    arrays = problem("gru", batch=2, time=3, dtype=jnp.float64)
+def test_second_derivatives_of_the_reset_before_the_matmul_with_a_mask(x64):
+    arrays = problem("gru", batch=3, time=5, dtype=jnp.float64)
 
     def norm_of_gradient(implementation):
         def norm(parameters):
-            layer = functools.partial(gru, reset_after=False, implementation=implementation)
+            layer = functools.partial(
+                gru, mask=MASK[:3, :5], reset_after=False, implementation=implementation
+            )
             _, gradients = value_and_gradients(layer, (*arrays[:2], parameters))
             return sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))
 
