@@ -297,7 +297,7 @@ def test_vmap_equals_a_loop(x64, marks):
 
 @pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_half_precision_is_accumulated_in_float32(kind):
-    layer, *_ = problem(kind)
+    layer, *_ = problem(kind, dtype=jnp.float32)
     both = jax.jit(functools.partial(value_and_gradients, layer))
     for dtype in (jnp.bfloat16, jnp.float16):
         _, inputs, carry, weights = problem(kind, dtype=dtype)
@@ -377,8 +377,8 @@ def test_truncation_cuts_the_gradient_and_nothing_else(x64):
     assert reached.tolist() == [False] * 12 + [True]  # the last window holds the last step alone
 
 
-# One row and step; chunks that leave steps over, in two stages; chunks of one step; all in one.
-SHAPES = [(1, 1, 3), (12, 9, 4), (3, 7, 1), (5, 8, 8)]
+# One row and step, in one chunk; chunks that leave steps over, in two stages; chunks of one step.
+SHAPES = [(1, 1, 3), (12, 9, 4), (3, 7, 1)]
 
 
 @functools.cache
