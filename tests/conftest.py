@@ -46,6 +46,17 @@ def strict_mode(request):
 
 
 @pytest.fixture
+def strict_modes():
+    """All of JAX's strict modes at once, where a function passes under them together."""
+    before = {name: getattr(jax.config, name) for name in STRICT_MODES}
+    for name, value in STRICT_MODES.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture
 def users_checks():
     """Lets bad input reach our own checks: in tests jaxtyping's would refuse it first."""
     jaxtyping.config.update("jaxtyping_disable", True)

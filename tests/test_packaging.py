@@ -25,7 +25,7 @@ from importlib import metadata
 import jax.numpy as jnp
 import jaxnets
 from jaxnets.kernels import linear_softmax_cross_entropy
-loss = linear_softmax_cross_entropy(jnp.ones((2, 3)), jnp.zeros((10, 3)), None, jnp.arange(2))
+loss = linear_softmax_cross_entropy(jnp.ones((2, 3)), jnp.zeros((10, 3)), jnp.arange(2))
 assert abs(float(loss) - 2.302585) < 1e-5
 assert jaxnets.__version__ == metadata.version("jaxnets")
 for name in ("kernels", "benchmarks", "examples", "tests"):
@@ -50,8 +50,19 @@ def run(*command, cwd):
 
 def build(kind, tree):
     run(sys.executable, "-m", "build", "--no-isolation", f"--{kind}", ".", cwd=tree)
-    (built,) = (tree / "dist").glob("*.whl" if kind == "wheel" else "*.tar.gz")
-    return built
+    return built(kind, tree)
+
+
+def build_by_hook(kind, tree):
+    """What ``build`` asks of the backend, in one process and not three."""
+    command = f"import setuptools.build_meta; setuptools.build_meta.build_{kind}('dist')"
+    run(sys.executable, "-c", command, cwd=tree)
+    return built("sdist" if kind == "sdist" else "wheel", tree)
+
+
+def built(kind, tree):
+    (file,) = (tree / "dist").glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return file
 
 
 def files_of(wheel):
@@ -59,20 +70,46 @@ def files_of(wheel):
         return {name: file.read(name) for name in file.namelist() if ".dist-info/" not in name}
 
 
-@pytest.fixture
-def tree(tmp_path):
+def copy_to(folder):
     """A copy of the tree as it is now, committed or not."""
     left_out = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "results")
-    return shutil.copytree(ROOT, tmp_path / "tree", symlinks=True, ignore=left_out)
+    return shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=left_out)
 
 
 @pytest.fixture
-def repository(tree):
+def tree(tmp_path):
+    return copy_to(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory):
+    """One that all tests read; what is built in it is not committed."""
+    tree = copy_to(tmp_path_factory.mktemp("repository"))
     run("git", "init", "--quiet", cwd=tree)
     run("git", "add", "--all", cwd=tree)
     author = ("-c", "user.name=a", "-c", "user.email=a@b")
     run("git", *author, "commit", "--quiet", "--message=all", cwd=tree)
     return tree
+
+
+@pytest.fixture(scope="module")
+def source(repository):
+    """The sdist, built as a user builds it."""
+    return build("sdist", repository)
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """A wheel of the sdist, built as a user builds it."""
+    return build("wheel", unpacked(source, tmp_path_factory.mktemp("wheel") / "got"))
+
+
+def unpacked(source, to):
+    with tarfile.open(source) as file:
+        file.extractall(to.parent, filter="data")
+    (to.parent / f"jaxnets-{jaxnets.__version__}").rename(to)
+    assert not (to / "jaxnets/kernels").exists()
+    return to
 
 
 def clone(repository, to):
@@ -91,28 +128,28 @@ def archive(repository, to):
     assert (to / "jaxnets/kernels").read_text() == "../kernels"
 
 
-def sdist(repository, to):
-    with tarfile.open(build("sdist", repository)) as file:
-        file.extractall(to.parent, filter="data")
-    (to.parent / f"jaxnets-{jaxnets.__version__}").rename(to)
-    assert not (to / "jaxnets/kernels").exists()
-
-
-@pytest.mark.parametrize("form", [clone, sdist, archive, clone_without_links])
-def test_wheel_holds_every_file_of_both_folders(form, repository, tmp_path):
-    got = tmp_path / "got"
-    form(repository, got)
-    expected = {
+def files_of_both_folders(repository):
+    return {
         f"{parent}{path.relative_to(repository).as_posix()}": path.read_bytes()
         for folder, parent in (("jaxnets", ""), ("kernels", "jaxnets/"))
         for path in (repository / folder).rglob("*")
         if path.is_file()
     }
-    assert files_of(build("wheel", got)) == expected
 
 
-def test_sdist_holds_the_library_and_what_speaks_of_it(tree):
-    with tarfile.open(build("sdist", tree)) as file:
+@pytest.mark.parametrize("form", [clone, archive, clone_without_links])
+def test_wheel_holds_every_file_of_both_folders(form, repository, tmp_path):
+    got = tmp_path / "got"
+    form(repository, got)
+    assert files_of(build_by_hook("wheel", got)) == files_of_both_folders(repository)
+
+
+def test_wheel_of_the_sdist_holds_every_file_of_both_folders(repository, wheel):
+    assert files_of(wheel) == files_of_both_folders(repository)
+
+
+def test_sdist_holds_the_library_and_what_speaks_of_it(source):
+    with tarfile.open(source) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     folders = {name.partition("/")[0] for name in names if "/" in name}
     assert folders == {"jaxnets", "jaxnets.egg-info", "kernels"}
@@ -156,17 +193,17 @@ def without_a_module(tree):
 def test_build_of_less_than_the_library_fails(change, kind, tree):
     messages = change(tree)
     with pytest.raises(AssertionError) as failed:
-        build(kind, tree)
+        build_by_hook(kind, tree)
     for message in messages:
         assert message in str(failed.value)
-    assert not (tree / "dist").exists()
+    assert not list(tree.glob("dist/*"))
 
 
 def test_files_of_an_earlier_build_stay_out(tree):
     stale = tree / "build/lib/jaxnets/kernels/renamed_since.py"
     stale.parent.mkdir(parents=True)
     stale.touch()
-    assert "jaxnets/kernels/renamed_since.py" not in files_of(build("wheel", tree))
+    assert "jaxnets/kernels/renamed_since.py" not in files_of(build_by_hook("wheel", tree))
 
 
 @pytest.fixture
@@ -180,9 +217,9 @@ def environment(tmp_path):
     return tmp_path / "venv/bin/python", site
 
 
-def test_installed_wheel(tree, environment, tmp_path):
+def test_installed_wheel(wheel, environment, tmp_path):
     python, site = environment
-    zipfile.ZipFile(build("wheel", tree)).extractall(site)
+    zipfile.ZipFile(wheel).extractall(site)
     where = run(python, "-W", "error", "-c", ONE_LOSS, cwd=tmp_path)
     assert where.startswith(f"{site}/jaxnets/kernels/")
 
@@ -193,10 +230,7 @@ def test_editable_install(link, tree, environment, tmp_path):
         (tree / "jaxnets/kernels").unlink()
         (tree / "jaxnets/kernels").write_text("../kernels")
     python, site = environment
-    command = "import setuptools.build_meta; setuptools.build_meta.build_editable('dist')"
-    run(sys.executable, "-c", command, cwd=tree)
-    (editable,) = (tree / "dist").glob("*.whl")
-    zipfile.ZipFile(editable).extractall(site)
+    zipfile.ZipFile(build_by_hook("editable", tree)).extractall(site)
     where = run(python, "-W", "error", "-c", ONE_LOSS, cwd=tmp_path)
     assert where.startswith(f"{tree}/{'jaxnets/' * link}kernels/")
 

@@ -198,6 +198,6 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("message", ERRORS)
-def test_bad_options(message):
+def test_bad_options(message, users_checks):
     with pytest.raises(ValueError, match=message):
         run(10, **ERRORS[message])

@@ -110,9 +110,7 @@ def on_mesh(kind, devices):
     return model, batch_at
 
 
-@pytest.mark.parametrize(
-    ("kind", "devices"), [("split", 2), ("split", 8), ("replicated", 8), ("batch", 2)]
-)
+@pytest.mark.parametrize(("kind", "devices"), [("split", 8), ("replicated", 8), ("batch", 2)])
 def test_resumes_on_devices(kind, devices, tmp_path):
     """In the bits of the run that was not cut; and on other numbers of devices."""
 
@@ -136,7 +134,7 @@ def test_resumes_on_devices(kind, devices, tmp_path):
         assert run_to(8, 4)[1].step == 8
 
 
-def test_strict_modes(strict_mode, tmp_path):
+def test_strict_modes(strict_modes, tmp_path):
     """The whole of it: clipping, bfloat16, evaluation, the best, a folder."""
     options = {"clip_norm": 1.0, "compute_dtype": jnp.bfloat16, "folder": tmp_path} | scores()
     options |= {"optimizer": optax.adam(1e-2)}

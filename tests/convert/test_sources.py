@@ -178,7 +178,7 @@ def test_a_bidirectional_s_halves_in_bfloat16():
     equal(convert.lstm_to_keras(pair[1]), weights[3:])
 
 
-def test_strict_modes(strict_mode):
+def test_strict_modes(strict_modes):
     lstm_parameters = convert.lstm_from_torch(torch_state(4))
     gru_parameters = convert.gru_from_torch(torch_state(3))
     equal(convert.lstm_from_keras(convert.lstm_to_keras(lstm_parameters)), lstm_parameters)

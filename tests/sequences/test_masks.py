@@ -174,7 +174,7 @@ def test_labels_of_every_integer_type(x64):
     assert masked_accuracy(logits[:0], [], []) == 0
 
 
-def test_strict_modes(strict_mode):
+def test_strict_modes(strict_modes):
     values = np.ones((2, 3, 4), np.float32)
     values[:, 2] = np.inf  # times 0 is NaN
     values, mask = jnp.asarray(values), length_mask(np.array([2, 0]), 3)

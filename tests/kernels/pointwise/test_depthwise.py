@@ -31,15 +31,23 @@ def with_gradients(inputs, kernel, **options):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("name", CASES)
-def test_is_xlas_convolution(x64, name, padding):
-    inputs, kernel, strides = problem(name)
-    options = {"strides": strides, "padding": padding}
-    got = with_gradients(inputs, kernel, implementation="shifts", **options)
-    wanted = with_gradients(inputs, kernel, implementation="convolution", **options)
-    for a, b in zip(got, wanted, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+def test_is_xlas_convolution(x64, name):
+    *arrays, strides = problem(name)
+
+    @jax.jit
+    def every(*arrays):
+        return [
+            [
+                with_gradients(*arrays, implementation=each, strides=strides, padding=padding)
+                for each in ("shifts", "convolution")
+            ]
+            for padding in ("SAME", "VALID")
+        ]
+
+    for got, wanted in every(*arrays):
+        for a, b in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_the_equation(x64):
@@ -52,7 +60,7 @@ def test_the_equation(x64):
 @pytest.mark.parametrize("name", ["1d", "2d, strides"])
 def test_numerical_gradients(x64, users_checks, name):
     inputs, kernel, strides = problem(name)
-    function = partial(depthwise_conv, strides=strides, implementation="shifts")
+    function = jax.jit(partial(depthwise_conv, strides=strides, implementation="shifts"))
     check_grads(function, (inputs, kernel), order=2, modes=["rev"])
 
 
@@ -94,22 +102,27 @@ def test_options_are_xlas(x64, name):
     outputs = shape[-1] * options.get("depth_multiplier", 1)
     arrays = [jnp.asarray(rng.normal(size=s)) for s in (shape, window, (outputs,))]
 
-    def run(function, **more):
-        result, backward = jax.vjp(partial(function, **options, **more), *arrays)
-        return result, *backward(jnp.cos(result))
+    @jax.jit
+    def every(*arrays):
+        def run(function, **more):
+            result, backward = jax.vjp(partial(function, **options, **more), *arrays)
+            return result, *backward(jnp.cos(result))
 
-    wanted = run(by_hand)
-    for implementation in ("shifts", "convolution"):
-        for a, b in zip(run(depthwise_conv, implementation=implementation), wanted, strict=True):
+        ours = [run(depthwise_conv, implementation=name) for name in ("shifts", "convolution")]
+        first = depthwise_conv(
+            jnp.moveaxis(arrays[0], -1, 1), *arrays[1:], channels_first=True, **options
+        )
+        return run(by_hand), ours, jnp.moveaxis(first, 1, -1)
+
+    wanted, ours, first = every(*arrays)
+    for got in ours:
+        for a, b in zip(got, wanted, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
-    first = depthwise_conv(
-        jnp.moveaxis(arrays[0], -1, 1), *arrays[1:], channels_first=True, **options
-    )
-    np.testing.assert_allclose(jnp.moveaxis(first, 1, -1), wanted[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(first, wanted[0], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("implementation", ["shifts", "convolution"])
-def test_strict_modes(strict_mode, implementation):
+def test_strict_modes(strict_modes, implementation):
     inputs, kernel = jnp.ones((2, 5, 6, 2)), jnp.ones((3, 3, 2), jnp.bfloat16)
 
     def loss(inputs, kernel, bias):

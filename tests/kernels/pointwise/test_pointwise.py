@@ -49,34 +49,41 @@ def assert_close(got, wanted, tolerance):
         assert error <= tolerance * scale
 
 
-@pytest.mark.parametrize(
-    "activation", [None, "relu", "sigmoid", "tanh", "silu", "gelu", "gelu_exact"]
-)
+def beside_the_reference(arrays, **options):
+    return [
+        with_gradients(partial(run, implementation=name), arrays, **options)
+        for name in (None, "reference")
+    ]
+
+
 @pytest.mark.parametrize(
     ("axes", "groups", "strides"), [(2, 1, 1), (2, 2, 2), (1, 2, 1), (3, 1, 2)]
 )
-def test_value_and_gradients_are_the_references(x64, axes, groups, strides, activation):
+def test_value_and_gradients_are_the_references(x64, axes, groups, strides):
+    """With every activation, in one program."""
+
+    @jax.jit
+    def all_of_them(*arrays):
+        return [
+            beside_the_reference(arrays, groups=groups, strides=strides, activation=activation)
+            for activation in (None, "relu", "sigmoid", "tanh", "silu", "gelu", "gelu_exact")
+        ]
+
     arrays = problem(axes, groups=groups, dtype=np.float64, strides=strides)
-    options = {"groups": groups, "strides": strides, "activation": activation}
-    got = with_gradients(run, arrays, **options)
-    wanted = with_gradients(partial(run, implementation="reference"), arrays, **options)
-    assert_close(got, wanted, 1e-13)
+    for got, wanted in all_of_them(*arrays):
+        assert_close(got, wanted, 1e-13)
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("out", [1, 3, 6, 40])
-def test_fewer_and_more_channels_out_than_in(x64, out):
-    arrays = problem(out=out, dtype=np.float64)
-    wanted = with_gradients(partial(run, implementation="reference"), arrays)
-    assert_close(with_gradients(run, arrays), wanted, 1e-13)
+def test_fewer_and_more_channels_out_than_in(x64):
+    problems = [problem(out=out, dtype=np.float64) for out in (1, 3, 6, 40)]
+    for got, wanted in jax.jit(lambda all_: [beside_the_reference(a) for a in all_])(problems):
+        assert_close(got, wanted, 1e-13)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("axes", [0, 1, 2, 3])
-def test_channels_first_is_the_same_transposed(x64, axes, groups):
-    arrays = problem(axes, groups=groups, dtype=np.float64)
+def test_channels_first_is_the_same_transposed(x64, groups):
     options = {"groups": groups, "activation": "tanh"}
-    wanted = list(with_gradients(run, arrays, **options))
 
     def channels_first(inputs, kernel, bias, residual):
         first = (jnp.moveaxis(a, -1, 1) for a in (inputs, residual))
@@ -84,7 +91,15 @@ def test_channels_first_is_the_same_transposed(x64, axes, groups):
         outputs = run(inputs, kernel, bias, residual, channels_first=True, **options)
         return jnp.moveaxis(outputs, 1, -1)
 
-    assert_close(with_gradients(channels_first, arrays), wanted, 1e-13)
+    @jax.jit
+    def both(problems):
+        return [
+            (with_gradients(channels_first, arrays), with_gradients(run, arrays, **options))
+            for arrays in problems
+        ]
+
+    for got, wanted in both([problem(n, groups=groups, dtype=np.float64) for n in range(4)]):
+        assert_close(got, wanted, 1e-13)
 
 
 @pytest.mark.parametrize("channels_first", [False, True])
@@ -113,7 +128,7 @@ def test_empty_inputs(shape, groups):
 
 
 @pytest.mark.parametrize("options", [{}, {"groups": 2}, {"groups": 16}, {"channels_first": True}])
-def test_strict_modes(strict_mode, options):
+def test_strict_modes(strict_modes, options):
     first = options.get("channels_first", False)
     inputs = jnp.ones((2, 32, 5) if first else (2, 5, 32))
     kernel = jnp.ones((32 // options.get("groups", 1), 16), jnp.bfloat16)
@@ -252,7 +267,7 @@ def test_channels_first_in_a_loop_costs_what_it_does_outside():
     """jax#12868: lax.conv took 16 s for two iterations in a loop, 3 ms outside."""
     inputs, kernel = jnp.ones((4, 64, 4096)), jnp.eye(64)
     convolve = partial(pointwise_conv, kernel=kernel, channels_first=True)
-    rounds = 8
+    rounds = 4
 
     @jax.jit
     def inside(inputs):
@@ -272,7 +287,7 @@ def test_channels_first_in_a_loop_costs_what_it_does_outside():
 
     # The best of many, in turn: other work on the machine only adds. Twice is far below 5,000
     # times, and far above the spread of the best.
-    times = [(seconds(inside), seconds(outside)) for _ in range(30)]
+    times = [(seconds(inside), seconds(outside)) for _ in range(15)]
     best_inside, best_outside = (min(column) for column in zip(*times, strict=True))
     assert best_inside < 2 * best_outside
 
@@ -352,8 +367,7 @@ def test_bad_folding(users_checks, name):
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"strides": 2}])
-@pytest.mark.parametrize("tile_bytes", [400, 1000, 10**6])
-def test_a_backward_in_tiles_is_the_whole_one(monkeypatch, options, tile_bytes):
+def test_a_backward_in_tiles_is_the_whole_one(monkeypatch, options):
     """Tiles that divide the rows, that leave some over, and one for all; first and second order."""
     inputs, kernel, bias = problem(features=4, out=9, residual=False)
 
@@ -362,15 +376,21 @@ def test_a_backward_in_tiles_is_the_whole_one(monkeypatch, options, tile_bytes):
 
     def derivatives():
         jax.clear_caches()
-        first = jax.grad(loss, (0, 1, 2))(inputs, kernel, bias)
-        second = jax.grad(lambda w: (jax.grad(loss)(inputs, w, bias) ** 2).sum())(kernel)
-        return *first, second
+
+        @jax.jit
+        def both(inputs, kernel, bias):
+            first = jax.grad(loss, (0, 1, 2))(inputs, kernel, bias)
+            second = jax.grad(lambda w: (jax.grad(loss)(inputs, w, bias) ** 2).sum())(kernel)
+            return *first, second
+
+        return both(inputs, kernel, bias)
 
     wanted = derivatives()
     monkeypatch.setattr(xla, "_TILED_BYTES", 0)
-    monkeypatch.setattr(xla, "_TILE_BYTES", tile_bytes)
-    # Sums of at most 60 rows, in another order.
-    assert_close(derivatives(), wanted, 8 * 60**0.5 * 1.2e-7)
+    for tile_bytes in (400, 1000, 10**6):
+        monkeypatch.setattr(xla, "_TILE_BYTES", tile_bytes)
+        # Sums of at most 60 rows, in another order.
+        assert_close(derivatives(), wanted, 8 * 60**0.5 * 1.2e-7)
 
 
 def test_a_large_widening_gradient_runs_in_tiles():

@@ -114,20 +114,6 @@ def test_padding_anywhere(kind, marks, reverse, masked_outputs):
                 assert_near(layer(*dirty), wanted[0], 1e-5)
 
 
-def test_second_derivatives_with_a_mask(x64):
-    arrays = problem("gru", batch=3, time=5, dtype=jnp.float64)
-
-    def norm_of_gradient(implementation):
-        def norm(parameters):
-            layer = functools.partial(gru, mask=MASK[:3, :5], implementation=implementation)
-            _, gradients = value_and_gradients(layer, (*arrays[:2], parameters))
-            return sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))
-
-        return jax.jit(jax.grad(norm))(arrays[2])
-
-    assert_near(norm_of_gradient("scan"), norm_of_gradient("reference"), 1e-12)
-
-
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_lengths_of_any_type(implementation):
     """100 of 300 steps: in eight bits the time does not fit, and 100 is of every type."""
@@ -143,11 +129,11 @@ def test_lengths_of_any_type(implementation):
         wanted = run([100, 7])
         reached = jnp.abs(wanted[1][0]).max(2) > 0
         assert reached.sum(1).tolist() == [100, 7]
+        jitted = jax.jit(lambda n: lstm(inputs, carry, parameters, lengths=n))
         for dtype in INTEGER_TYPES:
             given = np.array([100, 7], dtype)
             assert_near(run(given), wanted, 1e-6)
-            if implementation == "scan":
-                jitted = jax.jit(lambda n: lstm(inputs, carry, parameters, lengths=n))
+            if implementation == "scan":  # one program for 32 and 64 bits, which are the same here
                 assert_near(jitted(given), wanted[0], 1e-6)
 
 
@@ -156,20 +142,27 @@ def test_marks_of_any_type(kind):
     inputs, carry, parameters = problem(kind)
     run = functools.partial(KINDS[kind], inputs, carry, parameters)
     ids, mask = run(segment_ids=IDS), run(mask=MASK)
-    for dtype in INTEGER_TYPES:
-        assert_near(run(segment_ids=IDS.astype(dtype)), ids, 1e-6)
-        assert_near(run(mask=MASK.astype(dtype)), mask, 1e-6)
+    for dtype in INTEGER_TYPES:  # each with both kinds, and with both marks
+        if kind == "lstm":
+            assert_near(run(segment_ids=IDS.astype(dtype)), ids, 1e-6)
+        else:
+            assert_near(run(mask=MASK.astype(dtype)), mask, 1e-6)
     assert_near(run(segment_ids=IDS.tolist()), ids, 1e-6)
     for given in (MASK.tolist(), MASK.astype(np.float32), MASK.astype(int).tolist()):
         assert_near(run(mask=given), mask, 1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize(
+    ("kind", "implementation"),
+    [
+        (kind, name)
+        for kind in KINDS
+        for name in IMPLEMENTATIONS
+        if (kind, name) != ("gru", "pallas")
+    ],
+)
 def test_what_only_values_tell_is_nan_under_jit(kind, implementation):
     """In that row's outputs and carry, and in the gradients; the other rows are as they were."""
-    if implementation == "pallas" and kind == "gru":
-        pytest.skip("there is no such kernel")
     inputs, carry, parameters = problem(kind)
     pallas = implementation == "pallas"
 
@@ -195,14 +188,16 @@ def test_what_only_values_tell_is_nan_under_jit(kind, implementation):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("batch", "time"), [(0, 7), (5, 0), (0, 0)])
-def test_empty_input(kind, batch, time):
+@pytest.mark.parametrize(("number", "batch", "time"), [(0, 0, 7), (1, 5, 0), (2, 0, 0)])
+def test_empty_input(kind, number, batch, time):
+    """Every two of shape, implementation and marks."""
     arrays = problem(kind, batch, time)
-    for name in IMPLEMENTATIONS[: 3 if kind == "lstm" else 2]:
+    marks = [{}, {"lengths": np.zeros(batch, int)}, {"mask": np.ones((batch, time))}]
+    for each, name in enumerate(IMPLEMENTATIONS[: 3 if kind == "lstm" else 2]):
+        options = {"implementation": name} | marks[(number + each) % 3]
         with compiling_for("tpu" if name == "pallas" else "cpu", interpret=name == "pallas"):
-            for marks in ({}, {"lengths": np.zeros(batch, int)}, {"mask": np.ones((batch, time))}):
-                layer = functools.partial(KINDS[kind], implementation=name, **marks)
-                (outputs, carry), gradients = value_and_gradients(layer, arrays)
-                assert outputs.shape == (batch, time, HIDDEN)
-                jax.tree.map(np.testing.assert_array_equal, carry, arrays[1])
-                assert all(not leaf.any() for leaf in jax.tree.leaves(gradients[2]))
+            layer = functools.partial(KINDS[kind], **options)
+            (outputs, carry), gradients = value_and_gradients(layer, arrays)
+        assert outputs.shape == (batch, time, HIDDEN)
+        jax.tree.map(np.testing.assert_array_equal, carry, arrays[1])
+        assert all(not leaf.any() for leaf in jax.tree.leaves(gradients[2]))
