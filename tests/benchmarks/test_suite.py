@@ -101,7 +101,7 @@ def test_each_kind_of_method_learns(method, monkeypatch):
     stream = (np.exp(rng.uniform(size=40_000) * np.log(600)) - 1).astype(np.int32)
     counts = np.bincount(stream, minlength=600)
     step, sampler = next(m[1:] for m in quality.methods(counts) if m[0] == method)
-    result = quality.train(step, sampler, stream, stream[:10_000], 600, seconds=20, points=1)
+    result = quality.train(step, sampler, stream, stream[:10_000], 600, seconds=6, points=1)
     (_, steps, before), (_, later, after) = result["curve"]
     assert steps == 0
     assert later > 0
