@@ -24,7 +24,9 @@ called = nnx.jit(lambda model, *arrays: model(*arrays))
 
 def test_padding_changes_nothing():
     """However far a record is padded, and with what."""
-    model = ECGClassifier(1, 4, strides=(4, 3), features=8, hidden_features=8, rngs=nnx.Rngs(0))
+    model = ECGClassifier(
+        1, 4, strides=(4, 3), features=8, hidden_features=8, layers=1, rngs=nnx.Rngs(0)
+    )
     model.eval()
     signals = jax.random.normal(jax.random.key(0), (2, 90, 1))
     lengths = jnp.array([90, 37])
@@ -40,7 +42,9 @@ def test_padding_changes_nothing():
 @cache
 def by_int32():
     """A model, signals and what it makes of them."""
-    model = ECGClassifier(1, 2, strides=(4, 3), features=4, hidden_features=4, rngs=nnx.Rngs(0))
+    model = ECGClassifier(
+        1, 2, strides=(4, 3), features=4, hidden_features=4, layers=1, rngs=nnx.Rngs(0)
+    )
     model.eval()
     signals = jax.random.normal(jax.random.key(0), (2, 60, 1))
     return model, signals, model(signals, jnp.array([60, 37]))
