@@ -230,10 +230,10 @@ def same_loss(training: list[np.ndarray], suite: Suite) -> float:
     progress("mean loss of the same sentences, each way")
     some = training[:: max(1, len(training) // 512)]
     words = sum(len(ids) - 1 for ids in some)
-    means = []
+    parameters, means = initial(), []
     for way, loss in ways(some, suite):
         compiled = way.compiled(loss)
-        sums = [compiled(initial(), batch) for batch in way.batches]
+        sums = [compiled(parameters, batch) for batch in way.batches]
         assert sum(float(count) for _, count in sums) == words, way.name
         means.append(sum(float(total) for total, _ in sums) / words)
     return (max(means) - min(means)) / min(means)

@@ -27,7 +27,7 @@ class Autoencoder(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = Autoencoder((28, 28), (42, 35), code=5, features=(4, 8), rngs=nnx.Rngs(0))
+      >>> model = Autoencoder((28, 28), (42, 35), code=5, features=(8,), rngs=nnx.Rngs(0))
       >>> code = model.encode(jnp.ones((2, 28, 28, 1)))
       >>> code.shape, model.decode(code).shape
       ((2, 5), (2, 42, 35, 1))

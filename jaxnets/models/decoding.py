@@ -56,8 +56,9 @@ class BeamSearch(NamedTuple):
       >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
       >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
       >>> model.eval()
-      >>> beam_search(model, [[5, 7, 1]], [3], max_time=4, beam=2).scores.shape
-      (1, 2)
+      >>> source = [[5, 7, 1, 0, 0], [8, 5, 9, 4, 1]]
+      >>> beam_search(model, source, [3, 5], max_time=7, beam=3).scores.shape
+      (2, 3)
     """
 
     words: jax.Array

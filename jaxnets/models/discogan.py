@@ -93,8 +93,8 @@ class DiscoGAN(nnx.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = DiscoGAN(3, (4, 8), judge_features=(4, 8), rngs=nnx.Rngs(0))
-      >>> images = jax.random.uniform(jax.random.key(0), (2, 4, 16, 16, 3))
+      >>> model = DiscoGAN(3, (8,), judge_features=(8,), rngs=nnx.Rngs(0))
+      >>> images = jax.random.uniform(jax.random.key(0), (2, 1, 16, 16, 3))
       >>> loss, parts = model.loss(images[0], images[1])
       >>> sorted(parts)
       ['discriminators', 'generators', 'reconstruction']

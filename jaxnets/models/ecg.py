@@ -37,7 +37,7 @@ class ECGClassifier(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = ECGClassifier(1, 4, strides=(5, 2), hidden_features=8, rngs=nnx.Rngs(0))
+      >>> model = ECGClassifier(1, 4, strides=(5,), layers=1, hidden_features=8, rngs=nnx.Rngs(0))
       >>> model(jnp.ones((2, 100, 1)), jnp.array([100, 40])).shape
       (2, 4)
     """

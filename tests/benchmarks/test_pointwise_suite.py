@@ -59,7 +59,6 @@ def test_report_page():
 
 def test_quick_measures_fewer_shapes_and_compares_their_outputs(monkeypatch, tmp_path):
     shapes = (((2, 4, 4, 6), 8), ((1, 8, 8, 4), 1))
-    monkeypatch.setattr("benchmarks.harness._SLICE_S", 0.0)  # one run a round
     monkeypatch.setattr(pointwise, "QUICK_SHAPES", shapes)
     monkeypatch.setattr("benchmarks.__main__.recycle_memory", lambda: True)
     run = CliRunner().invoke(app, ["pointwise", "--quick", "--output", str(tmp_path)])

@@ -43,7 +43,8 @@ def test_flax_gives_what_we_give():
 
 @pytest.mark.slow
 def test_every_way_to_batch_has_the_same_loss_and_loses_no_word(monkeypatch):
-    monkeypatch.setattr(epochs, "BATCH", 8)
+    for name, size in {"BATCH": 8, "WORDS": 200, "FEATURES": 16, "HIDDEN": 16}.items():
+        monkeypatch.setattr(epochs, name, size)
     assert epochs.same_loss(some_sentences(), "standard") < 1e-5
 
 

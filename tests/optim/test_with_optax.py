@@ -85,12 +85,20 @@ def test_schedules_count_the_steps_as_optax_does():
     ours, theirs = optim.adagrad(schedule), optax.adagrad(schedule)
     table = dense = jnp.ones((5, 2))
     state, dense_state = ours.init(table), theirs.init(dense)
-    for i in range(4):
-        gradient = jax.random.normal(jax.random.key(i), (5, 2))
+
+    @jax.jit
+    def step(gradient, table, state, dense, dense_state):
         updates, state = ours.update(rows_from_dense(gradient, 5), state)
-        table = optim.apply_updates(table, updates)
         dense_updates, dense_state = theirs.update(gradient, dense_state)
-        dense = optax.apply_updates(dense, dense_updates)
+        table, dense = (
+            optim.apply_updates(table, updates),
+            optax.apply_updates(dense, dense_updates),
+        )
+        return table, state, dense, dense_state
+
+    for i in range(4):
+        gradient = np.random.default_rng(i).normal(size=(5, 2)).astype(np.float32)
+        table, state, dense, dense_state = step(gradient, table, state, dense, dense_state)
     np.testing.assert_allclose(table, dense, rtol=1e-6)
 
 
@@ -112,13 +120,18 @@ def test_half_precision_tables_move_as_optax_moves_float32_ones(name, dtype):
     state, dense_state = ours.init(table), theirs.init(table.astype(jnp.float32))
     assert all(leaf.dtype != dtype for leaf in jax.tree.leaves(state))
     dense = table
-    for i in range(5):
-        gradient = jax.random.normal(jax.random.key(i), (6, 3)).astype(dtype)
+
+    @jax.jit
+    def step(gradient, table, state, dense, dense_state):
         updates, state = ours.update(rows_from_dense(gradient, 6), state)
-        table = optim.apply_updates(table, updates)
         wide = dense.astype(jnp.float32)
-        updates, dense_state = theirs.update(gradient.astype(jnp.float32), dense_state, wide)
-        dense = optax.apply_updates(wide, updates).astype(dtype)
+        moves, dense_state = theirs.update(gradient.astype(jnp.float32), dense_state, wide)
+        dense = optax.apply_updates(wide, moves).astype(dtype)
+        return optim.apply_updates(table, updates), state, dense, dense_state
+
+    for i in range(5):
+        gradient = np.random.default_rng(i).normal(size=(6, 3)).astype(dtype)
+        table, state, dense, dense_state = step(gradient, table, state, dense, dense_state)
     assert table.dtype == dtype
     assert bool((table != 1).any())
     # The same arithmetic in float32; where its last bit decides a rounding, one of dtype's.
@@ -145,6 +158,10 @@ def test_steps_are_donated_and_strict(name, strict_mode):
         return optim.apply_updates(table, updates), state
 
     table = jnp.ones((20, 4), jnp.bfloat16)
+    if strict_mode != "jax_debug_nans":  # refused as the program is traced
+        state = jax.eval_shape(optimizer.init, table)
+        assert jax.eval_shape(step, table, state, jnp.array([3, 3, 8]))[0].shape == table.shape
+        return
     state = optimizer.init(table)
     step = jax.jit(step, donate_argnums=(0, 1))
     for _ in range(2):

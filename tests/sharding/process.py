@@ -31,7 +31,7 @@ def main(address: str, number: int) -> None:
     vocab_size, features, tokens = 1600, 24, 16
 
     def normal(seed, *shape):
-        return np.asarray(jax.random.normal(jax.random.key(seed), shape))
+        return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
     def split(array, spec):
         return jax.make_array_from_callback(
@@ -67,15 +67,17 @@ def main(address: str, number: int) -> None:
         return linear_softmax_cross_entropy(hidden, weight, jnp.asarray(labels), bias=bias)
 
     got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed)
-    wanted = jax.value_and_grad(single, (0, 1, 2))(*map(jnp.asarray, (hidden, weight, bias)))
+    wanted = jax.jit(jax.value_and_grad(single, (0, 1, 2)))(
+        *map(jnp.asarray, (hidden, weight, bias))
+    )
     exact = difference(got, wanted)
 
     optimizer = optim.adagrad(0.1)
     tables = {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
-    samples = draw_samples(LogUniform(vocab_size), jax.random.key(5), 48, jnp.asarray(labels))
-    wanted = row_step(
-        optimizer, tables, optimizer.init(tables), jnp.asarray(hidden), jnp.asarray(labels), samples
-    )
+    draw = jax.jit(lambda key, labels: draw_samples(LogUniform(vocab_size), key, 48, labels))
+    samples = draw(jax.random.key(5), labels)
+    one = jax.jit(lambda *arrays: row_step(optimizer, *arrays))
+    wanted = one(tables, optimizer.init(tables), hidden, labels, samples)
     split_tables = {"weight": placed[1], "bias": placed[2]}
     state = jax.jit(lambda tables: optim.sharded_init(sharding, optimizer, tables))(split_tables)
     everywhere = jax.tree.map(lambda a: split(np.asarray(a), jax.P()), samples)

@@ -1,5 +1,8 @@
 """Losses, samplers and row-sparse steps on eight devices: equal to those on one."""
 
+import itertools
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,26 +67,39 @@ def close(got, wanted, dtype=jnp.float32):
     assert_near(got, wanted, tolerance, 1e-3)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", SHARDINGS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def each_pair(names, options):
+    """(kind of axes, name, one of two options): every two of them together in some case."""
+    for n, name in enumerate(names):
+        yield AxisType.Auto, name, options[n % 2]
+        yield AxisType.Explicit, name, options[1 - n % 2]
+
+
+EXACT_OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 5}
+
+
+def exact_loss(hidden, weight, bias, labels, **options):
+    return linear_softmax_cross_entropy(
+        hidden, weight, labels, bias=bias, **EXACT_OPTIONS, **options
+    )
+
+
+@cache
+def exact_on_one_device(dtype):
+    return jax.jit(jax.value_and_grad(exact_loss, (0, 1, 2)))(*problem(dtype))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "dtype"), [*each_pair(SHARDINGS, (jnp.float32, jnp.bfloat16))]
+)
 def test_exact_loss(kind, name, dtype):
     sharding = SHARDINGS[name](make_mesh(kind))
-    arrays = problem(dtype)
-    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 5}
 
-    def loss(hidden, weight, bias, labels):
-        return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, **options)
+    def sharded(*arrays):
+        return exact_loss(*arrays, sharding=sharding)
 
-    def sharded(hidden, weight, bias, labels):
-        return linear_softmax_cross_entropy(
-            hidden, weight, labels, bias=bias, **options, sharding=sharding
-        )
-
-    wanted = jax.value_and_grad(loss, (0, 1, 2))(*arrays)
-    placed = place(sharding, *arrays)
+    placed = place(sharding, *problem(dtype))
     got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed)
-    close(got, wanted, dtype)
+    close(got, exact_on_one_device(dtype), dtype)
     for gradient, array in zip(got[1], placed, strict=False):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
 
@@ -99,9 +115,10 @@ def test_exact_loss_by_pallas_on_each_shard(platform):
         )
 
     gradient = jax.value_and_grad(loss, (1, 2, 3))
-    wanted = gradient("tiled", *place(sharding, *arrays))
+    placed = place(sharding, *arrays)
+    wanted = jax.jit(gradient, static_argnums=0)("tiled", *placed)
     with compiling_for(platform, interpret=True):
-        got = gradient("pallas", *place(sharding, *arrays))
+        got = gradient("pallas", *placed)
     close(got, wanted)
 
 
@@ -121,7 +138,8 @@ def test_exact_loss_without_bias_and_a_loss_for_each_token():
     got = gradient(hidden, weight, labels, sharded)
     del bias
     whole = problem()
-    close(got, gradient(whole[0], whole[1], whole[3], linear_softmax_cross_entropy))
+    one = jax.jit(gradient, static_argnums=3)
+    close(got, one(whole[0], whole[1], whole[3], linear_softmax_cross_entropy))
 
 
 @pytest.mark.smoke
@@ -139,7 +157,7 @@ def test_classes_that_pad_the_vocabulary_have_no_effect():
         return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias)
 
     got = jax.value_and_grad(sharded, (0, 1, 2))(hidden, weight, padded_bias)
-    wanted = jax.value_and_grad(loss, (0, 1, 2))(hidden, weight[:kept], bias[:kept])
+    wanted = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(hidden, weight[:kept], bias[:kept])
     close((got[0], got[1][0], got[1][1][:kept], got[1][2][:kept]), (wanted[0], *wanted[1]))
     assert not got[1][1][kept:].any()
 
@@ -158,30 +176,34 @@ def test_a_label_out_of_range_is_nan_as_on_one_device():
     assert np.argwhere(np.isnan(found)).tolist() == [[2, 1], [4, 0]]
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", SHARDINGS)
-@pytest.mark.parametrize("num_true", [0, 2])
-def test_sampled_loss(kind, name, num_true):
-    sharding = SHARDINGS[name](make_mesh(kind))
+@cache
+def sampled_problem(num_true):
+    """Arrays, samples, and the gradients on one device: with a bias and without."""
     hidden, weight, bias, labels = problem()
     if num_true:
         labels = jax.random.randint(jax.random.key(4), (BATCH, TIME, num_true), 0, VOCAB)
     samples = draw_samples(LogUniform(VOCAB), jax.random.key(5), 64, labels)
+    arrays = hidden, weight, bias, labels
+    return arrays, samples, jax.jit(sampled_gradients)(*arrays, samples)
 
-    def loss(hidden, weight, bias, labels):
-        return sampled_softmax_cross_entropy(hidden, weight, labels, samples, bias=bias)
 
-    def sharded(hidden, weight, bias, labels):
-        return sampled_softmax_cross_entropy(
-            hidden, weight, labels, samples, bias=bias, sharding=sharding
-        )
+def sampled_gradients(hidden, weight, bias, labels, samples, **options):
+    def loss(hidden, weight, bias=None):
+        return sampled_softmax_cross_entropy(hidden, weight, labels, samples, bias=bias, **options)
 
-    wanted = jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias, labels)
-    placed = place(sharding, hidden, weight, bias, labels)
-    close(jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed), wanted)
-    without = jax.jit(jax.grad(lambda h, w, y: sharded(h, w, None, y), (0, 1)))
-    got = without(placed[0], placed[1], placed[3])
-    close(got, jax.grad(sampled_softmax_cross_entropy, (0, 1))(hidden, weight, labels, samples))
+    with_bias = jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias)
+    return with_bias, jax.grad(loss, (0, 1))(hidden, weight)
+
+
+@pytest.mark.parametrize(("kind", "name", "num_true"), [*each_pair(SHARDINGS, (0, 2))])
+def test_sampled_loss(kind, name, num_true):
+    sharding = SHARDINGS[name](make_mesh(kind))
+    arrays, samples, wanted = sampled_problem(num_true)
+
+    def sharded(*arrays):
+        return sampled_gradients(*arrays, samples, sharding=sharding)
+
+    close(jax.jit(sharded)(*place(sharding, *arrays)), wanted)
 
 
 OPTIMIZERS = {
@@ -228,27 +250,50 @@ def sharded_row_step(sharding, optimizer, tables, state, hidden, labels, samples
     return value, tables, state
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("split", ["vocab and tokens", "vocab over all"])
-def test_row_sparse_steps(name, split):
+@cache
+def batches():
+    """Labels and samples of three steps."""
+    labels = [(problem()[3] + 7 * step) % VOCAB for step in range(3)]
+    draw = jax.jit(lambda key, labels: draw_samples(LogUniform(VOCAB), key, 48, labels))
+    return [(a, draw(jax.random.key(step), a)) for step, a in enumerate(labels)]
+
+
+@cache
+def steps_on_one_device(name):
+    """The loss, tables and state after each."""
+    hidden, weight, bias, _ = problem()
+    tables = {"weight": weight, "bias": bias}
+    found = [(None, tables, OPTIMIZERS[name].init(tables))]
+    step = jax.jit(lambda *arrays: row_step(OPTIMIZERS[name], *arrays))
+    for labels, samples in batches():
+        found.append(step(*found[-1][1:], hidden, labels, samples))
+    return found[1:]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "jitted"),
+    [
+        *((*both, True) for both in itertools.product(OPTIMIZERS, list(SHARDINGS)[:2])),
+        ("lazy_adam", "vocab and tokens", False),
+    ],
+)
+def test_row_sparse_steps(name, split, jitted):
     """Three steps: losses, tables and every array of the optimizer's state."""
     sharding, optimizer = SHARDINGS[split](make_mesh()), OPTIMIZERS[name]
-    hidden, weight, bias, labels = problem()
-    tables = {"weight": weight, "bias": bias}
-    state = optimizer.init(tables)
+    hidden, weight, bias, _ = problem()
     layout = NamedSharding(sharding.mesh, sharding.table_spec)
-    split_tables = jax.device_put(tables, layout)
-    split_state = optim.sharded_init(sharding, optimizer, split_tables)
-    for leaf in jax.tree.leaves(split_state.tables):
+    tables = jax.device_put({"weight": weight, "bias": bias}, layout)
+    state = optim.sharded_init(sharding, optimizer, tables)
+    for leaf in jax.tree.leaves(state.tables):
         assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
-    for step in range(3):
-        samples = draw_samples(LogUniform(VOCAB), jax.random.key(step), 48, labels)
-        wanted, tables, state = row_step(optimizer, tables, state, hidden, labels, samples)
-        got, split_tables, split_state = sharded_row_step(
-            sharding, optimizer, split_tables, split_state, hidden, labels, samples
-        )
-        labels = (labels + 7) % VOCAB
-        close((got, split_tables, split_state), (wanted, tables, state))
+
+    def step(*arrays):
+        return sharded_row_step(sharding, optimizer, *arrays)
+
+    step = jax.jit(step) if jitted else step
+    for (labels, samples), wanted in zip(batches(), steps_on_one_device(name), strict=True):
+        got, tables, state = step(tables, state, hidden, labels, samples)
+        close((got, tables, state), wanted)
 
 
 COUNTS = np.arange(1, VOCAB + 1) % 97
@@ -268,15 +313,28 @@ def test_a_split_unigram_draws_as_a_whole_one():
             np.testing.assert_array_equal(a, b)
 
 
+RACE = np.array([1, 2, 3, 4, 5, 6, 7, 12])
+
+
+@cache
+def race_of_4():
+    split = sharded_unigram(RACE)
+    return jax.jit(jax.vmap(lambda key: draw_samples(split, key, 4, jnp.array([0]))))
+
+
+def races(seed):
+    """The ids and the tries of 4,000 draws of 4 of 8."""
+    found = race_of_4()(jax.random.split(jax.random.key(seed), 4000))
+    return found.ids, found.tries
+
+
 def test_the_split_race_has_the_distribution_of_repeated_draws():
     """Inclusion of each class among 4 of 8, by chi-squared: a false alarm in 10^4 runs."""
-    counts = np.array([1, 2, 3, 4, 5, 6, 7, 12])
-    split, keys = sharded_unigram(counts), jax.random.split(jax.random.key(0), 4000)
-    drawn = jax.jit(jax.vmap(lambda key: draw_samples(split, key, 4, jnp.array([0])).ids))(keys)
+    drawn, _ = races(0)
     assert all(len(set(row)) == 4 for row in np.asarray(drawn).tolist())
     included = np.bincount(np.asarray(drawn).reshape(-1), minlength=8)
     # Exact inclusion probabilities, over all orders of successive draws without replacement.
-    probability = counts / counts.sum()
+    probability = RACE / RACE.sum()
     exact = np.zeros(8)
 
     def follow(chosen, mass, chance):
@@ -287,23 +345,18 @@ def test_the_split_race_has_the_distribution_of_repeated_draws():
             follow((*chosen, k), mass + probability[k], chance * probability[k] / (1 - mass))
 
     follow((), 0.0, 1.0)
-    variance = len(keys) * exact * (1 - exact)
-    z = (included - len(keys) * exact) / np.sqrt(variance)
+    variance = len(drawn) * exact * (1 - exact)
+    z = (included - len(drawn) * exact) / np.sqrt(variance)
     # The counts are negatively correlated, so their largest is bounded by that of 8 independent.
     assert np.abs(z).max() < stats.norm.isf(1e-4 / 2 / 8)
 
 
 def test_tries_of_the_split_race_are_those_of_repeated_draws():
     """Mean tries until 4 of 8 are found, within 4.5 standard errors: 7 false alarms in 10^6."""
-    counts = np.array([1, 2, 3, 4, 5, 6, 7, 12])
-    split, keys = sharded_unigram(counts), jax.random.split(jax.random.key(1), 4000)
-    tries = np.asarray(
-        jax.jit(jax.vmap(lambda key: draw_samples(split, key, 4, jnp.array([0])).tries))(keys),
-        float,
-    )
+    tries = np.asarray(races(1)[1], float)
     generator = np.random.default_rng(0)
     direct = []
-    for row in generator.choice(8, (4000, 400), p=counts / counts.sum()):
+    for row in generator.choice(8, (4000, 400), p=RACE / RACE.sum()):
         firsts = np.sort(np.unique(row, return_index=True)[1])
         direct.append(firsts[3] + 1)
     error = np.sqrt((tries.var() + np.var(direct)) / 4000)
@@ -363,7 +416,7 @@ def test_tokens_left_out_leave_no_trace(loss):
         few = samples._replace(labels_log_expected_count=counts)
         return sampled_softmax_cross_entropy(hidden[kept], weight, labels[kept], few, bias=bias)
 
-    wanted = jax.value_and_grad(plain, (0, 1, 2))(hidden, weight, bias)
+    wanted = jax.jit(jax.value_and_grad(plain, (0, 1, 2)))(hidden, weight, bias)
     close(jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(bad_hidden, weight, bias), wanted)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,11 +82,8 @@ class Subject(NamedTuple):
 
     def arrays(self, dtype: Any, seed: int = 0) -> list[jax.Array]:
         """Random arrays of its shapes."""
-        keys = jax.random.split(jax.random.key(seed), len(self.shapes))
-        return [
-            (0.5 * jax.random.normal(key, shape)).astype(dtype)
-            for key, shape in zip(keys, self.shapes, strict=True)
-        ]
+        rng = np.random.default_rng(seed)
+        return [jnp.asarray(0.5 * rng.normal(size=shape), dtype) for shape in self.shapes]
 
 
 LABELS = jnp.arange(TOKENS) * 5 % VOCAB
@@ -234,11 +231,11 @@ SUBJECTS = {
 }  # fmt: skip
 
 
-def scalar(tree) -> jax.Array:
-    """A weighted sum of all float leaves, to differentiate."""
+def scalar(tree, xp=jnp):
+    """A weighted sum of all float leaves, to differentiate; in NumPy, of what is there."""
     leaves = [a for a in jax.tree.leaves(tree) if jnp.issubdtype(a.dtype, jnp.floating)]
     return sum(
-        (a.astype(jnp.float32) * jnp.cos(jnp.arange(a.size, dtype=jnp.float32)).reshape(a.shape))
+        (xp.asarray(a, np.float32) * np.cos(np.arange(a.size, dtype=np.float32)).reshape(a.shape))
         .sum()
         for a in leaves
     )  # fmt: skip
@@ -246,7 +243,7 @@ def scalar(tree) -> jax.Array:
 
 def scale(tree) -> float:
     """The sum of the sizes of what :func:`scalar` adds up, which may cancel."""
-    return sum(float(jnp.abs(a).sum()) for a in jax.tree.leaves(tree))
+    return sum(float(np.abs(np.asarray(a, np.float32)).sum()) for a in jax.tree.leaves(tree))
 
 
 def compare(got, wanted, dtype, factor: float = 1.0, size: float = 1e-2) -> None:
@@ -255,31 +252,49 @@ def compare(got, wanted, dtype, factor: float = 1.0, size: float = 1e-2) -> None
     assert_near(got, wanted, tolerance, size)
 
 
-# Each experiment: (function of arrays, arrays) -> None, or an AssertionError for a wrong number, or
+class Programs:
+    """A function, and the two programs of it that several experiments compare theirs with."""
+
+    def __init__(self, function):
+        # Functions of their own, so that no trace of another target is reused.
+        self.function = lambda *arrays: function(*arrays)
+        self.loss = lambda *arrays: scalar(function(*arrays))
+        self.jitted = jax.jit(self.function)
+        self._gradient = jax.jit(lambda *arrays: jax.grad(self.loss, range(len(arrays)))(*arrays))
+        self._gradients = None
+
+    def gradients(self, arrays):
+        """By each array: of the one list of arrays that the experiments have."""
+        if self._gradients is None:
+            self._gradients = [np.asarray(g) for g in self._gradient(*arrays)]
+        return self._gradients
+
+
+@cache
+def _programs(name: str) -> Programs:
+    return Programs(SUBJECTS[name].function)
+
+
+# Each experiment: (programs, arrays) -> None, or an AssertionError for a wrong number, or
 # whatever JAX raises for what it does not support.
 
 
-def _jit(function, arrays):
-    compare(jax.jit(function)(*arrays), function(*arrays), jnp.float32)
+def _jit(programs, arrays):
+    compare(programs.jitted(*arrays), programs.function(*map(jnp.asarray, arrays)), jnp.float32)
 
 
-def _differentiated(function):
-    def loss(*arrays):
-        return scalar(function(*arrays))
-
-    return loss
-
-
-def _grad(function, arrays):
+def _grad(programs, arrays):
     """Against finite differences along a random direction."""
-    loss = _differentiated(function)
-    argnums = tuple(range(len(arrays)))
-    gradients = jax.grad(loss, argnums)(*arrays)
-    direction = [jax.random.normal(jax.random.key(9 + n), a.shape) for n, a in enumerate(arrays)]
+    gradients = programs.gradients(arrays)
+    rng = np.random.default_rng(9)
+    direction = [rng.normal(size=a.shape).astype(np.float32) for a in arrays]
     slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
-    step = 1e-2
+    step = np.float32(1e-2)
     ends = [
-        loss(*[a + sign * step * d for a, d in zip(arrays, direction, strict=True)])
+        scalar(
+            programs.jitted(*[a + sign * step * d for a, d in zip(arrays, direction, strict=True)]),
+            np,
+        )
         for sign in (1, -1)
     ]
     numeric = (ends[0] - ends[1]) / (2 * step)
@@ -289,53 +304,51 @@ def _grad(function, arrays):
     assert abs(float(slope - numeric)) < 2e-3 * size * float(norm)
 
 
-def _jvp(function, arrays):
-    loss = _differentiated(function)
-    tangents = [jnp.cos(jnp.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in arrays]
-    _, slope = jax.jvp(loss, tuple(arrays), tuple(tangents))
-    gradients = jax.grad(loss, tuple(range(len(arrays))))(*arrays)
-    terms = jnp.concatenate([(g * t).reshape(-1) for g, t in zip(gradients, tangents, strict=True)])
-    tolerance = 64 * float(jnp.finfo(jnp.float32).eps) * float(jnp.abs(terms).sum())
+def _jvp(programs, arrays):
+    tangents = [np.cos(np.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in arrays]
+    slope = jax.jit(lambda *a: jax.jvp(programs.loss, a, tuple(tangents))[1])(*arrays)
+    gradients = programs.gradients(arrays)
+    terms = np.concatenate([(g * t).reshape(-1) for g, t in zip(gradients, tangents, strict=True)])
+    tolerance = 64 * float(jnp.finfo(jnp.float32).eps) * float(np.abs(terms).sum())
     assert abs(float(slope - terms.sum())) < tolerance
 
 
-def _vmap(function, arrays):
-    stacked = [jnp.stack([a, a / 2, -a]) for a in arrays]
-    got = jax.vmap(function)(*stacked)
-    each = [function(*[a[n] for a in stacked]) for n in range(3)]
-    compare(got, jax.tree.map(lambda *leaves: jnp.stack(leaves), *each), jnp.float32)
+def _vmap(programs, arrays):
+    stacked = [np.stack([a, a / 2, -a]) for a in arrays]
+    got = jax.jit(jax.vmap(programs.function))(*stacked)
+    each = [programs.jitted(*[a[n] for a in stacked]) for n in range(3)]
+    compare(got, jax.tree.map(lambda *leaves: np.stack(leaves), *each), jnp.float32)
 
 
-def _remat(function, arrays):
+def _remat(programs, arrays):
     argnums = tuple(range(len(arrays)))
-    wanted = jax.grad(_differentiated(function), argnums)(*arrays)
-    got = jax.jit(jax.grad(jax.checkpoint(_differentiated(function)), argnums))(*arrays)
-    compare(got, wanted, jnp.float32)
+    got = jax.jit(jax.grad(jax.checkpoint(programs.loss), argnums))(*arrays)
+    compare(got, programs.gradients(arrays), jnp.float32)
 
 
-def _scan(function, arrays):
+def _scan(programs, arrays):
     def step(total, factor):
-        return total + scalar(function(*[factor * a for a in arrays])), None
+        return total + programs.loss(*[factor * a for a in arrays]), None
 
-    factors = jnp.array([1.0, 0.5, -1.0])
-    got, _ = jax.lax.scan(step, jnp.float32(0), factors)
-    each = [function(*[factor * a for a in arrays]) for factor in factors]
-    compare(got, sum(map(scalar, each)), jnp.float32, size=scale(each))
+    factors = np.array([1.0, 0.5, -1.0], np.float32)
+    got, _ = jax.lax.scan(step, np.float32(0), factors)
+    each = [programs.jitted(*[factor * a for a in arrays]) for factor in factors]
+    compare(got, sum(scalar(one, np) for one in each), jnp.float32, size=scale(each))
 
 
-def _shard_map(function, arrays):
+def _shard_map(programs, arrays):
     """Data parallelism by hand: a problem on each of two devices, their losses summed."""
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
 
     def on_device(*parts):
-        return jax.lax.psum(scalar(function(*[part[0] for part in parts])), "batch")
+        return jax.lax.psum(programs.loss(*[part[0] for part in parts]), "batch")
 
-    stacked = [jnp.stack([a, a / 2]) for a in arrays]
+    stacked = [np.stack([a, a / 2]) for a in arrays]
     specs = tuple(P("batch") for _ in arrays)
     mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
     got = jax.jit(mapped)(*stacked)
-    each = [function(*[a[n] for a in stacked]) for n in range(2)]
-    compare(got, sum(map(scalar, each)), jnp.float32, size=scale(each))
+    each = [programs.jitted(*[a[n] for a in stacked]) for n in range(2)]
+    compare(got, sum(scalar(one, np) for one in each), jnp.float32, size=scale(each))
 
 
 _EXPERIMENTS = {
@@ -349,24 +362,26 @@ def transformation(subject: Subject, name: str) -> str:
     if name in ("grad", "jvp", "remat") and not subject.differentiable:
         return NONE
     with _compiled_for(subject):
-        return _attempt(_EXPERIMENTS[name], subject.function, subject.arrays(jnp.float32))
+        arrays = [np.asarray(a) for a in subject.arrays("float32")]
+        return _attempt(_EXPERIMENTS[name], _programs(subject.name), arrays)
 
 
 def dtype(subject: Subject, name: str) -> str:
     """Whether the function takes a dtype, compared with itself in float32 on the same numbers."""
     with jax.enable_x64(name == "float64"):
         arrays = subject.arrays(name)
-        same = [a.astype(jnp.float32) for a in arrays]
+        same = [np.asarray(a, np.float32) for a in arrays]
+    programs = _programs(subject.name)
     with _compiled_for(subject):
-        wanted = subject.function(*same)
+        wanted = programs.jitted(*same)
 
-    def experiment(function, arrays):
+    def experiment(programs, arrays):
         coarser = max(jnp.finfo(name).eps, jnp.finfo(jnp.float32).eps)
-        got = function(*arrays)
+        got = programs.jitted(*arrays)
         compare(got, wanted, jnp.float32, factor=float(coarser / jnp.finfo(jnp.float32).eps))
 
     with jax.enable_x64(name == "float64"), _compiled_for(subject):
-        return _attempt(experiment, subject.function, arrays)
+        return _attempt(experiment, programs, arrays)
 
 
 def platform(subject: Subject, name: str) -> str:
@@ -380,20 +395,18 @@ def platform(subject: Subject, name: str) -> str:
         function = jax.value_and_grad(
             lambda *arrays: scalar(subject.function(*arrays)), tuple(range(len(subject.shapes)))
         )
-    arrays = subject.arrays(jnp.float32)
     wanted = "cuda" if name == "gpu" else name
 
-    def experiment(function, arrays):
-        if name == "gpu":
-            assert for_gpu(function, *arrays)
-        else:
-            assert jax.jit(function).trace(*arrays).lower(lowering_platforms=(wanted,)).as_text()
-        if not subject.pallas or name == "tpu":
-            exported = jax.export.export(jax.jit(function), platforms=[wanted])(*arrays)
+    def experiment(programs, arrays):
+        if subject.pallas and name == "gpu":
+            assert for_gpu(programs.function, *arrays)
+        else:  # lowers as well
+            exported = jax.export.export(programs.jitted, platforms=[wanted])(*arrays)
             assert exported.platforms == (wanted,)
+            assert exported.mlir_module_serialized
 
     with compiling_for(name) if subject.pallas else contextlib.nullcontext():
-        return _attempt(experiment, function, arrays)
+        return _attempt(experiment, Programs(function), subject.arrays("float32"))
 
 
 def _compiled_for(subject: Subject):
@@ -402,14 +415,10 @@ def _compiled_for(subject: Subject):
     return contextlib.nullcontext()
 
 
-def _attempt(experiment, function, arrays) -> str:
+def _attempt(experiment, programs, arrays) -> str:
     """``YES``, or ``NO`` where JAX or a check of ours refuses; a wrong number is an error."""
-
-    def fresh(*arrays):  # a function of its own, so that no trace of another target is reused
-        return function(*arrays)
-
     try:
-        experiment(fresh, arrays)
+        experiment(programs, arrays)
     except AssertionError:
         raise
     except (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError):
