@@ -44,6 +44,8 @@ from jaxnets.kernels import (
     gru,
     in_batch_samples,
     in_batch_softmax_cross_entropy,
+    linear_divergence,
+    linear_log_probs,
     linear_softmax_cross_entropy,
     linear_top_k,
     lstm,
@@ -181,6 +183,11 @@ SUBJECTS = {
         Subject("in_batch_softmax_cross_entropy",
                 lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
                 (_SOFTMAX[0], _SOFTMAX[0])),
+        Subject("linear_log_probs", lambda h, w, b: linear_log_probs(h, w, LABELS, bias=b)[:3],
+                _SOFTMAX),
+        Subject("linear_divergence",
+                lambda h, w, b: linear_divergence((h, w, b), (jnp.cos(h), jnp.sin(w)), kind="jsd"),
+                _SOFTMAX),
         Subject("linear_top_k", lambda h, w, b: linear_top_k(h, w, 3, bias=b)[0], _SOFTMAX, False),
         Subject("checked_loss",
                 lambda h, w, b: _CHECKED(h, w, LABELS, bias=b)[1],
@@ -451,7 +458,7 @@ kernel).
 - *dtype*: float32 results of the same numbers, within the dtype's rounding.
 - *grad* against finite differences; *jvp* against grad; *vmap*, *remat*, *scan* and *shard_map*
   against the function called by itself. shard_map is data parallelism by hand, around a function;
-  a `sharding` has one inside, and do not go into another.
+  a function with a `sharding` has one inside, and does not go into another.
 - *platform*: on CPU everything runs. For gpu (CUDA) and tpu, values and gradients are **lowered**
   here, not run: XLA functions by `jax.export`, Pallas kernels to Triton and Mosaic, whose numbers
   are those of interpret mode. `lstm` by cuDNN is not listed: it cannot be traced without a GPU.
