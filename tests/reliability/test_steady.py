@@ -44,21 +44,37 @@ def test_the_counter_counts(compiles):
     assert compiles.names
 
 
+def program(subject):
+    """The outputs, and a gradient where there is one; each call's is traced and compiled anew."""
+
+    def loss(*arrays):
+        outputs = subject.function(*arrays)
+        return scalar(outputs), outputs
+
+    if not subject.differentiable:
+        return jax.jit(lambda *arrays: subject.function(*arrays))
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
 @pytest.mark.parametrize("name", RUNNABLE)
-def test_no_compile_after_the_first_call(name, compiles):
-    """Called eagerly, as in a notebook: its own jit must find its program again."""
+def test_one_compile_and_the_same_numbers_again(name, compiles):
+    """Called eagerly, as in a notebook, its own jit must find its program again.
+
+    The numbers are the same bit by bit, in this process and after its programs are compiled anew.
+    """
     subject = SUBJECTS[name]
     arrays = [subject.arrays(jnp.float32, seed) for seed in range(3)]
+    derived = program(subject)
     jax.block_until_ready(subject.function(*arrays[0]))
-    if subject.differentiable:
-        gradient = jax.jit(jax.grad(lambda *a: scalar(subject.function(*a))))
-        jax.block_until_ready(gradient(*arrays[0]))
+    first = jax.tree.map(np.asarray, derived(*arrays[0]))
     compiles.names.clear()
     for step in arrays[1:]:
         jax.block_until_ready(subject.function(*step))
-        if subject.differentiable:
-            jax.block_until_ready(gradient(*step))
+        jax.block_until_ready(derived(*step))
     assert not compiles.names
+    again = program(subject)(*arrays[0])
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("name", SUBJECTS)
@@ -72,17 +88,6 @@ def test_no_tracer_escapes(name):
 
         traced = jax.grad(function) if subject.differentiable else function
         jax.make_jaxpr(traced)(*subject.arrays(jnp.float32))
-
-
-@pytest.mark.parametrize("name", RUNNABLE)
-def test_the_same_numbers_again(name):
-    """Bit by bit, in this process and after its programs are compiled anew."""
-    subject = SUBJECTS[name]
-    arrays = subject.arrays(jnp.float32)
-    first = jax.tree.map(np.asarray, jax.jit(lambda *a: subject.function(*a))(*arrays))
-    again = jax.jit(lambda *a: subject.function(*a))(*arrays)
-    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 PARAMETERS = LSTMParameters(jnp.ones((3, 8)) / 3, jnp.ones((2, 8)) / 2, jnp.zeros(8))
@@ -106,12 +111,13 @@ DRAWS = {
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_a_key_is_all_that_chance_depends_on(name):
-    """Eagerly, under jit, in x64 and on another device; another key gives something else."""
+    """Eagerly, under jit on another device and in x64; another key gives something else."""
     draw, keys = DRAWS[name], [jax.random.key(n) for n in range(2)]
     first = np.asarray(draw(keys[0]))
-    np.testing.assert_allclose(jax.jit(draw)(keys[0]), first, rtol=1e-6)
+    with jax.default_device(jax.devices()[1]):
+        there = jax.jit(draw)(keys[0])
+    assert there.devices() == {jax.devices()[1]}
+    np.testing.assert_allclose(there, first, rtol=1e-6)
     with jax.enable_x64(True):
         np.testing.assert_allclose(jax.jit(lambda key: draw(key))(keys[0]), first, rtol=1e-6)
-    with jax.default_device(jax.devices()[1]):
-        np.testing.assert_allclose(draw(keys[0]), first, rtol=1e-6)
     assert not np.allclose(draw(keys[1]), first)

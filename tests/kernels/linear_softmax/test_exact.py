@@ -1,5 +1,6 @@
 """linear_softmax_cross_entropy against the equation written plainly, value and gradients."""
 
+import functools
 import itertools
 
 import jax
@@ -28,13 +29,11 @@ OPTIONS = [
 
 
 def problem(tokens=(3, 7), features=5, vocab_size=29, dtype=jnp.float64, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 5)
-    hidden = jax.random.normal(keys[0], (*tokens, features), dtype)
-    weight = jax.random.normal(keys[1], (vocab_size, features), dtype)
-    bias = jax.random.normal(keys[2], (vocab_size,), dtype)
-    labels = jax.random.randint(keys[3], tokens, 0, vocab_size)
-    weights = jax.random.uniform(keys[4], tokens, dtype)
-    return hidden, weight, bias, labels, weights
+    draw = np.random.default_rng(seed)  # of NumPy, which compiles nothing
+    shapes = (*tokens, features), (vocab_size, features), (vocab_size,)
+    hidden, weight, bias = (jnp.asarray(draw.normal(size=shape), dtype) for shape in shapes)
+    labels = jnp.asarray(draw.integers(0, vocab_size, tokens))
+    return hidden, weight, bias, labels, jnp.asarray(draw.uniform(size=tokens), dtype)
 
 
 def plain(hidden, weight, bias, labels, weights, reduction, **options):
@@ -51,35 +50,59 @@ def plain(hidden, weight, bias, labels, weights, reduction, **options):
 def close(actual, expected, dtype, depth):
     """To rounding: an error of eps a term, growing as a random walk over ``depth`` terms, x 16."""
     tolerance = 16 * float(jnp.finfo(dtype).eps) * depth**0.5
-    scale = float(jnp.abs(expected).max()) + 1.0
-    np.testing.assert_allclose(
-        np.asarray(actual, np.float64), np.asarray(expected, np.float64), atol=tolerance * scale
-    )
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    np.testing.assert_allclose(actual, expected, atol=tolerance * (np.abs(expected).max() + 1.0))
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize(("token_tile", "vocab_tile"), [(128, 1024), (4, 8), (5, 29), (1, 7)])
+def derived(where, *functions):
+    """Values and gradients of each function of the same arrays, by one program."""
+    return jax.jit(lambda *arrays: [jax.value_and_grad(f, where)(*arrays) for f in functions])
+
+
+REDUCTIONS = ("mean", "sum", "none")
+TILES = [(128, 1024), (4, 8), (5, 29), (1, 7)]
+# Options with tiles in full; each of either meets every reduction.
+CASES = [
+    (options, REDUCTIONS[(m + n) % 3], *tiles)
+    for m, options in enumerate(OPTIONS)
+    for n, tiles in enumerate(TILES)
+]
+COTANGENT = np.random.default_rng(9).normal(size=(3, 7))
+
+
+@functools.cache
+def expected_of(number):
+    """The reference's values and gradients with options of this number, by reduction."""
+    hidden, weight, bias, labels, weights = problem()
+
+    def total(reduction):
+        def theirs(hidden, weight, bias, weights):
+            loss, _ = plain(hidden, weight, bias, labels, weights, reduction, **OPTIONS[number])
+            return (loss * COTANGENT).sum() if reduction == "none" else 3 * loss
+
+        return theirs
+
+    results = derived((0, 1, 2, 3), *map(total, REDUCTIONS))(hidden, weight, bias, weights)
+    return dict(zip(REDUCTIONS, results, strict=True))
+
+
+@pytest.mark.parametrize(("options", "reduction", "token_tile", "vocab_tile"), CASES, ids=str)
 def test_value_and_gradients_equal_the_reference(x64, options, reduction, token_tile, vocab_tile):
     arrays = problem()
-    cotangent = jax.random.normal(jax.random.key(9), arrays[3].shape)
 
     def ours(hidden, weight, bias, weights):
         loss = linear_softmax_cross_entropy(
             hidden, weight, arrays[3], bias=bias, token_weights=weights, reduction=reduction,
             tiles=Tiles(token_tile=token_tile, vocab_tile=vocab_tile), **options,
         )  # fmt: skip
-        return (loss * cotangent).sum() if reduction == "none" else 3 * loss
+        return (loss * COTANGENT).sum() if reduction == "none" else 3 * loss
 
-    def theirs(hidden, weight, bias, weights):
-        loss, _ = plain(hidden, weight, bias, arrays[3], weights, reduction, **options)
-        return (loss * cotangent).sum() if reduction == "none" else 3 * loss
-
-    where = (0, 1, 2, 3)
     inputs = (*arrays[:3], arrays[4])
-    expected = jax.value_and_grad(theirs, where)(*inputs)
-    actual = jax.value_and_grad(ours, where)(*inputs)
-    close(ours(*inputs), expected[0], jnp.float64, 29)  # the value without a gradient
+    expected = expected_of(OPTIONS.index(options))[reduction]
+    without_gradient, actual = jax.jit(
+        lambda *a: (ours(*a), jax.value_and_grad(ours, (0, 1, 2, 3))(*a))
+    )(*inputs)
+    close(without_gradient, expected[0], jnp.float64, 29)
     jax.tree.map(lambda a, e: close(a, e, jnp.float64, 29 * 21), actual, expected)
 
 
@@ -107,8 +130,7 @@ def test_log_sum_exp_is_returned_and_differentiable(x64, options):
     def theirs(hidden, weight, bias):
         return mix(*plain(hidden, weight, bias, labels, None, "mean", **options))
 
-    actual = jax.value_and_grad(ours, (0, 1, 2))(hidden, weight, bias)
-    expected = jax.value_and_grad(theirs, (0, 1, 2))(hidden, weight, bias)
+    actual, expected = derived((0, 1, 2), ours, theirs)(hidden, weight, bias)
     jax.tree.map(lambda a, e: close(a, e, jnp.float64, 29 * 21), actual, expected)
 
 
@@ -140,8 +162,8 @@ def test_float32_agrees_with_optax():
     def ours(hidden, weight, bias):
         return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias)
 
-    actual = jax.value_and_grad(ours, (0, 1, 2))(hidden, weight, bias)
-    expected = jax.value_and_grad(theirs, (0, 1, 2))(hidden, weight, bias)
+    actual = jax.value_and_grad(ours, (0, 1, 2))(hidden, weight, bias)  # outside of jit
+    (expected,) = derived((0, 1, 2), theirs)(hidden, weight, bias)
     jax.tree.map(lambda a, e: close(a, e, jnp.float32, 300), actual, expected)
 
 
@@ -160,15 +182,16 @@ def test_half_precision_is_accumulated_in_float32(dtype, reduction):
     def theirs(hidden, weight):
         return plain(hidden, weight, None, labels, None, "mean")[0]
 
-    value, gradients = jax.value_and_grad(ours, (0, 1))(hidden, weight)
+    ((value, gradients),) = derived((0, 1), ours)(hidden, weight)
     wide = (hidden.astype(jnp.float32), weight.astype(jnp.float32))
-    expected, expected_gradients = jax.value_and_grad(theirs, (0, 1))(*wide)
+    ((expected, expected_gradients),) = derived((0, 1), theirs)(*wide)
     # The inputs are exact in float32 and so is the accumulation; only the softmax and the result
     # are rounded to half precision, once each.
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for gradient, exact in zip(gradients, expected_gradients, strict=True):
         assert gradient.dtype == dtype
-        error = jnp.abs(gradient.astype(jnp.float32) - exact).max() / jnp.abs(exact).max()
+        exact = np.asarray(exact)
+        error = np.abs(np.asarray(gradient, np.float32) - exact).max() / np.abs(exact).max()
         assert error < 2 * jnp.finfo(dtype).eps
 
 
@@ -176,7 +199,8 @@ def test_ignored_and_weightless_tokens_leave_no_trace(x64):
     hidden, weight, bias, labels, _ = problem((8,))
     labels = labels.at[2].set(-1).at[5].set(-1)
     hidden = hidden.at[2].set(jnp.nan)
-    kept = jnp.array([0, 1, 3, 4, 6, 7])
+    kept = np.array([0, 1, 3, 4, 6, 7])
+    functions = []
     for reduction, smoothing in itertools.product(("mean", "sum"), (0.0, 0.1)):
 
         def ours(hidden, weight, bias, reduction=reduction, smoothing=smoothing):
@@ -194,9 +218,9 @@ def test_ignored_and_weightless_tokens_leave_no_trace(x64):
             options = {"label_smoothing": smoothing}
             return plain(hidden[kept], weight, bias, labels[kept], None, reduction, **options)[0]
 
-        actual = jax.value_and_grad(ours, (0, 1, 2))(hidden, weight, bias)
-        expected = jax.value_and_grad(theirs, (0, 1, 2))(hidden, weight, bias)
-        jax.tree.map(lambda a, e: close(a, e, jnp.float64, 300), actual, expected)
+        functions += [ours, theirs]
+    found = derived((0, 1, 2), *functions)(hidden, weight, bias)
+    jax.tree.map(lambda a, e: close(a, e, jnp.float64, 300), found[::2], found[1::2])
     losses = linear_softmax_cross_entropy(
         hidden, weight, labels, bias=bias, ignore_index=-1, reduction="none"
     )
@@ -219,9 +243,9 @@ def test_vmap_equals_a_loop(x64):
             )
         )(weight)
 
-    batched = jax.vmap(gradient)(hidden, labels)
+    one, batched = jax.jit(gradient), jax.jit(jax.vmap(gradient))(hidden, labels)
     for i in range(4):
-        close(batched[i], gradient(hidden[i], labels[i]), jnp.float64, 200)
+        close(batched[i], one(hidden[i], labels[i]), jnp.float64, 200)
 
 
 @pytest.mark.smoke
@@ -259,11 +283,13 @@ def test_any_shape_and_tile(tokens, vocab_size, token_tile, vocab_tile):
                 reduction=reduction,
             ).sum()
 
-        expected = jax.grad(lambda *a: plain(*a, labels, None, "sum")[0], (0, 1, 2))(
-            hidden, weight, bias
-        )
-        for reduction in ("sum", "none"):
-            actual = jax.grad(ours, (0, 1, 2))(hidden, weight, bias, reduction)
+        (_, expected), *both = derived(
+            (0, 1, 2),
+            lambda *a: plain(*a, labels, None, "sum")[0],
+            functools.partial(ours, reduction="sum"),
+            functools.partial(ours, reduction="none"),
+        )(hidden, weight, bias)
+        for _, actual in both:
             jax.tree.map(lambda a, e: close(a, e, jnp.float64, 400), actual, expected)
 
 

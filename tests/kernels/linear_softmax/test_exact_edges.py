@@ -1,5 +1,7 @@
 """The exact loss and top-k at their edges: integers, classes and tokens that are out, no tokens."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,13 +24,12 @@ OPTIONS = [{}, SMOOTHED, {**SMOOTHED, "soft_cap": 2.0}, {"z_loss": 1e-2, "soft_c
 
 
 def problem(tokens=6, features=5, vocab_size=32, dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0), 4)
-    hidden = jax.random.normal(keys[0], (tokens, features), dtype)
-    weight, bias = (
-        jax.random.normal(keys[1], (vocab_size, features), dtype),
-        jnp.zeros(vocab_size, dtype),
+    draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
+    hidden, weight = (
+        jnp.asarray(draw.normal(size=(size, features)), dtype) for size in (tokens, vocab_size)
     )
-    return hidden, weight, bias, jax.random.randint(keys[3], (tokens,), 8, vocab_size // 2)
+    labels = jnp.asarray(draw.integers(8, vocab_size // 2, tokens))
+    return hidden, weight, jnp.zeros(vocab_size, dtype), labels
 
 
 def gradients(loss, *arrays):
@@ -40,19 +41,21 @@ def near(actual, expected, tolerance=1e-5):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, atol=tolerance), actual, expected)
 
 
-@pytest.mark.parametrize("dtype", INTEGER_TYPES)
-def test_labels_of_any_integer_type(dtype):
+def test_labels_of_any_integer_type():
+    """Outside of jit, and as arguments of one program."""
     hidden, weight, bias, _ = problem(3, vocab_size=256)
-    values = np.array([0, 100, 127 if dtype == "int8" else 200])
-    labels = values.astype(dtype)
+    values = {d: np.array([0, 100, 127 if d == "int8" else 200]) for d in INTEGER_TYPES}
+    labels = {d: values[d].astype(d) for d in INTEGER_TYPES}
 
     def loss(labels):
         return jax.value_and_grad(linear_softmax_cross_entropy)(hidden, weight, labels, bias=bias)
 
-    expected = loss(jnp.asarray(values, jnp.int32))
-    near(loss(labels), expected, 0)
-    near(jax.jit(loss)(labels), expected, 1e-6)
-    near(loss(values.tolist()), expected, 0)
+    traced = jax.jit(lambda labels: jax.tree.map(loss, labels))(labels)
+    for dtype in INTEGER_TYPES:
+        expected = loss(jnp.asarray(values[dtype], jnp.int32))
+        near(loss(labels[dtype]), expected, 0)
+        near(traced[dtype], expected, 1e-6)
+        near(loss(values[dtype].tolist()), expected, 0)
 
 
 @pytest.mark.parametrize("jitted", [False, True])
@@ -70,14 +73,14 @@ def test_an_ignored_label_is_no_other_label_modulo_256(jitted):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("implementation", ["tiled", "two passes", "pallas"])
-def test_a_class_of_bias_minus_infinity_is_out(options, implementation):
+def test_a_class_of_bias_minus_infinity_is_out(options):
+    """Of the loss in one pass, in two passes and in the kernel; the three in one program."""
     hidden, weight, bias, labels = problem()
     bias = bias.at[:8].set(OUT).at[20].set(OUT)  # the first tile of classes, and one more
     inside = np.flatnonzero(~np.isneginf(bias))
-    at = jnp.searchsorted(inside, labels)
+    at = jnp.asarray(np.searchsorted(inside, labels))
 
-    def ours(hidden, weight, bias):
+    def ours(implementation, hidden, weight, bias):
         loss = linear_softmax_cross_entropy(
             hidden, weight, labels, bias=bias, tiles=Tiles(token_tile=4, vocab_tile=8), **options,
             implementation="pallas" if implementation == "pallas" else None,
@@ -85,15 +88,23 @@ def test_a_class_of_bias_minus_infinity_is_out(options, implementation):
         )  # fmt: skip
         return loss[0] + jnp.sin(loss[1]).sum() if isinstance(loss, tuple) else loss
 
-    def theirs(hidden, weight, bias):
+    def theirs(implementation, hidden, weight, bias):
         losses, z = reference.linear_softmax_cross_entropy(
             hidden, weight[inside], at, bias=bias[inside], **options
         )
         return losses.mean() + (jnp.sin(z).sum() if implementation != "tiled" else 0)
 
-    expected = gradients(theirs, hidden, weight, bias)
+    @jax.jit
+    def every(*arrays):
+        return [
+            jax.value_and_grad(partial(function, implementation), (0, 1, 2))(*arrays)
+            for function in (ours, theirs)
+            for implementation in ("tiled", "two passes", "pallas")
+        ]
+
     with compiling_for("gpu", interpret=True):
-        near(gradients(ours, hidden, weight, bias), expected)
+        found = every(hidden, weight, bias)
+    near(found[:3], found[3:])
 
 
 def test_the_gradient_of_a_temperature_passes_over_classes_that_are_out():
@@ -112,7 +123,10 @@ def test_the_gradient_of_a_temperature_passes_over_classes_that_are_out():
 
     each = jnp.linspace(0.5, 2.0, 6)
     for temperature in (jnp.float32(1.5), each):
-        near(gradients(ours, temperature, bias), gradients(plain, temperature, bias))
+        found, wanted = jax.jit(
+            lambda *a: [jax.value_and_grad(f, (0, 1))(*a) for f in (ours, plain)]
+        )(temperature, bias)
+        near(found, wanted)
     near(
         linear_softmax_cross_entropy(hidden, weight, labels, temperature=list(each)),
         plain(each, jnp.zeros(32)),
@@ -128,9 +142,9 @@ def test_a_label_whose_class_is_out_costs_infinity_and_spoils_no_other_token():
     hidden, weight, bias, labels = problem()
     bias = bias.at[0].set(OUT)
     labels = labels.at[2].set(0)
-    for options in ({}, {"soft_cap": 2.0}, {"label_smoothing": 0.1}):
 
-        def losses(hidden, weight, bias, options=options):
+    def derived(options, hidden, weight, bias):
+        def losses(hidden, weight, bias):
             return linear_softmax_cross_entropy(
                 hidden,
                 weight,
@@ -142,25 +156,29 @@ def test_a_label_whose_class_is_out_costs_infinity_and_spoils_no_other_token():
             )
 
         values, backward = jax.vjp(losses, hidden, weight, bias)
+        return values, backward(jnp.ones(6))
+
+    every = ({}, {"soft_cap": 2.0}, {"label_smoothing": 0.1})
+    found = jax.jit(lambda *arrays: [derived(options, *arrays) for options in every])
+    for values, (d_hidden, d_weight, d_bias) in found(hidden, weight, bias):
         assert np.isposinf(values).tolist() == [False, False, True, False, False, False]
-        d_hidden, d_weight, d_bias = backward(jnp.ones(6))
-        assert jnp.isfinite(d_hidden).all()
-        assert not d_weight[0].any()
+        assert np.isfinite(d_hidden).all()
+        assert not np.asarray(d_weight)[0].any()
         assert d_bias[0] == 0
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "log-sum-exp"])
-def test_a_token_of_weight_0_leaves_no_trace(options, reduction):
+def test_a_token_of_weight_0_leaves_no_trace(options):
     hidden, weight, bias, labels = problem()
     bias = bias.at[0].set(OUT)  # the label that stands in for one that is left out
     left_out = np.array([1, 4])
     kept = np.array([0, 2, 3, 5])
+    reductions = ("mean", "sum", "none", "log-sum-exp")
     weights = jnp.ones(6).at[left_out].set(0)
     bad_labels = labels.at[left_out].set(jnp.array([-100, 32]))
     bad_hidden = hidden.at[left_out].set(jnp.array([[jnp.nan], [jnp.inf]]))
 
-    def total(hidden, weight, bias, weights, labels, kept=kept):
+    def total(hidden, weight, bias, weights, labels, reduction, kept=kept):
         result = linear_softmax_cross_entropy(
             hidden, weight, labels, bias=bias, token_weights=weights,
             tiles=Tiles(vocab_tile=8), **options,
@@ -171,16 +189,23 @@ def test_a_token_of_weight_0_leaves_no_trace(options, reduction):
             return result[0] + result[1][kept].sum()
         return result.sum()
 
-    where = (0, 1, 2, 3)
+    @jax.jit
+    def every(bad, clean):
+        derived = jax.value_and_grad(total, (0, 1, 2, 3))
+        return [
+            (derived(*bad, reduction), derived(*clean, reduction, kept=np.arange(4)))
+            for reduction in reductions
+        ]
+
     bad = (bad_hidden, weight, bias, weights, bad_labels)
     clean = (hidden[kept], weight, bias, weights[kept], labels[kept])
-    value, found = jax.value_and_grad(total, where)(*bad)
-    expected, wanted = jax.value_and_grad(total, where)(*clean, kept=np.arange(4))
-    near(value, expected)
-    near((found[0][kept], *found[1:3], found[3][kept]), wanted)
-    assert not found[0][left_out].any()
-    assert jnp.isfinite(found[3]).all()
-    near(total(*bad), expected)  # the labels known, and no error
+    results = jax.tree.map(np.asarray, every(bad, clean))
+    for reduction, ((value, found), (expected, wanted)) in zip(reductions, results, strict=True):
+        near(value, expected)
+        near((found[0][kept], *found[1:3], found[3][kept]), wanted)
+        assert not found[0][left_out].any()
+        assert np.isfinite(found[3]).all()
+        near(total(*bad, reduction), expected)  # the labels known, and no error
 
 
 @pytest.mark.parametrize("implementation", [None, "pallas"])
@@ -216,7 +241,7 @@ def test_no_token_and_no_class_is_no_loss():
             ).sum()
 
         for value in jax.tree.leaves(gradients(loss, hidden, weight, jnp.full_like(bias, OUT))):
-            assert not value.any()
+            assert not np.asarray(value).any()
 
 
 def test_what_overflows_costs_infinity_and_float16_does_not_by_a_temperature():
@@ -312,16 +337,17 @@ def test_strict_modes(strict_mode, options):
     hidden, weight, bias, labels = problem(dtype=jnp.bfloat16)
     bias = bias.astype(jnp.float32).at[:8].set(OUT)
     weights = jnp.ones(6, int).at[1].set(0)
-    for reduction in ("mean", "none"):
 
-        def loss(hidden, weight, bias, reduction=reduction):
-            return linear_softmax_cross_entropy(
-                hidden, weight, labels, bias=bias, token_weights=weights, reduction=reduction,
-                tiles=Tiles(token_tile=4, vocab_tile=12), **options,
-            ).sum()  # fmt: skip
+    def loss(reduction, hidden, weight, bias):
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, bias=bias, token_weights=weights, reduction=reduction,
+            tiles=Tiles(token_tile=4, vocab_tile=12), **options,
+        ).sum()  # fmt: skip
 
-        for value in jax.tree.leaves(gradients(loss, hidden, weight, bias)):
-            assert jnp.isfinite(value).all()
+    derived = [jax.value_and_grad(partial(loss, r), (0, 1, 2)) for r in ("mean", "none")]
+    both = jax.jit(lambda *arrays: [function(*arrays) for function in derived])
+    for value in jax.tree.leaves(both(hidden, weight, bias)):
+        assert np.isfinite(np.asarray(value, np.float32)).all()
     assert linear_top_k(hidden, weight, 3, bias=bias, tiles=Tiles(vocab_tile=5))[1].shape == (6, 3)
 
 

@@ -32,7 +32,32 @@ def close(got, wanted, tolerance):
 
 
 def normal(seed, *shape, dtype=jnp.float32):
-    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def integers(seed, shape, end):
+    return jnp.asarray(np.random.default_rng(seed).integers(0, end, shape))
+
+
+def with_platforms(cases, others):
+    """Every case on both platforms, on each with another of two others; so all pairs are met."""
+    return [
+        (platform, others[(m + n) % 2], case)
+        for m, case in enumerate(cases)
+        for n, platform in enumerate(PLATFORMS)
+    ]
+
+
+def both(platform, function, implementation, *arrays):
+    """What ``function("pallas")`` and of the other implementation give, by one program."""
+
+    @jax.jit
+    def run(*arrays):
+        wanted = function(implementation)(*arrays)
+        with compiling_for(platform, interpret=True):
+            return function("pallas")(*arrays), wanted
+
+    return run(*arrays)
 
 
 def scaled_and_largest(rows, product, row_ids, row_inputs, column_inputs, _tiles):
@@ -40,13 +65,14 @@ def scaled_and_largest(rows, product, row_ids, row_inputs, column_inputs, _tiles
     return total, jnp.where(row_ids < rows, total, -jnp.inf).max(0, keepdims=True)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("gathered", [False, True])
-@pytest.mark.parametrize("shape", [(33, 17, 5), (130, 70, 600), (600, 520, 16), (1, 1, 1)])
+SHAPES = [(33, 17, 5), (130, 70, 600), (600, 520, 16), (1, 1, 1)]
+
+
+@pytest.mark.parametrize(("platform", "gathered", "shape"), with_platforms(SHAPES, (False, True)))
 def test_fused_matmul_is_its_reference(platform, gathered, shape):
     rows, columns, depth = shape
     left, right = normal(0, rows, depth), normal(1, columns, depth)
-    ids = jax.random.randint(jax.random.key(2), (rows + 3,), 0, rows) if gathered else None
+    ids = integers(2, (rows + 3,), rows) if gathered else None
     count = rows + 3 if gathered else rows
     inputs = fm.Inputs([normal(3, count)], [normal(4, columns)])
     arguments = {
@@ -54,33 +80,34 @@ def test_fused_matmul_is_its_reference(platform, gathered, shape):
         "outputs": (fm.Tile(FLOAT32), fm.Reduced(FLOAT32)),
         "left_ids": ids,
     }
-    product, largest = fm.fused_matmul(
-        fm.Call(Target(platform, interpret=True)), left, right, inputs, name="test", **arguments
-    )
-    wanted = fm.reference(left, right, inputs, **arguments)
-    tolerance = rounding(jnp.float32, depth)
-    close((product, largest.max(0)), (wanted[0], wanted[1][0]), tolerance)
+    options = fm.PallasOptions(Target(platform, interpret=True))
+
+    @jax.jit
+    def run(left, right, inputs):
+        product, largest = fm.fused_matmul(options, left, right, inputs, name="test", **arguments)
+        wanted = fm.reference(left, right, inputs, **arguments)
+        return (product, largest.max(0)), (wanted[0], wanted[1][0])
+
+    close(*run(left, right, inputs), rounding(jnp.float32, depth))
 
 
 def softmax_problem(dtype, tokens=37, features=24, vocab_size=601):
     hidden = normal(0, tokens, features, dtype=dtype)
     weight = normal(1, vocab_size, features, dtype=dtype)
     bias = normal(2, vocab_size, dtype=dtype)
-    return hidden, weight, bias, jax.random.randint(jax.random.key(3), (tokens,), 0, vocab_size)
+    return hidden, weight, bias, integers(3, (tokens,), vocab_size)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"label_smoothing": 0.1, "z_loss": 1e-3},
-        {"soft_cap": 5.0, "label_smoothing": 0.2},
-        {"temperature": 2.0, "reduction": "sum", "ignore_index": 7},
-    ],
-    ids=["plain", "smoothed", "capped", "ignored"],
-)
+DTYPES = (jnp.float32, jnp.bfloat16)
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1, "z_loss": 1e-3},
+    {"soft_cap": 5.0, "label_smoothing": 0.2},
+    {"temperature": 2.0, "reduction": "sum", "ignore_index": 7},
+]
+
+
+@pytest.mark.parametrize(("platform", "dtype", "options"), with_platforms(OPTIONS, DTYPES), ids=str)
 def test_full_softmax_has_the_values_and_gradients_of_xla(platform, dtype, options):
     hidden, weight, bias, labels = softmax_problem(dtype)
     if "ignore_index" in options:
@@ -94,10 +121,7 @@ def test_full_softmax_has_the_values_and_gradients_of_xla(platform, dtype, optio
 
         return jax.value_and_grad(of, (0, 1, 2))
 
-    wanted = loss("tiled")(hidden, weight, bias)
-    with compiling_for(platform, interpret=True):
-        got = loss("pallas")(hidden, weight, bias)
-    close(got, wanted, rounding(dtype, 24))
+    close(*both(platform, loss, "tiled", hidden, weight, bias), rounding(dtype, 24))
 
 
 @pytest.mark.smoke
@@ -110,17 +134,17 @@ def test_full_softmax_in_several_chunks(platform, monkeypatch):
     hidden, weight, bias, labels = softmax_problem(jnp.float32, vocab_size=1201)
     cotangent = normal(5, 37)
 
-    def loss(implementation, hidden, weight, bias):
-        losses, log_sum_exp = linear_softmax_cross_entropy(
-            hidden, weight, labels, bias=bias, reduction="none", return_log_sum_exp=True,
-            label_smoothing=0.1, implementation=implementation,
-        )  # fmt: skip
-        return (losses * cotangent + log_sum_exp).sum()
+    def loss(implementation):
+        def of(hidden, weight, bias):
+            losses, log_sum_exp = linear_softmax_cross_entropy(
+                hidden, weight, labels, bias=bias, reduction="none", return_log_sum_exp=True,
+                label_smoothing=0.1, implementation=implementation,
+            )  # fmt: skip
+            return (losses * cotangent + log_sum_exp).sum()
 
-    wanted = jax.grad(loss, (1, 2, 3))("tiled", hidden, weight, bias)
-    with compiling_for(platform, interpret=True):
-        got = jax.grad(loss, (1, 2, 3))("pallas", hidden, weight, bias)
-    close(got, wanted, rounding(jnp.float32, 37))
+        return jax.grad(of, (0, 1, 2))
+
+    close(*both(platform, loss, "tiled", hidden, weight, bias), rounding(jnp.float32, 37))
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -147,14 +171,21 @@ def test_full_softmax_marks_a_label_out_of_range(platform):
     assert jnp.isfinite(hidden_gradient[others]).all()
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("num_true", [0, 3])
-@pytest.mark.parametrize("remove", [False, True])
+# Each value of an argument meets each of every other.
+@pytest.mark.parametrize(
+    ("platform", "dtype", "num_true", "remove"),
+    [
+        ("gpu", jnp.float32, 0, False),
+        ("gpu", jnp.bfloat16, 3, True),
+        ("tpu", jnp.float32, 3, True),
+        ("tpu", jnp.bfloat16, 0, True),
+        ("tpu", jnp.bfloat16, 3, False),
+    ],
+)
 def test_sampled_softmax_has_the_values_and_gradients_of_xla(platform, dtype, num_true, remove):
     hidden, weight, bias, labels = softmax_problem(dtype)
     if num_true:
-        labels = jax.random.randint(jax.random.key(4), (37, num_true), 0, 601)
+        labels = integers(4, (37, num_true), 601)
     samples = draw_samples(LogUniform(601), jax.random.key(5), 150, labels)
 
     def loss(implementation):
@@ -166,10 +197,7 @@ def test_sampled_softmax_has_the_values_and_gradients_of_xla(platform, dtype, nu
 
         return jax.value_and_grad(of, (0, 1, 2))
 
-    wanted = loss("gathered")(hidden, weight, bias)
-    with compiling_for(platform, interpret=True):
-        got = loss("pallas")(hidden, weight, bias)
-    close(got, wanted, rounding(dtype, 24))
+    close(*both(platform, loss, "gathered", hidden, weight, bias), rounding(dtype, 24))
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
@@ -191,9 +219,10 @@ def test_sampled_softmax_where_every_sample_is_a_hit(platform):
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("activation", [None, "relu", "gelu", "gelu_exact"])
+@pytest.mark.parametrize(
+    ("platform", "dtype", "activation"),
+    with_platforms([None, "relu", "gelu", "gelu_exact"], DTYPES),
+)
 def test_pointwise_has_the_values_and_gradients_of_xla(platform, dtype, activation):
     inputs, kernel = normal(0, 2, 9, 7, 24, dtype=dtype), normal(1, 24, 19, dtype=dtype) / 5
     bias, residual = normal(2, 19, dtype=dtype), normal(3, 2, 5, 4, 19, dtype=dtype)
@@ -208,10 +237,7 @@ def test_pointwise_has_the_values_and_gradients_of_xla(platform, dtype, activati
 
         return jax.value_and_grad(of, (0, 1, 2, 3), has_aux=True)
 
-    wanted = conv("matmul")(inputs, kernel, bias, residual)
-    with compiling_for(platform, interpret=True):
-        got = conv("pallas")(inputs, kernel, bias, residual)
-    close(got, wanted, rounding(dtype, 40))
+    close(*both(platform, conv, "matmul", inputs, kernel, bias, residual), rounding(dtype, 40))
 
 
 def full(hidden, weight, bias, labels):

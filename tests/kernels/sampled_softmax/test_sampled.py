@@ -29,24 +29,37 @@ TENSORFLOW = dict(np.load(Path(__file__).parents[2] / "data" / "tensorflow.npz")
 
 
 def problem(num_true=1, per_token=False, vocab_size=60, tokens=7, features=5, num_sampled=16):
-    keys = jax.random.split(jax.random.key(0), 5)
-    hidden = jax.random.normal(keys[0], (tokens, features))
-    weight = jax.random.normal(keys[1], (vocab_size, features))
-    bias = jax.random.normal(keys[2], (vocab_size,))
-    labels = LogUniform(vocab_size).draw(keys[3], (tokens, num_true))
+    draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
+    shapes = (tokens, features), (vocab_size, features), (vocab_size,)
+    hidden, weight, bias = (jnp.asarray(draw.normal(size=shape)) for shape in shapes)
+    log_uniform = np.exp(draw.uniform(0, np.log(vocab_size + 1), (tokens, num_true))) - 1
+    labels = jnp.asarray(np.minimum(log_uniform.astype(int), vocab_size - 1))
+    key = jax.random.key(1)
     samples = draw_samples(
-        LogUniform(vocab_size), keys[4], num_sampled, labels[:, 0], per_token=per_token
+        LogUniform(vocab_size), key, num_sampled, labels[:, 0], per_token=per_token
     )
     if num_true > 1:
-        every = draw_samples(LogUniform(vocab_size), keys[4], num_sampled, labels)
+        every = draw_samples(LogUniform(vocab_size), key, num_sampled, labels)
         samples = samples._replace(labels_log_expected_count=every.labels_log_expected_count)
     return hidden, weight, bias, labels, samples
 
 
-@pytest.mark.parametrize("num_true", [1, 3])
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("subtract_log_q", [False, True])
-@pytest.mark.parametrize("remove_accidental_hits", [False, True])
+def derived(where, *functions):
+    """Values and gradients of each function of the same arrays, by one program."""
+    return jax.jit(lambda *arrays: [jax.value_and_grad(f, where)(*arrays) for f in functions])
+
+
+# Each value of an argument meets each of every other.
+@pytest.mark.parametrize(
+    ("num_true", "per_token", "subtract_log_q", "remove_accidental_hits"),
+    [
+        (1, False, False, False),
+        (1, True, True, True),
+        (3, False, True, True),
+        (3, True, False, True),
+        (3, True, True, False),
+    ],
+)
 def test_losses_equal_the_reference(
     x64, num_true, per_token, subtract_log_q, remove_accidental_hits
 ):
@@ -58,7 +71,8 @@ def test_losses_equal_the_reference(
         columns = samples._replace(
             labels_log_expected_count=samples.labels_log_expected_count[:, None]
         )
-    weights = jax.random.uniform(jax.random.key(7), (7,), jnp.float64)
+    weights = jnp.asarray(np.random.default_rng(7).uniform(size=7))
+    functions = []
     pairs = [
         (sampled_softmax_cross_entropy, reference.sampled_softmax_cross_entropy),
         (nce_loss, reference.noise_contrastive),
@@ -72,11 +86,14 @@ def test_losses_equal_the_reference(
             losses = theirs(h, w, labels, columns, bias=b, **options)
             return (losses * weights).sum() / weights.sum()
 
-        inputs = (hidden, weight, bias, weights)
-        a = jax.value_and_grad(actual, (0, 1, 2, 3))(*inputs)
-        e = jax.value_and_grad(expected, (0, 1, 2, 3))(*inputs)
-        # Offsets are float32, so a few float32 roundings of log-counts near 5 are shared by both.
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-11), a, e)
+        functions += [actual, expected]
+    found = derived((0, 1, 2, 3), *functions)(hidden, weight, bias, weights)
+    # Offsets are float32, so a few float32 roundings of log-counts near 5 are shared by both.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-11),
+        found[::2],
+        found[1::2],
+    )
 
 
 @pytest.mark.smoke
@@ -126,7 +143,8 @@ def test_figures_of_tensorflow(num_true, remove, name, loss):
         return losses.sum(), losses
 
     arrays = [jnp.asarray(figures[k]) for k in ("weight", "bias", "hidden")]
-    (_, losses), gradients = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(*arrays)
+    derivative = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))
+    (_, losses), gradients = derivative(*arrays)
     key = f"{name}_{num_true}_{remove}"
     # Both are float32 sums of at most 15 terms.
     np.testing.assert_allclose(losses, figures[f"{key}_loss"], rtol=2e-6, atol=2e-6)
@@ -151,11 +169,10 @@ def test_all_classes_sampled_is_the_full_softmax(x64):
     hidden, weight, bias, labels, _ = problem()
     labels = labels[:, 0]
     samples = draw_samples(LogUniform(60), jax.random.key(1), 60, labels)
-    sampled = jax.value_and_grad(
-        lambda h, w, b: sampled_softmax_cross_entropy(h, w, labels, samples, bias=b), (0, 1, 2)
-    )(hidden, weight, bias)
-    full = jax.value_and_grad(
-        lambda h, w, b: linear_softmax_cross_entropy(h, w, labels, bias=b), (0, 1, 2)
+    sampled, full = derived(
+        (0, 1, 2),
+        lambda h, w, b: sampled_softmax_cross_entropy(h, w, labels, samples, bias=b),
+        lambda h, w, b: linear_softmax_cross_entropy(h, w, labels, bias=b),
     )(hidden, weight, bias)
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-13), sampled, full
@@ -216,8 +233,7 @@ def test_in_batch_softmax_is_a_softmax_over_the_batch(x64):
     def ours(hidden, items):
         return in_batch_softmax_cross_entropy(hidden, items, labels, log_p)
 
-    actual = jax.value_and_grad(ours, (0, 1))(hidden, items)
-    expected = jax.value_and_grad(theirs, (0, 1))(hidden, items)
+    actual, expected = derived((0, 1), ours, theirs)(hidden, items)
     jax.tree.map(
         lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-12, atol=1e-13), actual, expected
     )

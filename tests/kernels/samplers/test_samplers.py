@@ -1,5 +1,7 @@
 """Samplers: each statistical test states its false-alarm rate; the seeds are fixed."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,15 +76,21 @@ def test_the_tail_of_ten_million_classes_is_drawn_right():
     assert stats.binomtest(int((tail % 2).sum()), tail.size).pvalue > FALSE_ALARM
 
 
-def plain_unique(rng, p, k):
-    """Draw until k distinct classes are found, as written in the textbook."""
-    found, tries = [], 0
-    while len(found) < k:
-        tries += 1
-        draw = rng.choice(p.size, p=p)
-        if draw not in found:
-            found.append(draw)
-    return found, tries
+@functools.cache
+def plain_runs(k, runs):
+    """Draw until k distinct classes are found, as in the textbook: the ids and the tries."""
+    p = np.exp(np.asarray(LogUniform(12).log_probability(jnp.arange(12)), np.float64))
+    draws = iter(np.random.default_rng(0).choice(12, 1_000_000, p=p / p.sum()).tolist())
+    every = []
+    for _ in range(runs):
+        found, tries = [], 0
+        while len(found) < k:
+            tries += 1
+            draw = next(draws)
+            if draw not in found:
+                found.append(draw)
+        every.append((found, tries))
+    return np.array([found for found, _ in every]), np.array([tries for _, tries in every])
 
 
 @pytest.mark.parametrize("k", [3, 6])
@@ -98,19 +106,16 @@ def test_unique_sampling_equals_drawing_until_enough(monkeypatch, k, way):
     monkeypatch.setattr(without_replacement, "_RACE_SHARE", share)
     monkeypatch.setattr(without_replacement, "_TRIES_PER_CLASS", tries_per_class)
     sampler, runs = LogUniform(12), 4000
-    p = np.exp(np.asarray(sampler.log_probability(jnp.arange(12)), np.float64))
     keys = jax.random.split(jax.random.key(3), runs)
     ids, tries = jax.vmap(lambda key: draw_unique(sampler, key, k))(keys)
     assert all(len(set(row)) == k for row in np.asarray(ids).tolist())
-    rng = np.random.default_rng(0)
-    plain = [plain_unique(rng, p / p.sum(), k) for _ in range(runs)]
+    found, plain_tries = plain_runs(k, runs)
     threshold = stats.norm.isf(FALSE_ALARM / 2 / 12)  # Bonferroni over the classes
     ours = np.bincount(np.asarray(ids).ravel(), minlength=12) / runs
-    theirs = np.bincount(np.ravel([found for found, _ in plain]), minlength=12) / runs
+    theirs = np.bincount(found.ravel(), minlength=12) / runs
     pooled = (ours + theirs) / 2
     deviation = np.sqrt(pooled * (1 - pooled) * 2 / runs) + 1e-12
     assert (np.abs(ours - theirs) / deviation).max() < threshold
-    plain_tries = np.array([tries for _, tries in plain])
     assert stats.ttest_ind(np.asarray(tries), plain_tries, equal_var=False)[1] > FALSE_ALARM
 
 
