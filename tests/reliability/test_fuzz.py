@@ -82,7 +82,7 @@ def spoiled(draw, arguments):
     given_arguments = dict(draw(arguments))
     arrays = [name for name, value in given_arguments.items() if isinstance(value, jax.Array)]
     how = draw(
-        st.sampled_from(["nothing"] * 3 + ["drop", "add", "swap", "empty", "longer", "dtype"])
+        st.sampled_from(["nothing"] * 6 + ["drop", "add", "swap", "empty", "longer", "dtype"])
     )
     name = draw(st.sampled_from(arrays))
     value = given_arguments[name]
