@@ -8,10 +8,10 @@ from benchmarks.compilers.worker import Worker
 def worker():
     """A process that compiles: one for each of pytest's.
 
-    `make test` on Linux x86-64 installs the extra `compilers`, so there nothing is skipped. libtpu
-    and the CUDA plugin have no wheels elsewhere.
+    `make compilers` installs what it needs; libtpu and the CUDA plugin have wheels for Linux on
+    x86-64 only.
     """
     if absent := missing():
-        pytest.skip(f"not installed: {', '.join(absent)}")
+        pytest.fail(f"not installed: {', '.join(absent)}; run make compilers")
     with Worker() as started:
         yield started

@@ -48,7 +48,6 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_exact_loss(options):
     def loss(hidden, weight, bias, features_first):
@@ -110,7 +109,6 @@ def test_top_k_and_checked_loss():
     assert f"labels must lie in [0, {VOCAB}), got {VOCAB}" in error.get()
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_no_copy_of_the_table(reduction):
     """At a size where a copy is 8 MB, the temporary memory is the other layout's."""

@@ -128,7 +128,6 @@ def test_over_devices(kind):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.smoke
 def test_no_logits_in_memory():
     shapes = (
         jax.ShapeDtypeStruct((1024, 64), jnp.float32),

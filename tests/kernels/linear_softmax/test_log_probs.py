@@ -169,7 +169,6 @@ def test_over_devices(kind):
     np.testing.assert_allclose(mean(rows), mean(hidden), rtol=1e-5)
 
 
-@pytest.mark.smoke
 def test_memory_is_that_of_a_loss_a_token():
     """Within 1.2 of the loss with the reduction "none", with an entropy bonus and gradients."""
     shapes = (
