@@ -1,6 +1,7 @@
 """What the model holds after an error, Ctrl-C or NaN."""
 
 import _thread
+import signal
 import threading
 
 import jax
@@ -131,7 +132,15 @@ def test_infinities_of_the_start_are_allowed(tmp_path):
     assert model.first.bias[3] == -jnp.inf
 
 
-def test_ctrl_c_within_a_step_waits_for_its_end():
+@pytest.fixture
+def listening():
+    """Ctrl-C as in a terminal: a shell's background process is started deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_within_a_step_waits_for_its_end(listening):
     """Signals that come while the step is traced: the state that it takes is not lost."""
     model = Model()
 
@@ -145,7 +154,7 @@ def test_ctrl_c_within_a_step_waits_for_its_end():
     np.testing.assert_array_equal(kernel(model), after(1))
 
 
-def test_ctrl_c_at_any_time():
+def test_ctrl_c_at_any_time(listening):
     """From another thread: what is held is that of some step, whole."""
     kernels = {}
 
