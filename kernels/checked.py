@@ -13,7 +13,7 @@ from jax.experimental import checkify
 
 from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import as_floats, as_integers, in_range
-from jaxnets.kernels.losses import check_ignore_index, check_weights
+from jaxnets.kernels.losses import check_ignore_index, check_weights, vocab_size_of
 
 _ARGUMENTS = ("hidden", "weight", "labels")
 
@@ -86,8 +86,7 @@ def _check(given: dict[str, Any]) -> checkify.Error:
         return checkify.checkify(lambda: None)()[0]  # the loss refuses them
     token_weights = check_weights(given.get("token_weights"), hidden.shape[:-1])
     ignore_index = check_ignore_index(given.get("ignore_index"))
-    vocab_axis = 1 if given.get("features_first") else 0
-    vocab_size = jnp.shape(given["weight"])[vocab_axis]
+    vocab_size = vocab_size_of(given["weight"], bool(given.get("features_first")))
     return _error(vocab_size, ignore_index, hidden, labels, token_weights)
 
 

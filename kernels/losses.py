@@ -79,6 +79,11 @@ def check_projection(
     return hidden, weight, bias
 
 
+def vocab_size_of(weight: Any, features_first: bool) -> int:
+    """How many classes a table has."""
+    return jnp.shape(weight)[1 if features_first else 0]
+
+
 def check_ignore_index(ignore_index: Any) -> int | None:
     """``ignore_index`` as an int that an int32 label can equal, or None."""
     if ignore_index is None:

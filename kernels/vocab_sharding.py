@@ -42,10 +42,9 @@ class VocabSharding(NamedTuple):
         """Of tables [vocab, ...], biases [vocab] and their optimizer state."""
         return P(_as_spec(self.vocab_axis)) if self.vocab_axis else P()
 
-    @property
-    def columns_spec(self) -> P:
-        """Of a table [features, vocab]."""
-        return P(None, *self.table_spec)
+    def weight_spec(self, features_first: bool) -> P:
+        """Of a table in either layout."""
+        return P(None, *self.table_spec) if features_first else self.table_spec
 
     @property
     def token_spec(self) -> P:

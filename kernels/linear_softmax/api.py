@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, SupportsFloat, SupportsIndex, overload
+from typing import Literal, SupportsFloat, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,7 @@ from jaxnets.kernels import dispatch
 from jaxnets.kernels.linear_softmax.checks import check_options, check_temperature, known_as_kept
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
-from jaxnets.kernels.linear_softmax.projection import divided
-from jaxnets.kernels.linear_softmax.sharded import specs
+from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
 from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
 from jaxnets.kernels.linear_softmax.xla_one_pass import weighted_sum
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
@@ -38,6 +37,7 @@ from jaxnets.kernels.losses import (
     check_weights,
     leave_out,
     reduce_losses,
+    vocab_size_of,
 )
 from jaxnets.kernels.losses_over_rows import losses_over_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
@@ -184,7 +184,7 @@ def linear_softmax_cross_entropy(
     Reverse mode only: forward-mode derivatives of a ``jax.custom_vjp`` are refused by JAX.
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
-    vocab_size, batch = weight.shape[1 if features_first else 0], hidden.shape[:-1]
+    vocab_size, batch = vocab_size_of(weight, features_first), hidden.shape[:-1]
     ignore_index = check_ignore_index(ignore_index)
     token_weights = check_weights(token_weights, batch)
     labels = check_labels(labels, batch, vocab_size, ignore_index, token_weights)
@@ -209,16 +209,11 @@ def linear_softmax_cross_entropy(
     )  # fmt: skip
 
 
-def _temperature_axis(of: dict[str, Any]) -> int:
-    temperature = of["temperature"]
-    return WHOLE if temperature is None or not temperature.ndim else 0
-
-
 @eager_gradients
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 @jax.named_scope("linear_softmax_cross_entropy")
 @losses_over_rows(
-    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, token_weights=0, temperature=_temperature_axis
+    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, token_weights=0, temperature=temperature_axis
 )
 def _loss(
     engine: Engine,
@@ -240,19 +235,9 @@ def _loss(
         losses = jnp.zeros(batch if reduction == "none" else (), accumulator)
         nothing = jnp.zeros(batch, accumulator)
         return LossAndLogSumExp(losses, nothing) if return_log_sum_exp else losses
-    _, table, classes = specs(sharding, options)
     hidden, labels, token_weights = sharding.place_tokens(hidden, labels, token_weights)
-    weight, bias = sharding.place(weight, table), sharding.place(bias, classes)
     kept, labels = leave_out(token_weights, labels, ignore_index, vocab_size, accumulator)
-    if kept is not None:
-        # Masked before any arithmetic: a token that is left out leaves no trace, be it NaN.
-        hidden = jnp.where((kept == 0)[..., None], 0, hidden)
-    if temperature is not None:
-        if temperature.ndim:
-            (temperature,) = sharding.place_tokens(temperature)
-        hidden, weight, bias = divided(options, hidden, weight, bias, temperature, kept)
-    if bias is None:
-        bias = sharding.place(jnp.zeros(vocab_size, accumulator), classes)
+    hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
     one_pass = isinstance(engine, TiledEngine) and (

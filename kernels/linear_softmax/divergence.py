@@ -25,7 +25,7 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxnets.kernels.checks import as_number
 from jaxnets.kernels.linear_softmax.checks import check_options
-from jaxnets.kernels.linear_softmax.projection import divided
+from jaxnets.kernels.linear_softmax.projection import prepared
 from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all, specs
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
@@ -187,20 +187,11 @@ def _divergence(
         return jnp.zeros(batch if reduction == "none" else (), accumulator)
     if token_weights is not None:
         (token_weights,) = sharding.place_tokens(token_weights.astype(accumulator))
+    scale = None if temperature == 1 else jnp.asarray(temperature, accumulator)
     heads = []
     for options, (hidden, weight, bias) in zip(both[2:], (student, teacher), strict=True):
-        _, table, classes = specs(sharding, options)
         (hidden,) = sharding.place_tokens(hidden)
-        weight, bias = sharding.place(weight, table), sharding.place(bias, classes)
-        if token_weights is not None:
-            hidden = jnp.where((token_weights == 0)[..., None], 0, hidden)
-        if temperature != 1:
-            scale = jnp.asarray(temperature, accumulator)
-            hidden, weight, bias = divided(options, hidden, weight, bias, scale, None)
-        if bias is None:
-            zeros = jnp.zeros(weight.shape[options.vocab_axis], accumulator)
-            bias = sharding.place(zeros, classes)
-        heads.append((hidden, weight, bias))
+        heads.append(prepared(sharding, options, hidden, weight, bias, scale, token_weights))
     losses = _per_token(sharding, both, heads[0], jax.lax.stop_gradient(heads[1]))
     return reduce_losses(losses, token_weights, reduction)
 

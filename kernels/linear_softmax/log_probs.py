@@ -28,8 +28,8 @@ from jaxtyping import ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.checks import check_options, check_temperature, known_as_kept
-from jaxnets.kernels.linear_softmax.per_token import Factors
-from jaxnets.kernels.linear_softmax.projection import divided
+from jaxnets.kernels.linear_softmax.per_token import Factors, gradients_on_device
+from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
 from jaxnets.kernels.linear_softmax.sharded import own_logits, specs
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
@@ -41,7 +41,13 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
-from jaxnets.kernels.losses import check_ignore_index, check_labels, check_projection, leave_out
+from jaxnets.kernels.losses import (
+    check_ignore_index,
+    check_labels,
+    check_projection,
+    leave_out,
+    vocab_size_of,
+)
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
@@ -141,7 +147,7 @@ def linear_log_probs(
       0.6931...
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
-    vocab_size, batch = weight.shape[1 if features_first else 0], hidden.shape[:-1]
+    vocab_size, batch = vocab_size_of(weight, features_first), hidden.shape[:-1]
     ignore_index = check_ignore_index(ignore_index)
     labels = check_labels(labels, batch, vocab_size, ignore_index)
     divisor = check_temperature(temperature, batch, known_as_kept(labels, ignore_index, None))
@@ -153,14 +159,9 @@ def linear_log_probs(
     )
 
 
-def _temperature_axis(of: dict[str, Any]) -> int:
-    temperature = of["temperature"]
-    return WHOLE if temperature is None or not temperature.ndim else 0
-
-
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("linear_log_probs")
-@over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, temperature=_temperature_axis)
+@over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, temperature=temperature_axis)
 def _log_probs(
     sharding: VocabSharding,
     options: Options,
@@ -175,18 +176,9 @@ def _log_probs(
     if not labels.size:
         nothing = jnp.zeros(labels.shape, accumulator)
         return nothing, nothing, nothing, jnp.zeros(labels.shape, jnp.int32)
-    _, table, classes = specs(sharding, options)
     hidden, labels = sharding.place_tokens(hidden, labels)
-    weight, bias = sharding.place(weight, table), sharding.place(bias, classes)
     kept, labels = leave_out(None, labels, ignore_index, vocab_size, accumulator)
-    if kept is not None:
-        hidden = jnp.where((kept == 0)[..., None], 0, hidden)
-    if temperature is not None:
-        if temperature.ndim:
-            (temperature,) = sharding.place_tokens(temperature)
-        hidden, weight, bias = divided(options, hidden, weight, bias, temperature, kept)
-    if bias is None:
-        bias = sharding.place(jnp.zeros(vocab_size, accumulator), classes)
+    hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
     found = _statistics(sharding, options, hidden, weight, bias, labels)
     if kept is None:
         return found
@@ -292,28 +284,14 @@ def _backward(
 ) -> tuple[jax.Array | None, ...]:
     def on_device(residuals, cotangents):
         hidden, weight, bias, labels, entropy, log_sum_exp = residuals
-        flat, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
         of_label, of_entropy, of_sum = (a.reshape(-1) for a in cotangents)
         unused = (of_label == 0) & (of_entropy == 0) & (of_sum == 0)
-        flat = jnp.where(unused[:, None], 0, flat)  # it must not spread a NaN of its own
-        log_sum_exp = jnp.where(unused, jnp.inf, log_sum_exp.reshape(-1))
-        straight = of_sum - of_label - of_entropy * jnp.where(unused, 0, entropy.reshape(-1))
-        straight, of_entropy = (jnp.where(unused, 0, a) for a in (straight, of_entropy))
-        local, own = sharding.local_ids(labels, bias.shape[0])
-        nothing = jnp.zeros_like(straight)
-        factors = Factors(straight, nothing, -jnp.where(own, of_label, 0), of_entropy)
-        d_hidden, d_weight, d_bias = TiledEngine().gradient(
-            options, flat, weight, bias, local, log_sum_exp, factors
-        )
-        d_hidden = sharding.sum_over_vocab(d_hidden)
-        inside = in_range(labels, sharding.shards * bias.shape[0])
-        d_hidden = jnp.where((unused | inside)[:, None], d_hidden, jnp.nan)
-        d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
-        return (
-            d_hidden.reshape(hidden.shape).astype(hidden.dtype),
-            d_weight.astype(weight.dtype),
-            d_bias.astype(bias.dtype),
-        )
+        straight = of_sum - of_label - of_entropy * entropy.reshape(-1)
+        factors = Factors(straight, jnp.zeros_like(straight), -of_label, of_entropy)
+        return gradients_on_device(
+            sharding, TiledEngine(), options, hidden, weight, bias, labels,
+            log_sum_exp.reshape(-1), factors, unused,
+        )  # fmt: skip
 
     tokens, table, classes = specs(sharding, options)
     in_specs = ((tokens, table, classes, tokens, tokens, tokens), (tokens,) * 3)

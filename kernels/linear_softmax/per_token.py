@@ -195,23 +195,13 @@ def _backward(
 ) -> tuple[jax.Array | None, ...]:
     def on_device(residuals, cotangents):
         hidden, weight, bias, labels, log_sum_exp = residuals
-        flat, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
         log_sum_exp = log_sum_exp.reshape(-1)
         cotangents = [cotangent.reshape(-1) for cotangent in cotangents]
         classes = classes_of_all(sharding, options, bias)
         factors = factors_of(options, classes, log_sum_exp, cotangents)
-        unused, flat, log_sum_exp, factors = without_unused(flat, log_sum_exp, factors, cotangents)
-        local, _ = sharding.local_ids(labels, bias.shape[0])
-        d_hidden, d_weight, d_bias = engine.gradient(
-            options, flat, weight, bias, local, log_sum_exp, factors
-        )
-        d_hidden = sharding.sum_over_vocab(d_hidden)
-        d_hidden = mark_bad_labels(d_hidden, labels, sharding.shards * bias.shape[0], unused)
-        d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
-        return (
-            d_hidden.reshape(hidden.shape).astype(hidden.dtype),
-            d_weight.astype(weight.dtype),
-            d_bias.astype(bias.dtype),
+        unused = (cotangents[0] == 0) & (cotangents[1] == 0)
+        return gradients_on_device(
+            sharding, engine, options, hidden, weight, bias, labels, log_sum_exp, factors, unused
         )
 
     tokens, table, classes = specs(sharding, options)
@@ -223,17 +213,39 @@ def _backward(
 per_token.defvjp(_forward, _backward)
 
 
-def without_unused(
-    hidden: jax.Array, log_sum_exp: jax.Array, factors: Factors, cotangents: Sequence[jax.Array]
-) -> tuple[jax.Array, jax.Array, jax.Array, Factors]:
-    """Zeros for the tokens that nothing depends on: they must not spread a NaN of their own.
+def gradients_on_device(
+    sharding: VocabSharding,
+    engine: Engine,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    labels: jax.Array,
+    log_sum_exp: jax.Array,
+    factors: Factors,
+    unused: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Inside ``run``: the gradients of hidden [..., features], weight and bias, in their dtypes.
 
-    Their log-sum-exp is infinite, as a softmax of 0 is: exp(bias - 0) may overflow.
+    ``labels [...]``; ``log_sum_exp``, ``factors`` and ``unused``, the tokens that nothing depends
+    on, [tokens]. Those are zeros here, for they must not spread a NaN of their own; their
+    log-sum-exp is infinite, as a softmax of 0 is: exp(bias - 0) may overflow.
     """
-    unused = (cotangents[0] == 0) & (cotangents[1] == 0)
-    hidden = jnp.where(unused[:, None], 0, hidden)
-    log_sum_exp = jnp.where(unused, jnp.inf, log_sum_exp)
-    return unused, hidden, log_sum_exp, jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
+    flat = jnp.where(unused[:, None], 0, hidden.reshape(-1, hidden.shape[-1]))
+    labels, log_sum_exp = labels.reshape(-1), jnp.where(unused, jnp.inf, log_sum_exp)
+    factors = jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
+    local, _ = sharding.local_ids(labels, bias.shape[0])
+    d_hidden, d_weight, d_bias = engine.gradient(
+        options, flat, weight, bias, local, log_sum_exp, factors
+    )
+    d_hidden = sharding.sum_over_vocab(d_hidden)
+    d_hidden = mark_bad_labels(d_hidden, labels, sharding.shards * bias.shape[0], unused)
+    d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
+    return (
+        d_hidden.reshape(hidden.shape).astype(hidden.dtype),
+        d_weight.astype(weight.dtype),
+        d_bias.astype(bias.dtype),
+    )
 
 
 def mark_bad_labels(

@@ -1,15 +1,55 @@
-"""The projection whose logits are those of a given one divided by a temperature."""
+"""A head made ready to compute with: laid out, without what is left out, by its temperature."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import Options, is_in
+from jaxnets.kernels.meshes import WHOLE
 from jaxnets.kernels.numerics import accumulator_dtype
+from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
-def divided(
+def temperature_axis(of: dict[str, Any]) -> int:
+    """The axis of the batch in the ``temperature`` of a call, for ``meshes.over_rows``."""
+    temperature = of["temperature"]
+    return WHOLE if temperature is None or not temperature.ndim else 0
+
+
+def prepared(
+    sharding: VocabSharding,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    temperature: jax.Array | None,
+    kept: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Hidden states, weight and bias: zeros where there is none, and for tokens left out.
+
+    ``kept [...]`` is 0 for those; ``hidden`` is laid out already.
+    """
+    _, table, classes = specs(sharding, options)
+    weight, bias = sharding.place(weight, table), sharding.place(bias, classes)
+    accumulator = accumulator_dtype(hidden, weight)
+    if kept is not None:
+        # Masked before any arithmetic: a token that is left out leaves no trace, be it NaN.
+        hidden = jnp.where((kept == 0)[..., None], 0, hidden)
+    if temperature is not None:
+        if temperature.ndim:
+            (temperature,) = sharding.place_tokens(temperature)
+        hidden, weight, bias = _divided(options, hidden, weight, bias, temperature, kept)
+    if bias is None:
+        zeros = jnp.zeros(weight.shape[options.vocab_axis], accumulator)
+        bias = sharding.place(zeros, classes)
+    return hidden, weight, bias
+
+
+def _divided(
     options: Options,
     hidden: jax.Array,
     weight: jax.Array,

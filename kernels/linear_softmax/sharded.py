@@ -26,8 +26,11 @@ from jaxnets.kernels.vocab_sharding import VocabSharding
 
 def specs(sharding: VocabSharding, options: Options) -> tuple[P, P, P]:
     """Of tokens, of the table, and of what has one number a class."""
-    table = sharding.columns_spec if options.features_first else sharding.table_spec
-    return sharding.token_spec, table, sharding.table_spec
+    return (
+        sharding.token_spec,
+        sharding.weight_spec(options.features_first),
+        sharding.table_spec,
+    )
 
 
 def log_sum_exp_of_all(sharding: VocabSharding, own: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     token_tiles,
     vocab_tile,
 )
-from jaxnets.kernels.losses import check_projection
+from jaxnets.kernels.losses import check_projection, vocab_size_of
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
@@ -84,7 +84,7 @@ def linear_top_k(
       ([[5.0, 3.0]], [[1, 2]])
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
-    vocab_size, k = weight.shape[1 if features_first else 0], as_int("k", k)
+    vocab_size, k = vocab_size_of(weight, features_first), as_int("k", k)
     if not 1 <= k <= vocab_size:
         raise ValueError(f"k must lie in [1, vocab_size] = [1, {vocab_size}], got {k}")
     tile = check_tiles(tiles, Tiles(vocab_tile=4096)).vocab_tile

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.losses import Reduction, check_ignore_index, reduce_losses
+from jaxnets.kernels.losses import Reduction, check_ignore_index, reduce_losses, vocab_size_of
 from jaxnets.kernels.losses_over_rows import losses_over_rows, samples_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
@@ -149,7 +149,7 @@ def sampled_softmax_cross_entropy(
 def _checked(sharding: Any, arrays: tuple, features_first: bool) -> VocabSharding:
     hidden, weight, *_ = arrays
     sharding = as_sharding(sharding)
-    sharding.check(weight.shape[1 if features_first else 0], hidden.shape[:-1])
+    sharding.check(vocab_size_of(weight, features_first), hidden.shape[:-1])
     return sharding
 
 

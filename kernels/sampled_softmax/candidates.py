@@ -19,6 +19,7 @@ from jaxnets.kernels.losses import (
     kept_weights,
     read_rows,
     safe_ids,
+    vocab_size_of,
 )
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.pallas.fused_matmul import PallasOptions
@@ -53,7 +54,7 @@ def check(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array, Samples, jax.Array | None]:
     """The first six as arrays; raises unless they fit, and what is known of them is in range."""
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
-    batch, vocab_size = hidden.shape[:-1], weight.shape[1 if features_first else 0]
+    batch, vocab_size = hidden.shape[:-1], vocab_size_of(weight, features_first)
     token_weights = check_weights(token_weights, batch)
     check_reduction(reduction)
     labels = checks.as_integers("labels", labels, CLASS_IDS)

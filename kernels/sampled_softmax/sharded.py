@@ -74,7 +74,7 @@ def _forward(
         )
         return loss(*gathered).reshape(hidden.shape[:-1]), gathered
 
-    table, classes = _tables(sharding, options)
+    table, classes = sharding.weight_spec(options.features_first), sharding.table_spec
     places: Any = drawn, drawn, tokens, tokens if samples.tries.ndim else P()
     in_specs = (tokens, table, classes, tokens, Samples(*places), tokens)
     out_specs = (tokens, _gathered(sharding, drawn))
@@ -82,12 +82,6 @@ def _forward(
         on_device, in_specs, out_specs, hidden, weight, bias, labels, samples, share
     )
     return losses, (gathered, weight, bias, labels, samples)
-
-
-def _tables(sharding: VocabSharding, options: Options) -> tuple[P, P]:
-    """Of the weight and of the bias."""
-    weight = sharding.columns_spec if options.features_first else sharding.table_spec
-    return weight, sharding.table_spec
 
 
 def _gathered(sharding: VocabSharding, drawn: P) -> tuple[P, ...]:
@@ -139,7 +133,7 @@ def _backward(
         d_weight = scatter(weight, options.vocab_axis, true[0], sampled)
         return d_hidden, d_weight, scatter(bias, 0, true[1], sampled_offset)
 
-    table, classes = _tables(sharding, options)
+    table, classes = sharding.weight_spec(options.features_first), sharding.table_spec
     in_specs = (_gathered(sharding, drawn), table, classes, tokens, drawn, tokens)
     d_hidden, d_weight, d_bias = sharding.run(
         on_device, in_specs, (tokens, table, classes),
