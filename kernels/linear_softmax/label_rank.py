@@ -90,7 +90,7 @@ def linear_label_rank(
 
     What recall, NDCG and the reciprocal rank are made of, over all items: over a sample of them
     models may come in another order (Krichene and Rendle 2020, "On Sampled Metrics for Item
-    Recommendation", section 4). ``jaxnets.models.metrics.RankingMetrics`` takes it. It costs two
+    Recommendation"). ``jaxnets.models.metrics.RankingMetrics`` takes it. It costs two
     products of the size tokens x features x vocab, :func:`linear_top_k` one.
 
     Args:
