@@ -134,6 +134,8 @@ def linear_label_rank(
     options = Options(vocab_tile=tile, features_first=bool(features_first))
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
+    # Counts have no gradient, and a loss that returns them beside itself keeps nothing for one.
+    hidden, weight, bias = lax.stop_gradient((hidden, weight, bias))
     return _label_rank(sharding, options, ignore_index, hidden, weight, bias, labels, exclude)
 
 

@@ -233,6 +233,22 @@ def test_what_is_found_out_of_range_under_jit():
     assert np.argwhere(np.isnan(best.logits).any(-1)).tolist() == [[0, 1], [1, 2]]
 
 
+def test_beside_a_loss_and_under_vmap():
+    hidden, weight, bias, labels, exclude = problem()
+
+    def loss(hidden, weight, labels, exclude):
+        found = (
+            linear_label_rank(hidden, weight, labels, bias=bias, exclude=exclude, tiles=TILES),
+            linear_top_k(hidden, weight, 3, bias=bias, exclude=exclude, tiles=TILES).ids,
+        )
+        return (hidden @ weight.T).mean(), found
+
+    derived = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (_, found), _ = jax.jit(jax.vmap(derived, (0, None, 0, 0)))(hidden, weight, labels, exclude)
+    equal(found[0], plain_rank(hidden, weight, bias, labels, exclude))
+    equal(found[1], linear_top_k(hidden, weight, 3, bias=bias, exclude=exclude).ids)
+
+
 def test_strict_modes(strict_modes):
     hidden, weight, bias, labels, exclude = problem()
     half = hidden.astype(jnp.bfloat16)
