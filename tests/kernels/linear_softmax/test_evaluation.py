@@ -193,6 +193,7 @@ def test_no_tokens_and_nothing_excluded():
         linear_label_rank(hidden, weight, labels, bias=bias, exclude=nothing),
         plain_rank(hidden, weight, bias, labels),
     )
+    equal(linear_top_k(hidden, weight, 2, exclude=nothing), linear_top_k(hidden, weight, 2))
     one = linear_label_rank(hidden[0, 0], weight, labels[0, 0], exclude=[3, -1])
     equal(one, plain_rank(hidden[0, 0], weight, np.zeros(VOCAB), labels[0, 0], np.array([3, -1])))
 
