@@ -13,7 +13,7 @@ PADDING = -1
 
 
 def check_exclude(exclude: Any, batch: tuple[int, ...], vocab_size: int) -> jax.Array | None:
-    """``exclude`` as int32 [*batch, n], or None.
+    """``exclude`` as int32 [*batch, n]; None where nothing is excluded.
 
     Raises unless it has that shape and holds, where known, class ids and ``PADDING``.
     """
@@ -26,7 +26,7 @@ def check_exclude(exclude: Any, batch: tuple[int, ...], vocab_size: int) -> jax.
             f"got shape {exclude.shape}"
         )
     check_range("exclude", exclude, PADDING, vocab_size, "[-1, vocab_size)")
-    return exclude
+    return exclude if exclude.shape[-1] else None
 
 
 def out_of_range(exclude: jax.Array, vocab_size: int) -> jax.Array:
