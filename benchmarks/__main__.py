@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import accelerators as accelerator_cases
-from benchmarks import epochs, exact, profiling, quality, recurrent, steps, vowels
+from benchmarks import epochs, evaluation, exact, profiling, quality, recurrent, steps, vowels
 from benchmarks import pointwise as pointwise_cases
 from benchmarks import report as reports
 from benchmarks.compare import compare as compare_results
@@ -56,17 +56,19 @@ def softmax(
 ) -> None:  # fmt: skip
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
     console = Console()
-    suite, notes = chosen(quick, full, exact.QUICK, steps.QUICK, quality.QUICK)
+    suite, notes = chosen(quick, full, exact.QUICK, steps.QUICK, evaluation.QUICK, quality.QUICK)
     peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
         trace(profiling.sampled_case().run, profile)
         console.print(f"trace of ten steps at 1,000,000 classes: {profile}")
     limits = Limits()
     benchmarks, bars = exact.run(limits, suite, peers)
-    step_rows, step_bars = steps.run(limits, suite, peers)
+    for part in (steps, evaluation):
+        more_rows, more_bars = part.run(limits, suite, peers)
+        benchmarks, bars = benchmarks + more_rows, bars + more_bars
     finish(
         console, output, name="softmax", suite=suite, limits=limits, notes=notes, peers=peers,
-        benchmarks=benchmarks + step_rows, bars=bars + step_bars, quality=quality.run(suite),
+        benchmarks=benchmarks, bars=bars, quality=quality.run(suite),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from jaxnets.kernels.checked import checked_loss
 from jaxnets.kernels.dispatch import compiling_for, explain
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
 from jaxnets.kernels.linear_softmax.divergence import Head, linear_divergence
+from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_rank
 from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
 from jaxnets.kernels.linear_softmax.tiles import Tiles
 from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
@@ -40,6 +41,7 @@ __all__ = [
     "GatheredRows",
     "Head",
     "LSTMParameters",
+    "LabelRank",
     "LayerNorm",
     "LearnedUnigram",
     "LogProbs",
@@ -66,6 +68,7 @@ __all__ = [
     "in_batch_samples",
     "in_batch_softmax_cross_entropy",
     "linear_divergence",
+    "linear_label_rank",
     "linear_log_probs",
     "linear_softmax_cross_entropy",
     "linear_top_k",

@@ -12,10 +12,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
 from jaxnets.kernels import (
+    LabelRank,
     LogProbs,
     LossAndLogSumExp,
     Samples,
     TopK,
+    linear_label_rank,
     linear_log_probs,
     linear_softmax_cross_entropy,
     linear_top_k,
@@ -215,4 +217,16 @@ class OutputProjection(nnx.Module):
         hidden, weight, bias = self._arrays(hidden)
         return linear_top_k(
             hidden, weight, k, bias=bias, features_first=self.features_first, **options
+        )
+
+    def label_rank(
+        self,
+        hidden: Float[ArrayLike, "*batch features"],
+        labels: Integer[ArrayLike, "*batch"] | Sequence,
+        **options,
+    ) -> LabelRank:
+        """As :func:`jaxnets.kernels.linear_label_rank`, whose ``options`` it takes."""
+        hidden, weight, bias = self._arrays(hidden)
+        return linear_label_rank(
+            hidden, weight, labels, bias=bias, features_first=self.features_first, **options
         )

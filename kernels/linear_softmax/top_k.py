@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, Integer
 
 from jaxnets.kernels.checks import as_int
+from jaxnets.kernels.linear_softmax.excluded import (
+    among,
+    check_exclude,
+    out_of_range,
+)
 from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
@@ -52,6 +58,7 @@ def linear_top_k(
     k: SupportsIndex,
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
+    exclude: Integer[ArrayLike, "*batch excluded"] | Sequence | None = None,
     features_first: bool = False,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
@@ -62,7 +69,9 @@ def linear_top_k(
       hidden: [..., features], float.
       weight: [vocab, features], float; or, by ``features_first``, [features, vocab].
       k: from 1 to the number of classes.
-      bias: [vocab] or None.
+      bias: [vocab] or None; a class of bias -inf is out.
+      exclude: [..., n], integers: for each token classes that are out, such as the items that a
+        user has seen; in any order, repeated or not. -1 is no class: what pads shorter lists.
       features_first: ``weight`` is [features, vocab], as the kernel of ``nnx.Linear`` is.
       tiles: None: 4096 classes at a time.
       sharding: over which axes classes and tokens are split; see
@@ -71,32 +80,39 @@ def linear_top_k(
 
     Returns:
       :class:`TopK`. Among equal logits the smaller id comes first, and an id comes once, even where
-      logits are -inf or NaN (which is taken for the largest). Without tokens both are empty.
+      logits are -inf or NaN (which is taken for the largest). Where fewer than k classes are in,
+      classes that are out come last, with a logit of -inf. Without tokens both are empty.
 
     Raises:
-      TypeError: integer hidden, weight or bias, or a k that is no integer.
-      ValueError: shapes that do not fit or that the sharding does not divide, or k out of range.
+      TypeError: integer hidden, weight or bias, float exclude, or a k that is no integer.
+      ValueError: shapes that do not fit or that the sharding does not divide, k out of range, or an
+        id in exclude outside [-1, vocab_size) where it is known. Under ``jit`` the logits of its
+        token are NaN.
 
     Example:
       >>> import jax.numpy as jnp
       >>> logits, ids = linear_top_k(jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [3.0]]), 2)
       >>> logits.tolist(), ids.tolist()
       ([[5.0, 3.0]], [[1, 2]])
+      >>> weight, seen = jnp.array([[1.0], [5.0], [3.0]]), jnp.array([[1, -1]])
+      >>> linear_top_k(jnp.ones((1, 1)), weight, 2, exclude=seen).ids.tolist()
+      [[2, 0]]
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
     vocab_size, k = vocab_size_of(weight, features_first), as_int("k", k)
     if not 1 <= k <= vocab_size:
         raise ValueError(f"k must lie in [1, vocab_size] = [1, {vocab_size}], got {k}")
+    exclude = check_exclude(exclude, hidden.shape[:-1], vocab_size)
     tile = check_tiles(tiles, Tiles(vocab_tile=4096)).vocab_tile
     options = Options(vocab_tile=tile, features_first=bool(features_first))
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, hidden.shape[:-1])
-    return _top_k(sharding, options, k, hidden, weight, bias)
+    return _top_k(sharding, options, k, hidden, weight, bias, exclude)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 @jax.named_scope("linear_top_k")
-@over_rows(hidden=0, weight=WHOLE, bias=WHOLE)
+@over_rows(hidden=0, weight=WHOLE, bias=WHOLE, exclude=0)
 def _top_k(
     sharding: VocabSharding,
     options: Options,
@@ -104,11 +120,17 @@ def _top_k(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
+    exclude: jax.Array | None,
 ) -> TopK:
-    def on_device(hidden, weight, bias):
+    def on_device(hidden, weight, bias, exclude):
         own = weight.shape[options.vocab_axis]
-        logits, ids = _best(options, min(k, own), hidden, weight, bias)
-        ids = ids + jnp.asarray(sharding.start(own), ids.dtype)
+        start = jnp.asarray(sharding.start(own), jnp.int32)
+        local = None if exclude is None else exclude - start
+        logits, ids = _best(options, min(k, own), hidden, weight, bias, local)
+        if exclude is not None:
+            wrong = out_of_range(exclude, sharding.shards * own)
+            logits = jnp.where(wrong[..., None], jnp.nan, logits)
+        ids = ids + start
         if sharding.vocab_axes:  # in the order of the classes, of which equal ones keep theirs
             logits, ids = (
                 lax.all_gather(a, sharding.vocab_axes, axis=a.ndim - 1, tiled=True)
@@ -117,7 +139,8 @@ def _top_k(
         return TopK(*_largest(k, logits, ids))
 
     tokens, table, classes = specs(sharding, options)
-    return sharding.run(on_device, (tokens, table, classes), tokens, hidden, weight, bias)
+    in_specs = (tokens, table, classes, tokens)
+    return sharding.run(on_device, in_specs, tokens, hidden, weight, bias, exclude)
 
 
 def _largest(k: int, logits: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,7 +152,12 @@ def _largest(k: int, logits: jax.Array, classes: jax.Array) -> tuple[jax.Array, 
 
 
 def _best(
-    options: Options, k: int, hidden: jax.Array, weight: jax.Array, bias: jax.Array | None
+    options: Options,
+    k: int,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+    exclude: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Logits and classes [..., k], over tiles of the vocabulary."""
     dtype, vocab_size = accumulator_dtype(hidden, weight), weight.shape[options.vocab_axis]
@@ -146,10 +174,14 @@ def _best(
     # the best, and of equal logits the first is taken.
     options = options._replace(vocab_tile=max(k, options.vocab_tile))
 
-    def over_tokens(hidden):
+    def over_tokens(block):
+        hidden, exclude = block
+
         def logits_of(index):
             tile = vocab_tile(weight, bias, index, options)
             logits, _ = tile_logits(hidden, tile, options)
+            if exclude is not None:
+                logits = jnp.where(among(exclude, tile.start, logits.shape[1]), -jnp.inf, logits)
             classes = (tile.start + jnp.arange(logits.shape[1])).astype(jnp.int32)
             return logits, jnp.broadcast_to(classes[None], logits.shape)
 
@@ -161,5 +193,7 @@ def _best(
         best, _ = lax.scan(over_vocab, _largest(k, *logits_of(0)), others)
         return best
 
-    values, ids = lax.map(over_tokens, token_tiles(flat, size))
+    if exclude is not None:
+        exclude = token_tiles(exclude.reshape(tokens, -1), size)
+    values, ids = lax.map(over_tokens, (token_tiles(flat, size), exclude))
     return values.reshape(-1, k)[:tokens].reshape(shape), ids.reshape(-1, k)[:tokens].reshape(shape)

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import corpus, exact, quality, report
+from benchmarks import corpus, evaluation, exact, quality, report
 from benchmarks.__main__ import app
 from benchmarks.bars import bar, goal, verdict
 from benchmarks.harness import Case, compiled_case, measure
@@ -230,6 +231,26 @@ def test_the_quick_exact_loss_has_its_bars_and_compares(monkeypatch, limits):
     assert [row["name"] for row in rows] == ["naive optax", "tiled", "three matmuls"]
     assert [goal(row) for row in bars] == ["at least 1.8", "at most 1.3", "at least 30", ""]
     assert bars[-1]["values"][0] < 1e-5  # sums of 400 terms in float32
+
+
+def test_evaluation_finds_what_whole_scores_have(monkeypatch, limits):
+    arrays = evaluation.problem(40, 8, 500)
+    for tiled, naive in (
+        (evaluation.tiled_top_k(*arrays), evaluation.naive_top_k(*arrays)),
+        (evaluation.tiled_rank(*arrays), evaluation.naive_rank(*arrays)),
+    ):
+        tiled, naive = jax.tree.leaves(tiled)[-1], jax.tree.leaves(naive)[-1]
+        # Neighbors may change places, by the rounding of their scores.
+        assert np.count_nonzero(np.asarray(tiled) != np.asarray(naive)) <= 0.02 * tiled.size
+    monkeypatch.setattr(evaluation, "SIZES", (40, 8, 500))
+    rows, bars = evaluation.run(limits, "quick", {"torch": False})
+    assert [row["name"] for row in rows] == [
+        "naive top-k",
+        "tiled top-k",
+        "naive rank",
+        "tiled rank",
+    ]
+    assert [len(row["values"]) for row in bars] == [2, 2, 0]
 
 
 def test_quick_trains_fewer_losses(monkeypatch):

@@ -60,6 +60,9 @@ def test_top_k_equals_sorting_all_logits(k):
         np.testing.assert_allclose(values, expected_values, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(ids, expected_ids)
     np.testing.assert_array_equal(head.top_k(hidden, k)[1], expected_ids)
+    above, ties = head.label_rank(hidden, expected_ids[..., k - 1])
+    assert (above == k - 1).all()
+    assert not ties.any()
 
 
 def test_top_k_of_equal_logits_keeps_the_order_of_classes():

@@ -32,6 +32,7 @@ from jaxnets.kernels import (
     gru,
     in_batch_samples,
     in_batch_softmax_cross_entropy,
+    linear_label_rank,
     linear_softmax_cross_entropy,
     linear_top_k,
     lstm,
@@ -302,6 +303,19 @@ def test_linear_top_k(arguments):
             best(**chosen)
     else:
         holds(best, plain, chosen, 7)
+
+
+@fuzzed(spoiled(projections()), EXAMPLES // 2)
+def test_linear_label_rank(arguments):
+    """Every dtype has these logits exactly, and so their ties."""
+    chosen = {name: arguments[name] for name in ("hidden", "weight", "bias", "labels")}
+
+    def plain(hidden, weight, bias, labels):
+        logits = hidden @ weight.T + (0 if bias is None else bias)
+        label = np.take_along_axis(logits, labels[..., None], -1)
+        return (logits > label).sum(-1), (logits == label).sum(-1) - 1
+
+    holds(lambda **given: linear_label_rank(**given, tiles=Tiles(vocab_tile=16)), plain, chosen, 0)
 
 
 @st.composite

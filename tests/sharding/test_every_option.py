@@ -13,6 +13,7 @@ from jaxnets.kernels import (
     LogUniform,
     Tiles,
     draw_samples,
+    linear_label_rank,
     linear_softmax_cross_entropy,
     linear_top_k,
     nce_loss,
@@ -133,6 +134,38 @@ def test_top_k_of_equal_logits_keeps_the_order_of_classes():
     sharding = SHARDINGS["vocab only"](make_mesh())
     ids = linear_top_k(jnp.ones((1, 2)), jnp.zeros((16, 2)), 9, sharding=sharding).ids
     assert ids.tolist() == [list(range(9))]
+
+
+@cache
+def evaluated():
+    """Integers, of which each device sums the same; and what one device finds."""
+    hidden, weight, bias = (np.asarray(2 * a).round() for a in problem()[:3])
+    bias[:400] = -np.inf
+    labels = np.array(problem()[3])
+    exclude = np.random.default_rng(0).integers(-1, 1600, (*labels.shape, 400))
+    labels[1, 2] = -1
+    arrays = hidden, weight, bias, labels, exclude
+    return arrays, evaluate(*arrays)
+
+
+def evaluate(hidden, weight, bias, labels, exclude, **options):
+    options = {"bias": bias, "exclude": exclude, "tiles": Tiles(vocab_tile=150), **options}
+    return (
+        linear_label_rank(hidden, weight, labels, ignore_index=-1, **options),
+        linear_top_k(hidden, weight, 300, **options),
+    )
+
+
+@pytest.mark.parametrize(("kind", "features_first", "name"), [*each_pair(SHARDINGS)])
+def test_evaluation(kind, features_first, name):
+    """Whole shards of classes that are out, ties over several devices, one token left out."""
+    arrays, wanted = evaluated()
+    sharding = SHARDINGS[name](make_mesh(kind))
+    if features_first:
+        arrays = features_first_weight(arrays)
+    got = evaluate(*arrays, features_first=features_first, sharding=sharding)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    assert wanted[0].ties.max() > 5
 
 
 @pytest.mark.parametrize(

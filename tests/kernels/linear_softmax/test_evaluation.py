@@ -1,0 +1,285 @@
+"""Evaluation over all classes: ranks of labels, and what is excluded, against whole logits."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import LabelRank, Tiles, linear_label_rank, linear_top_k
+from tests.inputs import INTEGER_TYPES
+
+TOKENS, FEATURES, VOCAB = (2, 5), 4, 23
+TILES = Tiles(vocab_tile=7)  # three, and two classes more
+OUT = -np.inf
+
+
+def problem(tokens=TOKENS, vocab_size=VOCAB, features=FEATURES):
+    """Small integers, so that every dtype has the logits exactly, and many of them are equal."""
+    draw = np.random.default_rng(0)
+    hidden = draw.integers(-2, 3, (*tokens, features)).astype(np.float32)
+    weight = draw.integers(-2, 3, (vocab_size, features)).astype(np.float32)
+    bias = draw.integers(-2, 3, vocab_size).astype(np.float32)
+    bias[[0, 1, 2, 3, 4, 5, 6, 20]] = OUT  # the first tile of classes, and one more
+    labels = draw.integers(7, 20, tokens)
+    exclude = draw.integers(-1, vocab_size, (*tokens, 6))
+    exclude[..., 5] = exclude[..., 0]  # twice
+    exclude[0, ..., 1] = labels[0]  # of some, the label itself
+    return hidden, weight, bias, labels, exclude
+
+
+def plain_logits(hidden, weight, bias, exclude):
+    """In float64, -inf where a class is out, and which are in."""
+    logits = hidden.astype(np.float64) @ weight.T.astype(np.float64) + bias
+    inside = np.broadcast_to(~np.isneginf(bias), logits.shape).copy()
+    if exclude is not None:
+        inside &= ~(exclude[..., None] == np.arange(len(weight))).any(-2)
+    return np.where(inside, logits, OUT), logits, inside
+
+
+def plain_rank(hidden, weight, bias, labels, exclude=None):
+    _, logits, inside = plain_logits(hidden, weight, bias, exclude)
+    others = inside & (labels[..., None] != np.arange(len(weight)))
+    label = np.take_along_axis(logits, labels[..., None], -1)
+    return LabelRank((others & (logits > label)).sum(-1), (others & (logits == label)).sum(-1))
+
+
+def equal(got, wanted):
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("features_first", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+def test_ranks(x64, dtype, features_first):
+    hidden, weight, bias, labels, exclude = problem()
+    table = weight.T if features_first else weight
+    arrays = [jnp.asarray(a, dtype) for a in (hidden, table, bias)]
+
+    @jax.jit
+    def ranks(hidden, weight, bias):
+        return [
+            linear_label_rank(
+                hidden, weight, labels, bias=bias, exclude=out, tiles=TILES,
+                features_first=features_first,
+            )
+            for out in (exclude, None)
+        ]  # fmt: skip
+
+    found = ranks(*arrays)
+    assert all(a.dtype == jnp.int32 for a in jax.tree.leaves(found))
+    wanted = [plain_rank(hidden, weight, bias, labels, out) for out in (exclude, None)]
+    equal(found, wanted)
+    assert all(rank.ties.any() for rank in wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ranks_of_any_numbers(x64, dtype):
+    """More tokens than are computed at a time; classes of the same row are ties in any dtype."""
+    draw = np.random.default_rng(1)
+    hidden, weight = draw.normal(size=(600, 37)), draw.normal(size=(150, 37))
+    hidden, weight = hidden.astype(dtype), weight.astype(dtype)
+    table = np.concatenate([weight, weight])[draw.permutation(300)]
+    labels = draw.integers(0, 300, 600)
+    found = linear_label_rank(hidden, table, labels, tiles=Tiles(vocab_tile=64))
+    wanted = plain_rank(hidden.round(12), table, np.zeros(300), labels)
+    assert (found.ties == 1).all()
+    assert (np.abs(found.above - wanted.above) <= (2 if dtype == "float32" else 0)).all()
+
+
+@pytest.mark.parametrize("tile", [1, 5, 23, 100])
+def test_the_tile_changes_nothing(tile):
+    hidden, weight, bias, labels, exclude = problem()
+    options = {"bias": bias, "exclude": exclude, "tiles": Tiles(vocab_tile=tile)}
+    found = linear_label_rank(hidden, weight, labels, **options)
+    equal(found, plain_rank(hidden, weight, bias, labels, exclude))
+    whole, _, _ = plain_logits(hidden, weight, bias, exclude)
+    for k in (3, VOCAB):  # classes that are out come last
+        logits, ids = linear_top_k(hidden, weight, k, **options)
+        equal((logits, ids), tuple(jax.lax.top_k(whole.astype(np.float32), k)))
+
+
+@pytest.mark.parametrize("features_first", [False, True])
+def test_top_k_has_nothing_excluded(features_first):
+    """Not even where it is NaN; and with no more left than k, what is left, and -inf."""
+    hidden, weight, bias, _, exclude = problem()
+    exclude[..., 4] = 9
+    weight[9] = np.nan
+    table = weight.T if features_first else weight
+    logits, ids = linear_top_k(
+        hidden, table, 20, bias=bias, exclude=exclude, features_first=features_first, tiles=TILES
+    )
+    found = (ids[..., None, :] == exclude[..., None]).any(-2)
+    assert np.isneginf(logits)[found].all()
+    assert np.isfinite(logits)[..., :9].all()
+    assert all(len(set(row)) == 20 for row in ids.reshape(-1, 20).tolist())
+    everything = np.broadcast_to(np.arange(VOCAB), (*TOKENS, VOCAB))
+    logits, ids = linear_top_k(hidden, weight, 3, exclude=everything, tiles=TILES)
+    assert np.isneginf(logits).all()
+    assert ids[1, 1].tolist() == [0, 1, 2]
+
+
+def test_what_has_no_rank():
+    """A NaN of a class that is in; one that is out, or of another token, leaves no trace."""
+    hidden, weight, bias, labels, exclude = problem()
+    wanted = plain_rank(hidden, weight, bias, labels, exclude)
+    exclude[..., 4] = 21
+    hidden[0, 1], labels[0, 1] = np.nan, -100  # left out
+    hidden[1, 2] = np.nan
+    nan = weight.copy()
+    nan[[3, 21]] = np.nan  # out by the bias, and by exclusion
+
+    def ranks(weight, labels, **options):
+        return linear_label_rank(
+            hidden, weight, labels, bias=bias, tiles=TILES, ignore_index=-100, **options
+        )
+
+    found = ranks(nan, np.where(labels == 21, 8, labels), exclude=exclude)
+    wanted = plain_rank(np.nan_to_num(hidden), weight, bias, np.maximum(labels, 0), exclude)
+    for got, count in zip(found, wanted, strict=True):
+        count[0, 1] = count[1, 2] = -1
+        np.testing.assert_array_equal(got, count)
+    assert all((a == -1).all() for a in ranks(nan, labels))
+
+
+def test_a_label_that_is_out_is_ranked():
+    """By its own logit if it is excluded; of bias -inf, below all that are in."""
+    hidden, weight, bias, _, exclude = problem()
+    labels = np.full(TOKENS, 2)  # of bias -inf
+    found = linear_label_rank(hidden, weight, labels, bias=bias, exclude=exclude, tiles=TILES)
+    assert (found.above == plain_logits(hidden, weight, bias, exclude)[2].sum(-1)).all()
+    assert not found.ties.any()
+
+
+def test_infinite_logits():
+    weight = np.array([[1.0], [2.0], [-1.0], [3.0], [-2.0]])
+    ranks = [
+        linear_label_rank(np.float32([[3e38]]), 9e9 * weight, [label], tiles=Tiles(vocab_tile=2))
+        for label in range(5)
+    ]
+    assert [(int(r.above[0]), int(r.ties[0])) for r in ranks] == [
+        (0, 2),
+        (0, 2),
+        (3, 1),
+        (0, 2),
+        (3, 1),
+    ]
+
+
+def test_integers_of_any_type():
+    hidden, weight, bias, labels, exclude = problem()
+    exclude = np.abs(exclude)
+    wanted = plain_rank(hidden, weight, bias, labels, exclude)
+    best = linear_top_k(hidden, weight, 3, bias=bias, exclude=exclude)
+    for dtype in INTEGER_TYPES:
+        out = exclude.astype(dtype)
+        equal(
+            linear_label_rank(hidden, weight, labels.astype(dtype), bias=bias, exclude=out), wanted
+        )
+        equal(linear_top_k(hidden, weight, 3, bias=bias, exclude=out), best)
+    as_lists = labels.tolist(), exclude.tolist()
+    equal(linear_label_rank(hidden, weight, as_lists[0], bias=bias, exclude=as_lists[1]), wanted)
+
+
+def test_no_tokens_and_nothing_excluded():
+    hidden, weight, bias, labels, _ = problem()
+    none = np.zeros((0, 5), int)
+    found = linear_label_rank(hidden[:0], weight, none, exclude=np.zeros((0, 5, 3), int))
+    assert [a.shape for a in found] == [(0, 5), (0, 5)]
+    assert linear_top_k(hidden[:0], weight, 2, exclude=none[..., None]).ids.shape == (0, 5, 2)
+    nothing = np.zeros((*TOKENS, 0), int)
+    equal(
+        linear_label_rank(hidden, weight, labels, bias=bias, exclude=nothing),
+        plain_rank(hidden, weight, bias, labels),
+    )
+    equal(linear_top_k(hidden, weight, 2, exclude=nothing), linear_top_k(hidden, weight, 2))
+    one = linear_label_rank(hidden[0, 0], weight, labels[0, 0], exclude=[3, -1])
+    equal(one, plain_rank(hidden[0, 0], weight, np.zeros(VOCAB), labels[0, 0], np.array([3, -1])))
+
+
+def test_bad_input(users_checks):
+    hidden, weight, _, labels, exclude = problem()
+    for function in (
+        lambda **options: linear_label_rank(hidden, weight, labels, **options),
+        lambda **options: linear_top_k(hidden, weight, 3, **options),
+    ):
+        with pytest.raises(TypeError, match="exclude must be integer class ids, got dtype float"):
+            function(exclude=exclude.astype(float))
+        with pytest.raises(ValueError, match=r"first axes of hidden, \(2, 5\), got shape \(2, 6\)"):
+            function(exclude=exclude[:, 0])
+        for wrong in (VOCAB, -2, 2**40):
+            with pytest.raises(
+                ValueError, match=r"exclude must lie in \[-1, vocab_size\) = \[-1, 23\), got"
+            ):
+                function(exclude=np.full((*TOKENS, 1), wrong))
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, vocab_size\).*got 23"):
+        linear_label_rank(hidden, weight, np.full(TOKENS, VOCAB))
+
+
+def test_what_is_found_out_of_range_under_jit():
+    hidden, weight, _, labels, exclude = problem()
+    exclude[0, 1, 2], exclude[1, 2, 0], labels[0, 3] = VOCAB, -2, -1
+
+    @jax.jit
+    def found(labels, exclude):
+        return (
+            linear_label_rank(hidden, weight, labels, exclude=exclude),
+            linear_top_k(hidden, weight, 3, exclude=exclude),
+        )
+
+    rank, best = found(labels, exclude)
+    for count in rank:
+        assert np.argwhere(count == -1).tolist() == [[0, 1], [0, 3], [1, 2]]
+    assert np.argwhere(np.isnan(best.logits).any(-1)).tolist() == [[0, 1], [1, 2]]
+
+
+def test_beside_a_loss_and_under_vmap():
+    hidden, weight, bias, labels, exclude = problem()
+
+    def loss(hidden, weight, labels, exclude):
+        found = (
+            linear_label_rank(hidden, weight, labels, bias=bias, exclude=exclude, tiles=TILES),
+            linear_top_k(hidden, weight, 3, bias=bias, exclude=exclude, tiles=TILES).ids,
+        )
+        return (hidden @ weight.T).mean(), found
+
+    derived = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    (_, found), _ = jax.jit(jax.vmap(derived, (0, None, 0, 0)))(hidden, weight, labels, exclude)
+    equal(found[0], plain_rank(hidden, weight, bias, labels, exclude))
+    equal(found[1], linear_top_k(hidden, weight, 3, bias=bias, exclude=exclude).ids)
+
+
+def test_strict_modes(strict_modes):
+    hidden, weight, bias, labels, exclude = problem()
+    half = hidden.astype(jnp.bfloat16)
+    labels[0, 0] = -1
+    rank = linear_label_rank(
+        half, weight, labels, bias=bias, exclude=exclude, ignore_index=-1, tiles=TILES
+    )
+    assert np.argwhere(rank.above == -1).tolist() == [[0, 0]]
+    assert linear_top_k(hidden, weight, 3, exclude=exclude, tiles=TILES).ids.shape == (2, 5, 3)
+
+
+def test_memory_is_a_few_tiles():
+    """Of 1,024 tokens and 65,536 classes; whole logits have 268 MB."""
+    tokens, vocab_size, tile = 1024, 65_536, 1024
+    shapes = (
+        jax.ShapeDtypeStruct((tokens, 16), jnp.float32),
+        jax.ShapeDtypeStruct((vocab_size, 16), jnp.float32),
+        jax.ShapeDtypeStruct((tokens,), jnp.int32),
+        jax.ShapeDtypeStruct((tokens, 100), jnp.int32),
+    )
+
+    def rank(hidden, weight, labels, exclude):
+        return linear_label_rank(
+            hidden, weight, labels, exclude=exclude, tiles=Tiles(vocab_tile=tile)
+        )
+
+    def best(hidden, weight, labels, exclude):
+        return linear_top_k(hidden, weight, 100, exclude=exclude, tiles=Tiles(vocab_tile=tile))
+
+    for function in (rank, best):
+        compiled = jax.jit(function).lower(*shapes).compile()
+        assert compiled.memory_analysis().temp_size_in_bytes < 8 * 512 * tile * 4
+        assert not re.search(r"\[(1024|512),65536\]", compiled.as_text())
