@@ -23,6 +23,7 @@ from jaxnets.kernels.sampled_softmax.api import (
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.sampled_softmax.in_batch import in_batch_softmax_cross_entropy
+from jaxnets.kernels.sampled_softmax.ranking import bpr_loss, bpr_max_loss, gbce_loss
 from jaxnets.kernels.samplers.draw import draw_samples
 from jaxnets.kernels.samplers.in_batch import in_batch_samples
 from jaxnets.kernels.samplers.learned_unigram import LearnedUnigram
@@ -55,6 +56,8 @@ __all__ = [
     "Unigram",
     "VocabSharding",
     "add_rows",
+    "bpr_loss",
+    "bpr_max_loss",
     "checked_loss",
     "compiling_for",
     "depthwise_conv",
@@ -62,6 +65,7 @@ __all__ = [
     "explain",
     "fold_batch_norm",
     "gather_rows",
+    "gbce_loss",
     "gru",
     "in_batch_samples",
     "in_batch_softmax_cross_entropy",
