@@ -28,6 +28,7 @@ from jaxnets.kernels.samplers.draw import draw_samples
 from jaxnets.kernels.samplers.in_batch import in_batch_samples
 from jaxnets.kernels.samplers.learned_unigram import LearnedUnigram
 from jaxnets.kernels.samplers.log_uniform import LogUniform
+from jaxnets.kernels.samplers.mixture import Mixture, mixed_samples
 from jaxnets.kernels.samplers.samples import Samples
 from jaxnets.kernels.samplers.sharded_unigram import ShardedUnigram
 from jaxnets.kernels.samplers.uniform import Uniform
@@ -46,6 +47,7 @@ __all__ = [
     "LogProbs",
     "LogUniform",
     "LossAndLogSumExp",
+    "Mixture",
     "Recurrence",
     "Samples",
     "ShardedUnigram",
@@ -74,6 +76,7 @@ __all__ = [
     "linear_softmax_cross_entropy",
     "linear_top_k",
     "lstm",
+    "mixed_samples",
     "nce_loss",
     "negative_sampling_loss",
     "pointwise_conv",
