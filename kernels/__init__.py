@@ -24,10 +24,12 @@ from jaxnets.kernels.sampled_softmax.api import (
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.sampled_softmax.in_batch import in_batch_softmax_cross_entropy
+from jaxnets.kernels.sampled_softmax.ranking import bpr_loss, bpr_max_loss, gbce_loss
 from jaxnets.kernels.samplers.draw import draw_samples
 from jaxnets.kernels.samplers.in_batch import in_batch_samples
 from jaxnets.kernels.samplers.learned_unigram import LearnedUnigram
 from jaxnets.kernels.samplers.log_uniform import LogUniform
+from jaxnets.kernels.samplers.mixture import Mixture, mixed_samples
 from jaxnets.kernels.samplers.samples import Samples
 from jaxnets.kernels.samplers.sharded_unigram import ShardedUnigram
 from jaxnets.kernels.samplers.uniform import Uniform
@@ -47,6 +49,7 @@ __all__ = [
     "LogProbs",
     "LogUniform",
     "LossAndLogSumExp",
+    "Mixture",
     "Recurrence",
     "Samples",
     "ShardedUnigram",
@@ -57,6 +60,8 @@ __all__ = [
     "Unigram",
     "VocabSharding",
     "add_rows",
+    "bpr_loss",
+    "bpr_max_loss",
     "checked_loss",
     "compiling_for",
     "depthwise_conv",
@@ -64,6 +69,7 @@ __all__ = [
     "explain",
     "fold_batch_norm",
     "gather_rows",
+    "gbce_loss",
     "gru",
     "in_batch_samples",
     "in_batch_softmax_cross_entropy",
@@ -73,6 +79,7 @@ __all__ = [
     "linear_softmax_cross_entropy",
     "linear_top_k",
     "lstm",
+    "mixed_samples",
     "nce_loss",
     "negative_sampling_loss",
     "pointwise_conv",

@@ -188,7 +188,8 @@ def nce_loss(
       >>> bool(jnp.isclose(loss, 9 * jnp.log(2.0)))
       True
     """
-    return _logistic(
+    return sampled_loss(
+        candidate_logistic,
         Options(bool(subtract_log_q), bool(remove_accidental_hits), bool(features_first)), sharding,
         hidden, weight, bias, labels, samples, token_weights, reduction, ignore_index,
     )  # fmt: skip
@@ -226,13 +227,15 @@ def negative_sampling_loss(
       >>> bool(jnp.isclose(loss, 6 * jnp.log(2.0)))
       True
     """
-    return _logistic(
+    return sampled_loss(
+        candidate_logistic,
         Options(False, bool(remove_accidental_hits), bool(features_first)), sharding,
         hidden, weight, bias, labels, samples, token_weights, reduction, ignore_index,
     )  # fmt: skip
 
 
-def _logistic(
+def sampled_loss(
+    loss: Callable,
     options: Options,
     sharding: Any,
     hidden: Any,
@@ -244,14 +247,18 @@ def _logistic(
     reduction: str,
     ignore_index: Any,
 ) -> jax.Array:
-    """The checks of the two losses by logistic regression, and the loss."""
+    """The checks of a sampled loss that has one implementation, and the loss.
+
+    ``loss``: a function of gathered rows, as those in ``xla.py``; the same object for the same
+    arguments, as each has a program of its own.
+    """
     ignore_index = check_ignore_index(ignore_index)
     arrays = check(
         hidden, weight, bias, labels, samples, token_weights, reduction, ignore_index,
         options.features_first,
     )  # fmt: skip
     sharding = _checked(sharding, arrays, options.features_first)
-    return _loss(candidate_logistic, None, sharding, options, ignore_index, reduction, *arrays)
+    return _loss(loss, None, sharding, options, ignore_index, reduction, *arrays)
 
 
 @eager_gradients

@@ -24,7 +24,7 @@ from jaxnets.kernels.losses import (
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.pallas.fused_matmul import PallasOptions
 from jaxnets.kernels.sampled_softmax.pallas import sampled_log_sum_exp
-from jaxnets.kernels.sampled_softmax.xla import kept_tokens, target_logits, true_logits
+from jaxnets.kernels.sampled_softmax.xla import kept_tokens, target_mean, true_logits
 from jaxnets.kernels.samplers.samples import CLASS_IDS, Samples
 
 
@@ -159,7 +159,7 @@ def fused_losses(
     sampled = sampled_log_sum_exp(call, flat.hidden, table, rows, ids, offset, own)
     true_rows = read_rows(weight, flat.labels, options.features_first)
     true = true_logits(flat.hidden, true_rows, true_offset, flat.share)
-    losses = jnp.logaddexp(sampled, jax.nn.logsumexp(true, 1)) - target_logits(true, flat.share)
+    losses = jnp.logaddexp(sampled, jax.nn.logsumexp(true, 1)) - target_mean(true, flat.share)
     return losses if flat.share is None else jnp.where(kept_tokens(flat.share), losses, 0)
 
 

@@ -64,3 +64,41 @@ def noise_contrastive(
     target = 1 / labels.shape[1]
     true_loss = jnp.logaddexp(0, true) - target * true
     return true_loss.sum(1) + jnp.logaddexp(0, sampled).sum(1)
+
+
+def generalized_bce(
+    hidden: jax.Array, weight: jax.Array, labels: jax.Array, samples: Samples,
+    calibration: float = 0.75, **options: Any,
+) -> jax.Array:  # fmt: skip
+    """gBCE, [tokens], as :func:`jaxnets.kernels.gbce_loss` has it."""
+    true, sampled = _scores(hidden, weight, labels, samples, **options)
+    number = (sampled > -jnp.inf).sum(1, keepdims=True)
+    alpha = number / (len(weight) - 1)
+    beta = alpha * (calibration * (1 - 1 / alpha) + 1 / alpha)
+    noise = jnp.log1p(-jax.nn.sigmoid(sampled)).sum(1, keepdims=True)
+    return (-(beta * jnp.log(jax.nn.sigmoid(true)) + noise) / (number + 1)).mean(1)
+
+
+def bpr(
+    hidden: jax.Array, weight: jax.Array, labels: jax.Array, samples: Samples, **options: Any
+) -> jax.Array:
+    """BPR, [tokens], as :func:`jaxnets.kernels.bpr_loss` has it."""
+    true, sampled = _scores(hidden, weight, labels, samples, **options)
+    right = jnp.log(jax.nn.sigmoid(true[:, :, None] - sampled[:, None])).sum(2)
+    return (-right / (sampled > -jnp.inf).sum(1, keepdims=True)).mean(1)
+
+
+def bpr_max(
+    hidden: jax.Array, weight: jax.Array, labels: jax.Array, samples: Samples,
+    score_regularization: float = 1.0, **options: Any,
+) -> jax.Array:  # fmt: skip
+    """BPR-max, [tokens], as :func:`jaxnets.kernels.bpr_max_loss` has it."""
+    true, sampled = _scores(hidden, weight, labels, samples, **options)
+    softmax = jnp.exp(sampled) / jnp.exp(sampled).sum(1, keepdims=True)
+    right = (softmax[:, None] * jax.nn.sigmoid(true[:, :, None] - sampled[:, None])).sum(2)
+    penalty = (softmax * jnp.where(sampled > -jnp.inf, sampled, 0) ** 2).sum(1, keepdims=True)
+    return (-jnp.log(right) + score_regularization * penalty).mean(1)
+
+
+def _scores(*arrays: Any, **options: Any) -> tuple[jax.Array, jax.Array]:
+    return sampled_logits(*arrays, subtract_log_q=False, **options)

@@ -51,11 +51,11 @@ def true_logits(
     )
 
 
-def target_logits(true: jax.Array, share: jax.Array | None) -> jax.Array:
-    """The true logits weighted by their shares, [tokens]."""
+def target_mean(each: jax.Array, share: jax.Array | None) -> jax.Array:
+    """The mean by share, [tokens], of what each true class has, [tokens, num_true]."""
     if share is None:
-        return true.mean(1)
-    return (share * jnp.where(share > 0, true, 0)).sum(1)
+        return each.mean(1)
+    return (share * jnp.where(share > 0, each, 0)).sum(1)
 
 
 def kept_tokens(share: jax.Array) -> jax.Array:
@@ -79,7 +79,7 @@ def candidate_logistic(
     noise = jax.nn.softplus(true)
     if share is not None:
         noise = jnp.where(share > 0, noise, 0)
-    return noise.sum(1) - target_logits(true, share) + jax.nn.softplus(sampled).sum(1)
+    return noise.sum(1) - target_mean(true, share) + jax.nn.softplus(sampled).sum(1)
 
 
 @jax.custom_vjp
@@ -112,7 +112,7 @@ def _forward(
     e = jnp.exp(sampled - row_max[:, None])
     true_e = jnp.exp(true - row_max[:, None])
     total = e.sum(1) + true_e.sum(1)
-    loss = row_max + jnp.log(total) - target_logits(true, share)
+    loss = row_max + jnp.log(total) - target_mean(true, share)
     scale = 1 / total
     if share is not None:
         loss, scale = (jnp.where(kept_tokens(share), x, 0) for x in (loss, scale))

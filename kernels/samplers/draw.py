@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol, SupportsIndex, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,14 @@ class Sampler(Protocol):
 
     def log_probability(self, ids: jax.Array) -> jax.Array:
         """Log-probability of each id, float32 of its shape."""
+
+
+def check_sampler(name: str, sampler: Any) -> None:
+    """Raise ``TypeError`` unless ``sampler`` is one, and no class of them."""
+    if isinstance(sampler, type) or not hasattr(sampler, "draw"):
+        raise TypeError(
+            f"{name} must be a sampler, for example LogUniform(vocab_size), got {sampler}"
+        )
 
 
 def draw_samples(
@@ -87,10 +95,7 @@ def draw_samples(
     """
     labels = checks.as_integers("labels", labels, CLASS_IDS)
     num_sampled = checks.as_int("num_sampled", num_sampled, 1)
-    if isinstance(sampler, type) or not hasattr(sampler, "draw"):
-        raise TypeError(
-            f"sampler must be a sampler, for example LogUniform(vocab_size), got {sampler}"
-        )
+    check_sampler("sampler", sampler)
     if unique and num_sampled > sampler.support:
         raise ValueError(
             f"num_sampled must be at most {sampler.support}, the classes that can be drawn, when "

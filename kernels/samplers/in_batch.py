@@ -84,15 +84,19 @@ def _samples(
     labels, true = labels.reshape(-1), true.reshape(-1)
     log_p = jnp.where(true, log_probability.reshape(-1), 0)
     tries = true.sum(dtype=jnp.int32)
-    if unique:
-        counts, counted = log_inclusion(log_p, tries), true & _first_of_each(labels, true)
-    else:
-        counts, counted = log_p + jnp.log(tries.astype(log_p.dtype)), true
-    counts = jnp.where(true, counts, 0)
+    counted = true & _first_of_each(labels, true) if unique else true
+    counts = jnp.where(true, log_count_in_batch(unique, log_p, tries), 0)
     # A padded label's id is that of a true one, so that no other row of the table is touched.
     ids = jnp.where(true, labels, jnp.where(true, labels, -1).max(initial=0))
     own = placed_like(given, counts.reshape(shape))
     return Samples(ids, jnp.where(counted, counts, jnp.inf), own, tries)
+
+
+def log_count_in_batch(unique: bool, log_p: jax.Array, tries: jax.Array) -> jax.Array:
+    """Log of how often a class of log-probability ``log_p`` is expected among ``tries`` labels."""
+    if unique:
+        return log_inclusion(log_p, tries)
+    return log_p + jnp.log(tries.astype(log_p.dtype))
 
 
 def _first_of_each(labels: jax.Array, true: jax.Array) -> jax.Array:

@@ -69,7 +69,7 @@ class Samples(NamedTuple):
         Raises:
           TypeError: float ids or labels, or integer counts.
           ValueError: shapes that do not fit, counts for one of the two only, or, where values are
-            known, a negative id or a count that is NaN.
+            known, a negative id, a count that is NaN, or an infinite one of a true class.
 
         Example:
           >>> import jax.numpy as jnp
@@ -105,8 +105,10 @@ class Samples(NamedTuple):
         else:
             counts = checks.as_floats("log_expected_count", log_expected_count)
             labels_counts = checks.as_floats("labels_log_expected_count", labels_log_expected_count)
-            _check_counts("log_expected_count", counts, there)
-            _check_counts("labels_log_expected_count", labels_counts, jnp.ones(labels.shape, bool))
+            _check_shape("log_expected_count", counts, ids.shape)
+            _check_shape("labels_log_expected_count", labels_counts, labels.shape)
+            _check_counts("log_expected_count", counts, there & ~jnp.isposinf(counts))
+            _check_counts("labels_log_expected_count", labels_counts)
         return cls(
             jnp.where(there, ids, 0),
             jnp.where(there, counts, jnp.inf),
@@ -140,12 +142,13 @@ def _check_shape(name: str, array: jax.Array, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
 
 
-def _check_counts(name: str, counts: jax.Array, there: jax.Array) -> None:
-    _check_shape(name, counts, there.shape)
+def _check_counts(name: str, counts: jax.Array, there: Any = True) -> None:
     if not (checks.is_known(counts) and checks.is_known(there)):
         return
-    if (np.isnan(np.asarray(counts, np.float32)) & np.asarray(there)).any():
-        raise ValueError(f"{name} must be logs of counts, got nan")
+    values = np.asarray(counts, np.float32)
+    wrong = ~(values < np.inf) & np.asarray(there)
+    if wrong.any():
+        raise ValueError(f"{name} must be logs of counts, got {values[wrong].flat[0]}")
 
 
 def log_inclusion(log_p: jax.Array, tries: jax.Array) -> jax.Array:

@@ -12,9 +12,12 @@ from jaxnets.kernels import (
     Tiles,
     Uniform,
     Unigram,
+    bpr_loss,
+    bpr_max_loss,
     checked_loss,
     draw_samples,
     gather_rows,
+    gbce_loss,
     in_batch_samples,
     in_batch_softmax_cross_entropy,
     linear_softmax_cross_entropy,
@@ -26,6 +29,14 @@ from jaxnets.kernels import (
 
 pytestmark = pytest.mark.usefixtures("users_checks")
 
+SAMPLED = [
+    sampled_softmax_cross_entropy,
+    nce_loss,
+    negative_sampling_loss,
+    gbce_loss,
+    bpr_loss,
+    bpr_max_loss,
+]
 GOOD = {
     "hidden": jnp.ones((4, 3)),
     "weight": jnp.ones((10, 3)),
@@ -70,7 +81,7 @@ SHARED = [
 def test_exact_and_sampled_losses_alike(options, error, message):
     with pytest.raises(error, match=message):
         exact(**options)
-    for loss in (sampled_softmax_cross_entropy, nce_loss, negative_sampling_loss):
+    for loss in SAMPLED:
         with pytest.raises(error, match=message):
             sampled(loss, **options)
 

@@ -12,7 +12,9 @@ from jax.sharding import AxisType
 from jaxnets.kernels import (
     LogUniform,
     Tiles,
+    bpr_max_loss,
     draw_samples,
+    gbce_loss,
     linear_label_rank,
     linear_softmax_cross_entropy,
     linear_top_k,
@@ -177,6 +179,8 @@ def test_evaluation(kind, features_first, name):
         (nce_loss, EXPLICIT, True, False),
         (negative_sampling_loss, AUTO, True, False),
         (negative_sampling_loss, EXPLICIT, False, True),
+        (gbce_loss, EXPLICIT, True, False),
+        (bpr_max_loss, AUTO, False, True),
     ],
 )
 def test_sampled_losses(loss, kind, features_first, per_token):

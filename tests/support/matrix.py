@@ -29,18 +29,22 @@ from jaxnets.kernels import (
     LearnedUnigram,
     LogUniform,
     LSTMParameters,
+    Mixture,
     SparseRows,
     Tiles,
     Uniform,
     Unigram,
     VocabSharding,
     add_rows,
+    bpr_loss,
+    bpr_max_loss,
     checked_loss,
     compiling_for,
     depthwise_conv,
     draw_samples,
     fold_batch_norm,
     gather_rows,
+    gbce_loss,
     gru,
     in_batch_samples,
     in_batch_softmax_cross_entropy,
@@ -50,6 +54,7 @@ from jaxnets.kernels import (
     linear_softmax_cross_entropy,
     linear_top_k,
     lstm,
+    mixed_samples,
     nce_loss,
     negative_sampling_loss,
     pointwise_conv,
@@ -140,11 +145,17 @@ def _rows(table):
     return add_rows(table, SparseRows(row_ids, 2 * rows)), rows[local_ids]
 
 
+def _key(hidden):
+    """All that depends on the input: what is tested is the rest."""
+    return jax.random.fold_in(jax.random.key(0), (hidden * 0).sum().astype(jnp.int32))
+
+
 def _draw(sampler, hidden):
-    """Depends on its input by a key only: what is tested is the rest."""
-    seed = (hidden * 0).sum().astype(jnp.int32)
-    drawn = draw_samples(sampler, jax.random.fold_in(jax.random.key(0), seed), 8, LABELS)
-    return drawn.log_expected_count, drawn.labels_log_expected_count
+    return draw_samples(sampler, _key(hidden), 8, LABELS)[1:3]
+
+
+def _mixed(hidden):
+    return mixed_samples(Uniform(VOCAB), _key(hidden), 8, LABELS, _UNIGRAM)[1:3]
 
 
 def _sharding(tokens=True):
@@ -159,6 +170,7 @@ def _sharded_rows(table):
 _CHECKED = jax.jit(checked_loss(linear_softmax_cross_entropy))
 _UNIGRAM = Unigram.from_counts(np.arange(VOCAB) + 1)
 _LEARNED = LearnedUnigram.create(VOCAB).update(LABELS)
+_MIXTURE = Mixture.create([_UNIGRAM, Uniform(VOCAB)], [3, 1])
 
 SUBJECTS = {
     subject.name: subject
@@ -181,6 +193,9 @@ SUBJECTS = {
         ),
         Subject("nce_loss", partial(_sampled, nce_loss), _SOFTMAX),
         Subject("negative_sampling_loss", partial(_sampled, negative_sampling_loss), _SOFTMAX),
+        Subject("gbce_loss", partial(_sampled, gbce_loss), _SOFTMAX),
+        Subject("bpr_loss", partial(_sampled, bpr_loss), _SOFTMAX),
+        Subject("bpr_max_loss", partial(_sampled, bpr_max_loss), _SOFTMAX),
         Subject("in_batch_softmax_cross_entropy",
                 lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
                 (_SOFTMAX[0], _SOFTMAX[0])),
@@ -200,9 +215,11 @@ SUBJECTS = {
         Subject("draw_samples, LogUniform", partial(_draw, LogUniform(VOCAB)), _SOFTMAX[:1], False),
         Subject("draw_samples, Unigram", partial(_draw, _UNIGRAM), _SOFTMAX[:1], False),
         Subject("draw_samples, LearnedUnigram", partial(_draw, _LEARNED), _SOFTMAX[:1], False),
+        Subject("draw_samples, Mixture", partial(_draw, _MIXTURE), _SOFTMAX[:1], False),
         Subject("in_batch_samples",
                 lambda h: in_batch_samples(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
                 _SOFTMAX[:1], False),
+        Subject("mixed_samples", _mixed, _SOFTMAX[:1], False),
         Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
         Subject("rows_from_dense, to_dense", lambda g: to_dense(rows_from_dense(g, VOCAB), VOCAB),
                 (_SOFTMAX[1],), False),

@@ -73,6 +73,8 @@ def test_unclear_arguments_are_named():
             Unigram.from_counts(counts)
     with pytest.raises(ValueError, match="log_expected_count must be logs of counts, got nan"):
         Samples.from_candidates([1], [2], [jnp.nan], [0.0])
+    with pytest.raises(ValueError, match=r"labels_log_expected_count must be logs .* got inf"):
+        Samples.from_candidates([1], [2], [0.0], [jnp.inf])
     kept = Samples.from_candidates([1, 2], [2], [0.0, jnp.nan], [0.0], mask=[1, 0])
     assert np.isposinf(kept.log_expected_count).tolist() == [False, True]
 

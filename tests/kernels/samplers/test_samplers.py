@@ -11,10 +11,12 @@ from scipy import stats
 from jaxnets.kernels import (
     LearnedUnigram,
     LogUniform,
+    Mixture,
     Uniform,
     Unigram,
     draw_samples,
     in_batch_samples,
+    mixed_samples,
 )
 from jaxnets.kernels.samplers.without_replacement import draw_unique
 
@@ -32,6 +34,8 @@ def samplers():
         Unigram.from_counts(COUNTS),
         Unigram.from_counts(COUNTS, power=0.75),
         learned,
+        Mixture.create([Unigram.from_counts(COUNTS), LogUniform(10), Uniform(10)], [5, 2, 1]),
+        Mixture.create([Unigram.from_counts(COUNTS), Unigram.from_counts(COUNTS % 2)]),
     ]
 
 
@@ -204,6 +208,48 @@ def test_in_batch_samples_count_a_class_once():
     np.testing.assert_allclose(
         jnp.exp(repeated.log_expected_count), [1.2, 0.4, 1.2, 1.2], rtol=1e-5
     )
+
+
+def test_mixed_samples_are_expected_as_often_as_they_come():
+    """A class comes Q times: the mean of how often, over the draws of batches, by z-tests.
+
+    Twelve classes, false alarms 1e-4 in all; with replacement, where Q is exact.
+    """
+    runs, size, drawn = 4000, 9, 5
+    popularity, tail = Unigram.from_counts(2 ** np.arange(12)), Uniform(12)
+
+    def one(key):
+        label_key, key = jax.random.split(key)
+        labels = popularity.draw(label_key, (3, 3))
+        samples = mixed_samples(tail, key, drawn, labels, popularity, unique=False)
+        return samples, labels
+
+    samples, labels = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(8), runs))
+    counts = (np.asarray(samples.ids)[:, :, None] == np.arange(12)).sum(1)
+    p = 2.0 ** np.arange(12) / (2**12 - 1)
+    stated = size * p + drawn / 12
+    error = np.sqrt((size * p * (1 - p) + drawn / 12 * 11 / 12) / runs)
+    threshold = stats.norm.isf(FALSE_ALARM / 2 / 12)
+    assert (np.abs(counts.mean(0) - stated) < threshold * error).all()
+    for ids, logs in (
+        (samples.ids, samples.log_expected_count),
+        (labels, samples.labels_log_expected_count),
+    ):
+        np.testing.assert_allclose(jnp.exp(logs), stated[np.asarray(ids)], rtol=1e-5)
+
+
+def test_mixed_samples_without_replacement_and_with_padding():
+    """1 - (1 - p)^n of the batch and of the draws; repeats and padding are no candidates."""
+    popularity = Unigram.from_counts([4, 3, 2, 1])
+    labels, mask = np.array([1, 1, -100, 3]), [1, 1, 0, 1]
+    samples = mixed_samples(Uniform(4), jax.random.key(0), 2, labels, popularity, mask=mask)
+    tries = int(samples.tries) - 3
+    p = np.array([0.4, 0.3, 0.2, 0.1])
+    total = 1 - (1 - p) ** 3 + 1 - 0.75**tries
+    expected = [total[1], np.inf, np.inf, total[3], *total[np.asarray(samples.ids[4:])]]
+    np.testing.assert_allclose(jnp.exp(samples.log_expected_count), expected, rtol=1e-5)
+    own = jnp.exp(samples.labels_log_expected_count)
+    np.testing.assert_allclose(own[np.array([0, 1, 3])], total[np.array([1, 1, 3])], rtol=1e-5)
 
 
 @pytest.mark.smoke

@@ -9,11 +9,13 @@ from scipy import stats
 from jaxnets.kernels import (
     LearnedUnigram,
     LogUniform,
+    Mixture,
     Samples,
     Uniform,
     Unigram,
     draw_samples,
     in_batch_samples,
+    mixed_samples,
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.samplers import without_replacement
@@ -25,6 +27,7 @@ SAMPLERS = [
     LogUniform(9),
     Unigram.from_counts([5, 0, 1, 2, 0, 7, 3, 3, 1]),
     LearnedUnigram.create(9).update([1, 1, 2]),
+    Mixture.create([Unigram.from_counts([5, 0, 1, 2, 0, 7, 3, 3, 1]), Uniform(9)], [3, 1]),
 ]
 
 
@@ -125,6 +128,34 @@ def test_arguments():
     assert Unigram.from_counts([1e300, 1e300], 2).support == 2
     with pytest.raises(TypeError, match="samples must be Samples"):
         sampled_softmax_cross_entropy(jnp.ones((1, 2)), jnp.ones((9, 2)), [1], [1, 2])
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_mixtures():
+    halves = [Unigram.from_counts([1, 2, 0, 0]), Unigram.from_counts([0, 1, 5, 0])]
+    assert Mixture.create(halves).support == 3
+    assert Mixture.create([*halves, Uniform(4)]).support == 4
+    assert Mixture.create(halves, [1, 3]) == Mixture.create(halves, [2.0, 6.0])
+    with pytest.raises(ValueError, match="make the Mixture outside jit"):
+        jax.jit(lambda *halves: Mixture.create(halves).support)(*halves)
+    with pytest.raises(TypeError, match=r"Mixture\.create\(samplers, shares\)"):
+        Mixture(tuple(halves))
+    with pytest.raises(TypeError, match="each of samplers must be a sampler"):
+        Mixture.create([Uniform])
+    for samplers in ([], [Uniform(3), Uniform(4)]):
+        with pytest.raises(ValueError, match="samplers must have one vocab_size, got"):
+            Mixture.create(samplers)
+    for shares in ([1], [1, 0], [1, np.nan]):
+        with pytest.raises(ValueError, match="shares must be 2 numbers above 0, got"):
+            Mixture.create(halves, shares)
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="must have one vocab_size, got 9 and 4"):
+        mixed_samples(Uniform(9), key, 2, [1], Uniform(4))
+    with pytest.raises(TypeError, match="label_sampler must be a sampler"):
+        mixed_samples(Uniform(9), key, 2, [1], Uniform)
+    unique = draw_samples(Mixture.create(halves), key, 3, [3, 0])
+    assert sorted(unique.ids.tolist()) == [0, 1, 2]
+    assert unique.labels_log_expected_count.tolist() == [-np.inf, 0]
 
 
 def test_samplers_compare_and_hash():
