@@ -74,13 +74,11 @@ def _tiles(question: Question, implementation: str) -> tuple[int, ...] | None:
 def answer(worker: Worker, device: str, question: Question) -> dict[str, Any] | None:
     """The row: the cheapest implementation and what each costs; None where none compiles."""
     operation = dispatch.operation_named(question.operation)
-    target, dtype = dispatch.Target("tpu"), jax.numpy.dtype(question.dtype)
     cycles: dict[str, float] = {}
-    for name, obstacle in operation.implementations.items():
-        if name == "reference" or obstacle(target, dtype, question.sizes) is not None:
-            continue
-        shapes = arguments(question)
-        record = worker.estimate(device, partial(program, question, name), shapes)
+    for name in operation.implementations.keys() - {"reference"}:
+        # What cannot run there is refused where it is traced, and no record has its cycles.
+        function, shapes = partial(program, question, name), partial(arguments, question)
+        record = worker.estimate(device, function, shapes)
         if isinstance(record, TpuRecord) and not record.error:
             cycles[name] = record.cycles
     if not cycles:
