@@ -19,9 +19,12 @@ from benchmarks import report as reports
 from benchmarks.compare import compare as compare_results
 from benchmarks.compilers import report as vendor_reports
 from benchmarks.compilers import run as vendors
+from benchmarks.compilers import tables
+from benchmarks.compilers.devices import TPUS
 from benchmarks.harness import Suite, machine, progress, recycle_memory
 from benchmarks.limits import Limits
 from benchmarks.profiling import trace
+from jaxnets import kernels
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -132,6 +135,9 @@ def compilers(
     device: Annotated[
         list[str] | None, typer.Option(help="Only this one; may be given several times.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Make kernels/tables/ anew, for the TPUs: no report.")
+    ] = False,
 ) -> None:  # fmt: skip
     """What the vendors' compilers make of every operation, for devices that are not here."""
     if absent := vendors.missing():
@@ -140,6 +146,11 @@ def compilers(
         )
     if unknown := set(device or ()) - set(vendors.DEVICES):
         raise typer.BadParameter(f"devices are {', '.join(vendors.DEVICES)}, got {unknown}")
+    if tune:
+        tpus = [name for name in device or TPUS if name in TPUS]
+        for path in tables.write(Path(kernels.__path__[0]) / "tables", tpus):
+            Console().print(f"written: {path}")
+        return
     result = vendors.run(device or vendors.DEVICES, quick=quick)
     vendor_reports.print_tables(result, Console())
     for path in vendor_reports.write(result, output):

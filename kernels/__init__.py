@@ -1,7 +1,7 @@
 """Pure, jit-compiled functions with hand-written gradients; they know nothing of Flax."""
 
 from jaxnets.kernels.checked import checked_loss
-from jaxnets.kernels.dispatch import compiling_for, explain
+from jaxnets.kernels.dispatch import compiling_for, explain, xla_only
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
 from jaxnets.kernels.linear_softmax.divergence import Head, linear_divergence
 from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_rank
@@ -88,4 +88,5 @@ __all__ = [
     "sampled_softmax_cross_entropy",
     "to_dense",
     "tune",
+    "xla_only",
 ]

@@ -1,9 +1,14 @@
 """Which implementation of an operation runs where, and why.
 
-An operation has one implementation that runs anywhere on XLA, which is its default, and others that
-run on some platforms, shapes and dtypes. A default gives way only to what was measured: the tuner
-(:mod:`jaxnets.kernels.tuning`) times them on the user's device, and its cache is asked here. A name
-that a caller gives goes before both; one that cannot run is refused, with the reason.
+An operation has one implementation on XLA that runs anywhere, and others that run on some
+platforms, shapes and dtypes. Which is taken is said, in this order, by
+
+1. the caller, by name; one that cannot run is refused, with the reason;
+2. :func:`xla_only`, or ``JAXNETS_IMPLEMENTATION=xla`` in the environment: the one on XLA;
+3. what the tuner (:mod:`jaxnets.kernels.tuning`) measured on this device;
+4. the table that comes with the package for this kind of device (:mod:`jaxnets.kernels.tuned`);
+5. the platform's rule: ``Operation.preferred``;
+6. and else it is the one on XLA.
 
 The choice is made where an operation is traced, for the platform of JAX's default device.
 """
@@ -11,6 +16,7 @@ The choice is made where an operation is traced, for the platform of JAX's defau
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -18,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels import tuning_cache
+from jaxnets.kernels import tuned, tuning_cache
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 
@@ -44,16 +50,17 @@ Obstacle = Callable[[Target, jnp.dtype, Mapping[str, Any]], str | None]
 
 
 class Operation(NamedTuple):
-    """A public function with several implementations; the first is the default, and has no limit.
+    """A public function with several implementations; the first is on XLA, and has no limit.
 
     ``implementations`` maps a name to what may stand in its way; ``defaults`` holds the sizes that
-    need not be given.
+    need not be given; ``preferred`` names the implementation of a platform, where it can run.
     """
 
     name: str
     sizes: tuple[str, ...]
     implementations: dict[str, Obstacle]
     defaults: Mapping[str, Any] = {}
+    preferred: Mapping[str, str] = {}
 
     @property
     def default(self) -> str:
@@ -62,7 +69,9 @@ class Operation(NamedTuple):
 
 _OPERATIONS: dict[str, Operation] = {}
 _target: ContextVar[Target | None] = ContextVar("target", default=None)
+_device_kind: ContextVar[str | None] = ContextVar("device_kind", default=None)
 _tiles: ContextVar[tuple[int, ...] | None] = ContextVar("tiles", default=None)
+_xla_only: ContextVar[bool] = ContextVar("xla_only", default=False)
 
 
 def register(operation: Operation) -> Operation:
@@ -83,12 +92,26 @@ def target() -> Target:
     chosen = _target.get()
     if chosen is not None:
         return chosen
-    device = jax.config.values["jax_default_device"] or jax.devices()[0]
+    device = _default_device()
     return Target(device if isinstance(device, str) else device.platform)
 
 
+def _default_device() -> jax.Device | str:
+    return jax.config.values["jax_default_device"] or jax.devices()[0]
+
+
+def _kind_of_device() -> str | None:
+    """As JAX names the kind of the device that is compiled for; None: it is not known."""
+    if _target.get() is not None:
+        return _device_kind.get()
+    device = _default_device()
+    return None if isinstance(device, str) else device.device_kind
+
+
 @contextlib.contextmanager
-def compiling_for(platform: str, *, interpret: bool = False) -> Iterator[None]:
+def compiling_for(
+    platform: str, *, interpret: bool = False, device_kind: str | None = None
+) -> Iterator[None]:
     """Choose as if JAX's default device were of ``platform``.
 
     For ``jax.export`` to another platform, and, with ``interpret``, to run its Pallas kernels here,
@@ -97,6 +120,8 @@ def compiling_for(platform: str, *, interpret: bool = False) -> Iterator[None]:
     Args:
       platform: "cpu", "gpu" or "tpu".
       interpret: run Pallas kernels in interpret mode.
+      device_kind: as JAX names it ("TPU v5 lite"), to choose as on such a device; None: by what
+        holds for the platform.
 
     Raises:
       ValueError: another platform.
@@ -108,11 +133,38 @@ def compiling_for(platform: str, *, interpret: bool = False) -> Iterator[None]:
     """
     if platform not in PLATFORMS:
         raise ValueError(f"platform must be one of {PLATFORMS}, got {platform!r}")
-    token = _target.set(Target(platform, interpret))
+    token, kind = _target.set(Target(platform, interpret)), _device_kind.set(device_kind)
     try:
         yield
     finally:
+        _device_kind.reset(kind)
         _target.reset(token)
+
+
+@contextlib.contextmanager
+def xla_only() -> Iterator[None]:
+    """Take the implementation on XLA wherever a call names none, whatever tables and tuner say.
+
+    For whoever meets a fault in a kernel or its compiler. ``JAXNETS_IMPLEMENTATION=xla`` in the
+    environment does it for a whole process. What is already traced stays as it is.
+
+    Example:
+      >>> with compiling_for("tpu"), xla_only():
+      ...     print(explain("lstm", batch=8, time=16, features=8, hidden=128).splitlines()[1])
+        scan: chosen (only XLA was asked for)
+    """
+    token = _xla_only.set(True)
+    try:
+        yield
+    finally:
+        _xla_only.reset(token)
+
+
+def _is_xla_only() -> bool:
+    asked = os.environ.get("JAXNETS_IMPLEMENTATION", "")
+    if asked not in ("", "xla"):
+        raise ValueError(f"JAXNETS_IMPLEMENTATION must be 'xla' or not set, got {asked!r}")
+    return bool(asked) or _xla_only.get()
 
 
 @contextlib.contextmanager
@@ -128,10 +180,11 @@ def with_tiles(tiles: tuple[int, ...] | None) -> Iterator[None]:
 def choose(
     operation: Operation, dtype: Any, sizes: Mapping[str, Any], requested: str | None = None
 ) -> Choice:
-    """The implementation to run, by name, by the tuner's cache, or by default.
+    """The implementation to run, and why: see the top of this file.
 
     Raises:
-      ValueError: ``requested`` is not an implementation, or cannot run here.
+      ValueError: ``requested`` is not an implementation, or cannot run here; or
+        ``JAXNETS_IMPLEMENTATION`` is none.
     """
     where, dtype = target(), jnp.dtype(dtype)
     implementations = operation.implementations
@@ -144,11 +197,24 @@ def choose(
         if obstacle is not None:
             raise ValueError(f"implementation={requested!r} cannot run here: {obstacle}")
         return Choice(requested, _tiles.get(), "asked for by name", where)
+    if _is_xla_only():
+        return Choice(operation.default, None, "only XLA was asked for", where)
+
+    def can_run(name):
+        known = implementations.get(name)
+        return known is not None and known(where, dtype, sizes) is None
+
     measured = None if where.interpret else tuning_cache.look_up(operation.name, dtype, sizes)
-    if measured is not None and measured.implementation in implementations:
-        obstacle = implementations[measured.implementation](where, dtype, sizes)
-        if obstacle is None:
-            return Choice(*measured, "fastest when measured on this device", where)
+    if measured is not None and can_run(measured.implementation):
+        return Choice(*measured, "fastest when measured on this device", where)
+    row = tuned.look_up(_kind_of_device(), operation.name, dtype, sizes)
+    if row is not None and can_run(row.implementation):
+        why = f"{row.source}, for {row.device_kind} at {row.sizes_in_words}"
+        return Choice(row.implementation, row.tiles, why, where)
+    preferred = operation.preferred.get(where.platform)
+    if preferred is not None and can_run(preferred):
+        why = f"the default on {where.platform}; nothing was measured on this device"
+        return Choice(preferred, None, why, where)
     why = "the default; nothing was measured on this device"
     return Choice(operation.default, None, why, where)
 

@@ -68,7 +68,7 @@ def compile_for(
 
     arguments = asked.arguments() if callable(asked.arguments) else asked.arguments
     jitted = jax.jit(traced_afresh, donate_argnums=range(asked.donated))
-    with compiling_for(device.platform), _lowering_for(device):
+    with compiling_for(device.platform, device_kind=device.kind), _lowering_for(device):
         traced = jitted.trace(*jax.tree.map(placed, arguments))
         lowered = traced.lower(lowering_platforms=(_TARGETS[device.platform],))
     start = time.perf_counter()

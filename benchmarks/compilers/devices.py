@@ -18,6 +18,7 @@ class Device(NamedTuple):
     Attributes:
       name: what it is called here.
       platform: "tpu" or "gpu".
+      kind: what JAX calls it.
       topology: the least that its compiler makes programs for.
       flops: matmul operations a second, at most, by dtype.
       bandwidth: bytes a second of its memory, at most.
@@ -30,6 +31,7 @@ class Device(NamedTuple):
 
     name: str
     platform: str
+    kind: str
     topology: str
     flops: dict[str, float]
     bandwidth: float
@@ -44,10 +46,12 @@ class Device(NamedTuple):
         return max(flops / self.flops[jnp.dtype(dtype).name], moved / self.bandwidth)
 
 
-def _tpu(name: str, topology: str, peak: float, bandwidth: float, flops_per_cycle: int) -> Device:
+def _tpu(
+    name: str, kind: str, topology: str, peak: float, bandwidth: float, flops_per_cycle: int
+) -> Device:
     # By default a TPU multiplies float32 as bfloat16.
     peaks = dict.fromkeys(("float32", "bfloat16", "float16"), peak)
-    return Device(name, "tpu", topology, peaks, bandwidth, clock=peak / flops_per_cycle)
+    return Device(name, "tpu", kind, topology, peaks, bandwidth, clock=peak / flops_per_cycle)
 
 
 def _gpu(
@@ -84,7 +88,7 @@ device_description_str: "{model}"
     peaks = {"float32": peak / 2, "bfloat16": peak, "float16": peak}
     architecture = f"sm_{capability}0{'a' if accelerated else ''}"
     return Device(
-        name, "gpu", model, peaks, bandwidth, clock, target, cores, shared, architecture
+        name, "gpu", model, model, peaks, bandwidth, clock, target, cores, shared, architecture
     )  # fmt: skip
 
 
@@ -95,10 +99,10 @@ _NEW = 4 * _OLD
 DEVICES = {
     device.name: device
     for device in (
-        _tpu("v5e", "v5e:2x2", 197e12, 819e9, _OLD),
-        _tpu("v5p", "v5p:2x2x1", 459e12, 2765e9, 2 * _OLD),
-        _tpu("v6e", "v6e:2x2", 918e12, 1640e9, _NEW),
-        _tpu("v7x", "tpu7x:2x2x1", 2307e12 / 2, 7380e9 / 2, _NEW),
+        _tpu("v5e", "TPU v5 lite", "v5e:2x2", 197e12, 819e9, _OLD),
+        _tpu("v5p", "TPU v5", "v5p:2x2x1", 459e12, 2765e9, 2 * _OLD),
+        _tpu("v6e", "TPU v6 lite", "v6e:2x2", 918e12, 1640e9, _NEW),
+        _tpu("v7x", "TPU7x", "tpu7x:2x2x1", 2307e12 / 2, 7380e9 / 2, _NEW),
         _gpu("A100", "NVIDIA A100-SXM4-80GB", 8, 108, 1.41e9, 312e12, 2039.04e9,
              85_100_068_864, 41_943_040, 167_936),
         _gpu("H100", "NVIDIA H100 80GB HBM3", 9, 132, 1.98e9, 989e12, 3352.32e9,

@@ -191,11 +191,12 @@ def linear_softmax_cross_entropy(
     check_reduction(reduction)
     kept = known_as_kept(labels, ignore_index, token_weights)
     divisor = check_temperature(temperature, batch, kept)
-    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
+    tokens = labels.size // sharding.token_shards
+    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
     sizes = {
-        "tokens": labels.size // sharding.token_shards,
+        "tokens": tokens,
         "features": hidden.shape[-1],
         "vocab_size": vocab_size // sharding.shards,
     }

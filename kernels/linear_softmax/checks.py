@@ -15,7 +15,12 @@ from jaxnets.kernels.linear_softmax.tiles import Options, check_tiles, default_t
 
 
 def check_options(
-    label_smoothing: Any, z_loss: Any, soft_cap: Any, tiles: Any, features_first: bool
+    label_smoothing: Any,
+    z_loss: Any,
+    soft_cap: Any,
+    tiles: Any,
+    features_first: bool,
+    tokens: int,
 ) -> Options:
     """The options, each in its range: they are static, so plain numbers."""
     smoothing, z_loss = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
@@ -27,7 +32,7 @@ def check_options(
         soft_cap = as_number("soft_cap", soft_cap)
         if not 0 < soft_cap < math.inf:
             raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
-    tiles = check_tiles(tiles, default_tiles(dispatch.target().platform))
+    tiles = check_tiles(tiles, default_tiles(dispatch.target().platform, tokens))
     return Options(
         smoothing, z_loss, soft_cap, tiles.token_tile, tiles.vocab_tile, bool(features_first)
     )

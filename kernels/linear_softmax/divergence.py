@@ -14,6 +14,7 @@ gradient of the student's table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, SupportsFloat, get_args
@@ -144,7 +145,8 @@ def linear_divergence(
     if not 0 < scale < float("inf"):
         raise ValueError(f"temperature must be above 0, got {scale}")
     heads = [_checked(name, head) for name, head in (("student", student), ("teacher", teacher))]
-    options = [check_options(0.0, 0.0, None, tiles, head.features_first) for head in heads]
+    tokens = math.prod(heads[0].hidden.shape[:-1])
+    options = [check_options(0.0, 0.0, None, tiles, head.features_first, tokens) for head in heads]
     sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"teacher must have the student's {sizes[0]} classes, got {sizes[1]}")

@@ -151,9 +151,10 @@ def linear_log_probs(
     ignore_index = check_ignore_index(ignore_index)
     labels = check_labels(labels, batch, vocab_size, ignore_index)
     divisor = check_temperature(temperature, batch, known_as_kept(labels, ignore_index, None))
-    options = check_options(0.0, 0.0, soft_cap, tiles, features_first)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
+    tokens = labels.size // sharding.token_shards
+    options = check_options(0.0, 0.0, soft_cap, tiles, features_first, tokens)
     return LogProbs(
         *_log_probs(sharding, options, ignore_index, hidden, weight, bias, labels, divisor)
     )

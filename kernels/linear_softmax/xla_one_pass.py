@@ -13,6 +13,10 @@ which is known only once the last tile is seen. It is never multiplied into ``e`
 so a logit costs one multiply-add over the features and one exponential, and the whole gradient
 three matmuls. The gradient of ``hidden`` is accumulated online, as flash attention does it.
 
+The gradient of a table of bfloat16 has no float32 copy, which would be the largest array there is:
+each tile of tokens adds its part, of float32, to the table's own dtype. That rounds it once a tile,
+so with more than ``MOST_ROUNDINGS`` tiles it is accumulated in float32 after all.
+
 With the vocabulary split over devices, each goes over its own classes; a token's maximum, sum and
 label's logit, and then its gradient, are put together between the two halves of a tile of tokens.
 """
@@ -34,12 +38,14 @@ from jaxnets.kernels.linear_softmax.per_token import (
 )
 from jaxnets.kernels.linear_softmax.sharded import classes_of_all, own_logits, specs
 from jaxnets.kernels.linear_softmax.tiles import (
+    MOST_ROUNDINGS,
     Options,
     add_at,
     add_slice,
     is_in,
     label_logits,
     largest_of,
+    put_or_add,
     table_gradient,
     tile_count,
     tile_logits,
@@ -120,7 +126,7 @@ def _on_device(
 
     def over_tokens(gradients, xs):
         weight_gradient, bias_gradient = gradients
-        hidden, labels, factors = xs
+        first, hidden, labels, factors = xs
         # A token that is left out must not spread a NaN of its own.
         left_out = factors == 0
         hidden = jnp.where(left_out[:, None], 0, hidden)
@@ -181,9 +187,11 @@ def _on_device(
             weight_gradient, bias_gradient = gradients
             tile = vocab_tile(weight, bias, index, options)
             here, scaled = e[index], scale[index]
-            by_scale = (wide * scaled[:, None]).astype(here.dtype)
+            by_scale = (hidden.astype(dtype) * scaled[:, None]).astype(here.dtype)
+            # XLA for TPU would compute it inside the matmul, again for each of its own tiles.
+            by_scale = lax.optimization_barrier(by_scale)
             part = table_gradient(here, by_scale, options)
-            weight_gradient = add_slice(weight_gradient, part, tile.start, options.vocab_axis)
+            weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
             bias_gradient = add_slice(bias_gradient, scaled @ here.astype(dtype), tile.start)
             return weight_gradient, bias_gradient
 
@@ -194,10 +202,12 @@ def _on_device(
         bias_gradient = bias_gradient.at[local].add(-label_factor, mode="drop")
         return (weight_gradient, bias_gradient), (losses, hidden_gradient.astype(hidden.dtype))
 
-    zeros = (jnp.zeros(weight.shape, dtype), jnp.zeros(bias.shape, dtype))
+    few = tokens <= MOST_ROUNDINGS * size
+    nothing = lax.empty(weight.shape, weight.dtype if few else dtype)  # the first tile sets it
     tiles = (token_tiles(hidden, size), token_tiles(labels, size), token_tiles(factors, size))
+    first = jnp.arange(-(-tokens // size)) == 0
     (weight_gradient, bias_gradient), (losses, hidden_gradient) = lax.scan(
-        over_tokens, zeros, tiles
+        over_tokens, (nothing, jnp.zeros(bias.shape, dtype)), (first, *tiles)
     )
     if smoothing:
         clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)

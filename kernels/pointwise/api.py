@@ -123,7 +123,8 @@ def pointwise_conv(
     }  # fmt: skip
     dtype = result_dtype(inputs, kernel)
     choice = dispatch.choose(OPERATION, dtype, sizes, implementation)
-    may_tile = choice.target.platform == "cpu" and groups == 1 and not channels_first
+    plain = groups == 1 and not channels_first
+    on_cpu = choice.target.platform == "cpu"
     options = _Options(
         activation,
         each,
@@ -131,7 +132,8 @@ def pointwise_conv(
         channels_first,
         choice.implementation,
         PallasOptions.of(choice),
-        may_tile,
+        as_rows=on_cpu or not plain or choice.implementation == "pallas",
+        may_tile=on_cpu and plain,
     )
     return _pointwise_conv(options, inputs, kernel, bias, residual)
 
@@ -145,6 +147,7 @@ class _Options(NamedTuple):
     channels_first: bool
     implementation: str
     fused: PallasOptions | None  # by Pallas
+    as_rows: bool  # the spatial axes as one
     may_tile: bool  # the backward, on a CPU
 
 
@@ -202,13 +205,19 @@ def _subsample(options: _Options, inputs: jax.Array) -> jax.Array:
 
 def _flat(options: _Options, array: jax.Array) -> jax.Array:
     """The spatial axes as one: [batch, positions, channels] or [batch, channels, positions]."""
+    if not options.as_rows:
+        return array
     if options.channels_first:
         return array.reshape(*array.shape[:2], math.prod(array.shape[2:]))
     return array.reshape(array.shape[0], math.prod(array.shape[1:-1]), array.shape[-1])
 
 
+def _layout(options: _Options) -> dict[str, bool]:
+    return {"channels_first": options.channels_first, "as_rows": options.as_rows}
+
+
 def _channels(options: _Options) -> int:
-    return 1 if options.channels_first else 2
+    return 1 if options.channels_first else -1
 
 
 def _split(options: _Options, array: jax.Array, axis: int) -> list[jax.Array]:
@@ -240,14 +249,16 @@ def _forward(
     """The outputs, and what the activation's slope is told by (None without an activation)."""
     if options.fused is not None:
         return pallas.forward(options.fused, options.activation, inputs, kernel, bias, residual)
-    axis, layout = _channels(options), {"channels_first": options.channels_first}
+    axis, layout = _channels(options), _layout(options)
     if options.groups >= MANY_GROUPS:
-        total = apply_grouped(inputs, kernel, options.groups, **layout)
+        first = options.channels_first
+        total = apply_grouped(inputs, kernel, options.groups, channels_first=first)
     else:
         pairs = zip(_split(options, inputs, axis), _split(options, kernel, 1), strict=True)
         total = _join([apply_kernel(x, w, **layout) for x, w in pairs], axis)
     if bias is not None:
-        shape = (1, -1, 1) if options.channels_first else (1, 1, -1)
+        shape = [1] * total.ndim
+        shape[axis] = -1
         total = total + bias.astype(total.dtype).reshape(shape)
     if residual is not None:
         total = total + residual.astype(total.dtype)
@@ -297,11 +308,13 @@ def _whole(
     options: _Options, inputs: jax.Array, kernel: jax.Array, gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of inputs, kernel and bias; XLA drops that of a bias that is not there."""
-    axis, layout = _channels(options), {"channels_first": options.channels_first}
-    positions = (0, 2) if options.channels_first else (0, 1)
+    axis, layout = _channels(options), _layout(options)
+    positions = (0, 2) if options.channels_first else tuple(range(gradient.ndim - 1))
     d_bias = gradient.sum(positions, dtype=accumulator_dtype(gradient))
     if options.groups >= MANY_GROUPS:
-        return *grouped_gradients(inputs, kernel, gradient, options.groups, **layout), d_bias
+        first = options.channels_first
+        both = grouped_gradients(inputs, kernel, gradient, options.groups, channels_first=first)
+        return *both, d_bias
     parts = (
         _split(options, inputs, axis),
         _split(options, kernel, 1),

@@ -1,6 +1,8 @@
 """The three matmuls of a 1x1 convolution, by layout and groups, and the order that is fastest.
 
 Arrays are [batch, positions, channels], or [batch, channels, positions] when channels are first.
+Unless ``as_rows`` there may be several axes of positions, which stay as they are: on TPU the last
+two axes are laid out in tiles, so that making one of two is a copy wherever a tile is not full.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ from jax import lax
 from jaxnets.kernels.numerics import accumulator_dtype, matmul
 
 
-def apply_kernel(inputs: jax.Array, kernel: jax.Array, *, channels_first: bool) -> jax.Array:
+def apply_kernel(
+    inputs: jax.Array, kernel: jax.Array, *, channels_first: bool, as_rows: bool
+) -> jax.Array:
     """``inputs`` times ``kernel [in, out]`` at each position, accumulated in float32 (float64)."""
     dtype = accumulator_dtype(inputs, kernel)
     if not channels_first:
+        if not as_rows:
+            return matmul(inputs, kernel, (inputs.ndim - 1, 0))
         rows = inputs.reshape(-1, inputs.shape[2])
         outputs = matmul(rows, kernel, (1, 0))
         return outputs.reshape(*inputs.shape[:2], kernel.shape[1])
@@ -26,9 +32,15 @@ def apply_kernel(inputs: jax.Array, kernel: jax.Array, *, channels_first: bool) 
     return lax.dot_general(repeated, inputs, dimensions, preferred_element_type=dtype)
 
 
-def kernel_gradient(inputs: jax.Array, gradient: jax.Array, *, channels_first: bool) -> jax.Array:
+def kernel_gradient(
+    inputs: jax.Array, gradient: jax.Array, *, channels_first: bool, as_rows: bool
+) -> jax.Array:
     """The sum over positions of ``inputs`` times ``gradient``, [in, out]."""
     dtype = accumulator_dtype(inputs, gradient)
+    if not as_rows:
+        positions = tuple(range(inputs.ndim - 1))
+        dimensions = ((positions, positions), ((), ()))
+        return lax.dot_general(inputs, gradient, dimensions, preferred_element_type=dtype)
     if channels_first:
         dimensions = (((2,), (2,)), ((0,), (0,)))
         each = lax.dot_general(inputs, gradient, dimensions, preferred_element_type=dtype)

@@ -18,13 +18,13 @@ def accelerated_lstm(
     target: Target,
     parameters: LSTMParameters,
     inputs: jax.Array,
-    c: jax.Array,
-    h: jax.Array,
+    carry: tuple[jax.Array, jax.Array],
     marks: Marks,
     *,
     reverse: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Outputs [batch, time, hidden] and the last ``c``, ``h``, by "pallas" or "cudnn"."""
+    c, h = carry
     batch, time = inputs.shape[:2]
     lengths, resets = marks.lengths, marks.resets
     if lengths is not None:  # padding may hold anything
@@ -39,7 +39,7 @@ def accelerated_lstm(
         outputs, c, h = cudnn.cudnn_lstm(inputs, c, h, *kernels, full)
     else:
         outputs, c, h = _persistent(target, parameters, inputs, c, h, full, resets, marks)
-    return flip(outputs, lengths) if reverse else outputs, c, h
+    return flip(outputs, lengths) if reverse else outputs, (c, h)
 
 
 def _persistent(

@@ -81,6 +81,7 @@ LSTM = dispatch.register(
             "cudnn": _cudnn_obstacle,
         },
         {"extras": ()},
+        {"tpu": "pallas"},
     )
 )
 GRU = dispatch.register(

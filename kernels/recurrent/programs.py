@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels import dispatch
+from jaxnets.kernels.derivatives import first_by
 from jaxnets.kernels.meshes import WHOLE, draw_rows, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
 from jaxnets.kernels.recurrent import cells, reference, xla_chunk_size
@@ -190,19 +191,21 @@ def _lstm_steps(
             return (c, h), h
 
         return _reference(options, step, inputs, carry, marks)
+    target = options.target
+    if target is not None:
+        on_xla = options._replace(implementation="scan", target=None)
+
+        def kernel(marks, parameters, inputs, carry):
+            return accelerated_lstm(
+                options.implementation, target, parameters, inputs, carry, marks,
+                reverse=options.reverse,
+            )  # fmt: skip
+
+        def plain(marks, parameters, inputs, carry):
+            return _lstm_steps(on_xla, parameters, inputs, carry, marks)
+
+        return first_by(kernel, plain, marks, parameters, inputs, carry)
     c, h = carry
-    if options.target is not None:
-        outputs, c, h = accelerated_lstm(
-            options.implementation,
-            options.target,
-            parameters,
-            inputs,
-            c,
-            h,
-            marks,
-            reverse=options.reverse,
-        )
-        return outputs, (c, h)
     weights = Weights(
         parameters.input_kernel, parameters.recurrent_kernel, parameters.bias, None,
         parameters.projection, parameters.peepholes,

@@ -1,12 +1,13 @@
 """Which implementation runs, why, and what the tuner's cache has to do with it."""
 
 import json
+import pathlib
 
 import jax.numpy as jnp
 import pytest
 
-from jaxnets.kernels import compiling_for, explain, pointwise_conv
-from jaxnets.kernels.dispatch import target
+from jaxnets.kernels import compiling_for, explain, pointwise_conv, tuned, xla_only
+from jaxnets.kernels.dispatch import operation_named, target
 from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.tuning_cache import Measured, cache_path, forget, keep, look_up
 
@@ -174,3 +175,85 @@ def test_tune_times_every_tile_and_leaves_out_what_fails_or_differs(monkeypatch)
     assert timings[default].left_out == "out of shared memory"
     assert timings[first].left_out == "its results differ"
     assert all(timings[tiles].seconds > 0 for tiles in others)
+
+
+LSTM = {"batch": 8, "time": 16, "features": 8, "hidden": 128}
+
+
+def test_xla_only_goes_before_tables_tuner_and_rule_and_after_a_name(monkeypatch):
+    with compiling_for("tpu"):
+        assert "pallas: chosen" in explain("lstm", **LSTM)
+        with xla_only():
+            assert "scan: chosen (only XLA was asked for)" in explain("lstm", **LSTM)
+        assert "pallas: chosen" in explain("lstm", **LSTM)
+        monkeypatch.setenv("JAXNETS_IMPLEMENTATION", "xla")
+        assert "scan: chosen (only XLA was asked for)" in explain("lstm", **LSTM)
+    keep("pointwise_conv", "float32", SIZES, Measured("reference", None), 1e-3)
+    assert "matmul: chosen (only XLA" in explain("pointwise_conv", **SIZES)
+    pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), implementation="reference")
+    monkeypatch.setenv("JAXNETS_IMPLEMENTATION", "pallas")
+    with pytest.raises(ValueError, match="JAXNETS_IMPLEMENTATION must be 'xla' or not set, got 'p"):
+        explain("lstm", **LSTM)
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    """Writes a table for a device of the kind "TPU test"."""
+    monkeypatch.setattr(tuned, "files", lambda _package: tmp_path)
+    tuned._rows.cache_clear()
+
+    def write(*rows):
+        (tmp_path / "tables").mkdir()
+        path = tmp_path / "tables" / tuned.file_name("TPU test")
+        path.write_text(json.dumps({"device_kind": "TPU test", "rows": rows}))
+
+    yield write
+    tuned._rows.cache_clear()
+
+
+def table_row(implementation, sizes, **others):
+    row = {"operation": "lstm", "dtype": "float32", "tiles": None, "source": "compiler, 1.2"}
+    return row | {"implementation": implementation, "sizes": {"extras": [], **sizes}} | others
+
+
+def test_a_table_speaks_for_sizes_near_its_rows(tables):
+    far = {name: 64 * size for name, size in LSTM.items()}
+    tables(
+        table_row("scan", LSTM),
+        table_row("pallas", {name: 3 * size for name, size in LSTM.items()}),
+        table_row("cudnn", far),
+        table_row("scan", LSTM | {"extras": ["peepholes"]}, dtype="bfloat16"),
+    )
+
+    def chosen(kind="TPU test", **options):
+        with compiling_for("tpu", device_kind=kind):
+            (line,) = (x for x in explain("lstm", **(LSTM | options)).splitlines() if "chosen" in x)
+        return line
+
+    assert chosen().startswith("  scan: chosen (compiler, 1.2, for TPU test at batch=8, time=16,")
+    assert "scan: chosen (compiler" in chosen(time=20)
+    assert "pallas: chosen (compiler" in chosen(batch=20, time=40, features=20, hidden=300)
+    # Not near, another dtype, other options, another kind, one that cannot run: the rule.
+    assert "pallas: chosen (the default on tpu" in chosen(time=16 * 13)
+    assert "pallas: chosen (the default on tpu" in chosen(dtype="bfloat16")
+    assert "pallas: chosen (the default on tpu" in chosen(extras=("segment_ids",))
+    assert "pallas: chosen (the default on tpu" in chosen(kind="TPU other")
+    assert "pallas: chosen (the default on tpu" in chosen(kind=None)
+    assert "cudnn" not in chosen(**far)
+
+
+def test_the_tables_that_are_shipped_name_what_there_is():
+    paths = [*(pathlib.Path(tuned.__file__).parent / "tables").glob("*.json")]
+    assert len(paths) == 4
+    for path in paths:
+        table = json.loads(path.read_text())
+        assert path.name == tuned.file_name(table["device_kind"])
+        for row in table["rows"]:
+            operation = operation_named(row["operation"])
+            assert row["implementation"] in operation.implementations
+            assert set(row["sizes"]) == set(operation.sizes)
+            assert row["source"].startswith(("compiler, ", "measured on "))
+            jnp.dtype(row["dtype"])
+            sizes = row["sizes"] | {n: tuple(v) for n, v in row["sizes"].items() if v == []}
+            found = tuned.look_up(table["device_kind"], row["operation"], row["dtype"], sizes)
+            assert found.implementation == row["implementation"]

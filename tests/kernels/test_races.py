@@ -1,0 +1,106 @@
+"""The Pallas kernels for TPU in the interpreter that finds races, which the plain one cannot."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from jaxnets.kernels import (
+    LSTMParameters,
+    Uniform,
+    compiling_for,
+    draw_samples,
+    linear_softmax_cross_entropy,
+    lstm,
+    pointwise_conv,
+    sampled_softmax_cross_entropy,
+)
+
+pallas_call = pl.pallas_call
+
+
+@pytest.fixture
+def finding_races(monkeypatch):
+    """Has every Pallas kernel that is interpreted run on a simulated TPU core with its memories."""
+
+    def call(*args, interpret, **kwargs):
+        assert interpret is True
+        return pallas_call(*args, interpret=pltpu.InterpretParams(detect_races=True), **kwargs)
+
+    monkeypatch.setattr(pl, "pallas_call", call)
+    with compiling_for("tpu", interpret=True):
+        yield
+    pltpu.reset_tpu_interpret_mode_state()
+
+
+def normal(*shape):
+    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+
+
+def plain_lstm(implementation, inputs, kernels):
+    lengths = jnp.array([40, 7])
+    results = lstm(
+        inputs, None, LSTMParameters(*kernels), lengths=lengths, implementation=implementation
+    )
+    return (results.outputs**2).sum() + results.carry[0].sum()
+
+
+def exact(implementation, hidden, weight):
+    labels = jnp.arange(len(hidden)) % len(weight)
+    return linear_softmax_cross_entropy(hidden, weight, labels, implementation=implementation)
+
+
+def sampled(implementation, hidden, weight):
+    labels = jnp.arange(len(hidden)) % len(weight)
+    samples = draw_samples(Uniform(len(weight)), jax.random.key(0), 9, labels)
+    return sampled_softmax_cross_entropy(
+        hidden, weight, labels, samples=samples, implementation=implementation
+    )
+
+
+def pointwise(implementation, inputs, kernel):
+    return (pointwise_conv(inputs, kernel, implementation=implementation) ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        # 40 steps are several chunks of the grid: what a chunk prefetches could race.
+        (plain_lstm, (normal(2, 40, 3), (normal(3, 512) / 4, normal(128, 512) / 8, normal(512)))),
+        (exact, (normal(5, 8), normal(300, 8))),
+        (sampled, (normal(5, 8), normal(30, 8))),
+        (pointwise, (normal(2, 3, 8), normal(8, 5))),
+    ],
+)
+def test_no_race_and_the_values_and_gradients_of_xla(finding_races, function, arguments):
+    results = jax.jit(lambda *args: jax.value_and_grad(function, (1, 2))("pallas", *args))(
+        *arguments
+    )
+    jax.block_until_ready(results)
+    assert interpreter.races is not None  # it did look, and would have raised
+    with compiling_for("cpu"):
+        expected = jax.value_and_grad(function, (1, 2))(None, *arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
+                 results, expected)  # fmt: skip
+
+
+def test_a_race_would_be_found(finding_races):
+    """The target is written while it is copied to: what the test above relies on."""
+
+    def kernel(source, target, semaphore):
+        copy = pltpu.make_async_copy(source, target, semaphore)
+        copy.start()
+        target[...] = jnp.zeros(target.shape, target.dtype)
+        copy.wait()
+
+    race = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((8, 128), jnp.float32),
+        scratch_shapes=[pltpu.SemaphoreType.DMA],
+        interpret=True,
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RACE DETECTED"):
+        jax.block_until_ready(race(jnp.ones((8, 128))))
