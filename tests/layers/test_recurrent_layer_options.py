@@ -22,17 +22,20 @@ def test_a_masked_row_is_the_row_without_its_masked_steps(module):
     layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
     inputs = jnp.where(MASK[:, :, None], INPUTS, jnp.nan)
 
-    def loss(layer, inputs, mask, lengths):
-        outputs, carries = layer(inputs, mask=mask, lengths=lengths)
+    def loss(layer, inputs, mask):
+        outputs, carries = layer(inputs, mask=mask)
         return jnp.square(outputs).sum(), (outputs, carries)
 
     gradient = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (_, (outputs, carries)), (d_layer, d_inputs) = gradient(layer, inputs, MASK, None)
+    (_, (outputs, carries)), (d_layer, d_inputs) = gradient(layer, inputs, MASK)
     lengths, shorter = MASK.sum(1), np.zeros_like(INPUTS)
     for row, kept in enumerate(MASK):
         shorter[row, : kept.sum()] = INPUTS[row, kept]
-    (_, wanted), (d_wanted, d_shorter) = gradient(layer, jnp.asarray(shorter), None, lengths)
+    prefixes = np.arange(TIME) < lengths[:, None]
+    (_, wanted), (d_wanted, d_shorter) = gradient(layer, jnp.asarray(shorter), prefixes)
     close = {"rtol": 0, "atol": 2e-6}
+    by_lengths, _ = layer(jnp.asarray(shorter), lengths=lengths)
+    np.testing.assert_allclose(by_lengths, wanted[0], **close)
     for row, kept in enumerate(MASK):
         count = kept.sum()
         np.testing.assert_allclose(outputs[row, kept], wanted[0][row, :count], **close)
