@@ -62,10 +62,10 @@ def test_learns_to_count():
         images, centres = zip(*(dots(rng, 64, 10) for _ in range(4)), strict=True)
         return np.stack(images), np.stack(centres)
 
-    model = SDCNet(features=(4, 8, 16, 16), hidden_features=32, divisions=1, rngs=nnx.Rngs(0))
+    model = SDCNet(features=(8, 16, 16), hidden_features=32, divisions=1, rngs=nnx.Rngs(0))
     fit(
-        model, lambda model, batch, key: model.loss(*batch), batch_at, 200,
-        optimizer=optax.adam(optax.cosine_onecycle_schedule(200, 5e-3)), clip_norm=5.0,
+        model, lambda model, batch, key: model.loss(*batch), batch_at, 250,
+        optimizer=optax.adam(optax.cosine_onecycle_schedule(250, 5e-3)), clip_norm=5.0,
         key=jax.random.key(0), console=Console(quiet=True),
     )  # fmt: skip
     model.eval()

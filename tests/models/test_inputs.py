@@ -18,7 +18,7 @@ def rngs():
     return nnx.Rngs(0)
 
 
-SMALL = {"features": (4, 4, 4, 4, 4), "hidden_features": 4}
+SMALL = {"features": (4, 4, 4), "hidden_features": 4}
 MODELS = {
     "unet": (lambda: UNetModel(1, 2, features=(4, 4), rngs=rngs()), (2, 9, 11, 1)),
     "digits": (
@@ -26,8 +26,8 @@ MODELS = {
         (2, 8, 8, 1),
     ),
     "autoencoder": (lambda: Autoencoder((8, 8), (6, 9), code=2, rngs=rngs()), (2, 8, 8, 1)),
-    "sdcnet": (lambda: SDCNet(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
-    "regressor": (lambda: CountRegressor(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
+    "sdcnet": (lambda: SDCNet(**SMALL, divisions=1, rngs=rngs()).total, (1, 16, 16, 1)),
+    "regressor": (lambda: CountRegressor(**SMALL, rngs=rngs()).total, (1, 16, 16, 1)),
     "discogan": (lambda: DiscoGAN(1, (4,), judge_features=(4,), rngs=rngs()).a_to_b, (2, 8, 8, 1)),
 }
 
