@@ -103,7 +103,7 @@ def test_unet_learns_to_segment_at_any_size():
         losses = [optax.sigmoid_binary_cross_entropy(*pair) for pair in pairs]
         return sum(each.mean() for each in losses), {}
 
-    train(model, loss, squares, 60, 1e-2)
+    train(model, loss, squares, 40, 1e-2)
     images, masks = map(jnp.asarray, squares(10**6))
     shapes = (8, 24, 24), (8, *size)
     for found, wanted, shape in zip(logits(model, images), targets(masks), shapes, strict=True):
