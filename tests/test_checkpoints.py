@@ -14,8 +14,6 @@ import pytest
 
 from jaxnets.checkpoints import Checkpoints, lock, metadata
 
-pytestmark = pytest.mark.smoke
-
 SETUP = {"monitor": None, "mode": None}
 
 
@@ -144,6 +142,7 @@ def test_refused_if_no_step_reads(saved, tmp_path):
             restore(folder)
 
 
+@pytest.mark.smoke
 def test_format(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "a")
     path = folder / "20/run/metadata"
@@ -184,6 +183,7 @@ def test_a_higher_step_in_the_folder_is_no_silence(saved, tmp_path):
         save(folder, 15)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("devices", [2, 8])
 def test_split_arrays(devices, tmp_path):
     """Restored to where they were, whole or split, and on another number of devices."""

@@ -10,8 +10,6 @@ import pytest
 
 import jaxnets
 
-pytestmark = pytest.mark.smoke
-
 API = Path(__file__).parents[1] / "docs" / "api"
 PACKAGES = sorted(module.name for module in pkgutil.iter_modules(jaxnets.__path__))
 
@@ -41,6 +39,7 @@ def test_a_page_names_every_public_name_once(package):
     assert not missing
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("package", PACKAGES)
 def test_what_a_page_names_is_there(package):
     named = _named(API / f"{package}.rst")

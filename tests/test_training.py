@@ -11,8 +11,6 @@ from jaxnets.kernels import SparseRows
 from jaxnets.optim import clip_by_norm
 from jaxnets.training import fit
 
-pytestmark = pytest.mark.smoke
-
 QUIET = Console(quiet=True)
 
 
@@ -60,6 +58,7 @@ def leaves(model):
     return [np.array(leaf) for leaf in jax.tree.leaves(keys_as_data)]  # copies: a step takes all
 
 
+@pytest.mark.smoke
 def test_learns_in_place():
     before = evaluate_new()
     model, result = run(100)
@@ -75,6 +74,7 @@ def evaluate_new():
     return evaluate(model)["error"]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("monitor", [None, "error"])
 def test_resumes_to_the_same_bits(tmp_path, monitor):
     options = {"monitor": monitor, "mode": "min", "clip_norm": 1.0}
@@ -106,6 +106,7 @@ def test_stops_early_and_keeps_the_best():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.smoke
 def test_bfloat16_computes_in_it_and_keeps_float32():
     dtypes = []
 
@@ -126,6 +127,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
     assert result.history[-1]["error"] < evaluate_new() / 10
 
 
+@pytest.mark.smoke
 def test_gradients_may_come_by_rows():
     """A table's Rows with lazy Adam, where each row is touched: the same as dense Adam."""
 

@@ -20,7 +20,7 @@ class Generator(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> Generator(3, (4, 8), rngs=nnx.Rngs(0))(jnp.ones((1, 16, 16, 3))).shape
+      >>> Generator(3, (4, 4), rngs=nnx.Rngs(0))(jnp.ones((1, 16, 16, 3))).shape
       (1, 16, 16, 3)
     """
 
@@ -53,7 +53,7 @@ class Discriminator(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> Discriminator(3, (4, 8), rngs=nnx.Rngs(0))(jnp.ones((1, 16, 16, 3))).shape
+      >>> Discriminator(3, (4, 4), rngs=nnx.Rngs(0))(jnp.ones((1, 16, 16, 3))).shape
       (1, 4, 4, 1)
     """
 
@@ -93,7 +93,7 @@ class DiscoGAN(nnx.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = DiscoGAN(3, (8,), judge_features=(8,), rngs=nnx.Rngs(0))
+      >>> model = DiscoGAN(3, (4,), judge_features=(4,), rngs=nnx.Rngs(0))
       >>> images = jax.random.uniform(jax.random.key(0), (2, 1, 16, 16, 3))
       >>> loss, parts = model.loss(images[0], images[1])
       >>> sorted(parts)

@@ -71,7 +71,7 @@ class SDCNet(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = SDCNet(features=(4, 4, 8, 8, 8), rngs=nnx.Rngs(0))
+      >>> model = SDCNet(features=(4, 4, 4, 4, 4), hidden_features=4, rngs=nnx.Rngs(0))
       >>> [counts.shape for counts in model(jnp.ones((1, 128, 64, 1))).counts]
       [(1, 2, 1), (1, 4, 2), (1, 8, 4)]
       >>> model.total(jnp.ones((1, 128, 64, 1))).shape
@@ -173,9 +173,9 @@ class CountRegressor(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = CountRegressor(features=(4, 4, 8, 8, 8), rngs=nnx.Rngs(0))
-      >>> model.total(jnp.ones((2, 128, 64, 1))).shape
-      (2,)
+      >>> model = CountRegressor(features=(4, 4, 4, 4, 4), hidden_features=4, rngs=nnx.Rngs(0))
+      >>> model.total(jnp.ones((1, 128, 64, 1))).shape
+      (1,)
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class UNet(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = UNet(3, 2, features=(4, 8), rngs=nnx.Rngs(0))
+      >>> model = UNet(3, 2, features=(4, 4), rngs=nnx.Rngs(0))
       >>> model(jnp.ones((1, 21, 34, 3))).shape, model(jnp.ones((1, 21, 34, 3)), (50, 20)).shape
       ((1, 21, 34, 2), (1, 50, 20, 2))
     """

@@ -11,8 +11,10 @@ from benchmarks.harness import compiled_case
 
 
 def some_sentences(count=40):
+    """Of four lengths: a program is compiled for each shape."""
     rng = np.random.default_rng(0)
-    return [rng.integers(0, epochs.WORDS, n).astype(np.int32) for n in rng.integers(2, 30, count)]
+    lengths = rng.choice([2, 9, 17, 29], count)
+    return [rng.integers(0, epochs.WORDS, n).astype(np.int32) for n in lengths]
 
 
 def test_sentences_are_the_stream_cut_at_its_ends():
@@ -41,16 +43,21 @@ def test_flax_gives_what_we_give():
     assert recurrent.difference(ours, theirs) < 5e-6
 
 
-@pytest.mark.slow
-def test_every_way_to_batch_has_the_same_loss_and_loses_no_word(monkeypatch):
+def small(monkeypatch):
     for name, size in {"BATCH": 8, "WORDS": 200, "FEATURES": 16, "HIDDEN": 16}.items():
         monkeypatch.setattr(epochs, name, size)
+
+
+@pytest.mark.slow
+def test_every_way_to_batch_has_the_same_loss_and_loses_no_word(monkeypatch):
+    small(monkeypatch)
     assert epochs.same_loss(some_sentences(), "standard") < 1e-5
 
 
 def test_an_epoch_counts_its_compiles_and_learns(monkeypatch):
-    monkeypatch.setattr(epochs, "BATCH", 8)
-    sentences = [np.arange(n, dtype=np.int32) % 7 for n in (9, 9, 8, 5, 4, 4, 9, 9)] * 12
+    small(monkeypatch)
+    monkeypatch.setattr(epochs, "LEARNING_RATE", 2e-2)
+    sentences = [np.arange(n, dtype=np.int32) % 7 for n in (9, 9, 8, 4, 4, 4, 9, 9)] * 12
     ways = {way.name: (way, loss) for way, loss in epochs.ways(sentences, "standard")}
     (validation,) = ways[epochs.PADDED][0].batches[:1]
     for name in ("4 optimal buckets", "packed, rows of 128"):
@@ -86,7 +93,7 @@ def test_plans_are_told_for_each_distribution():
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", vowels.LAYOUTS)
 def test_real_series_reach_95_percent_in_every_layout(layout):
-    assert vowels.accuracy(layout) >= 0.95
+    assert vowels.accuracy(layout, epochs=20) >= 0.95  # half of the suite's
 
 
 def test_the_series_are_those_of_the_data_set():

@@ -10,8 +10,6 @@ from flax import linen, nnx
 from jaxnets import convert
 from jaxnets.kernels import gru, lstm
 
-pytestmark = pytest.mark.smoke
-
 FEATURES, HIDDEN = 3, 5
 INPUTS = jax.random.normal(jax.random.key(0), (4, 6, FEATURES))
 
@@ -71,6 +69,7 @@ def torch_state(gates, suffix="_l0", seed=0):
 KINDS = [(convert.lstm_from_torch, 4), (convert.gru_from_torch, 3)]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("from_torch", "gates"), KINDS)
 def test_torch_s_cells_parameters_and_models(from_torch, gates):
     state = torch_state(gates)
@@ -134,6 +133,7 @@ NNX_CELLS = [
 ]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("cell", "from_flax", "run"), NNX_CELLS)
 def test_nnx_s_cells_give_the_same_outputs(cell, from_flax, run):
     bias = nnx.initializers.normal()
@@ -146,6 +146,7 @@ def test_nnx_s_cells_give_the_same_outputs(cell, from_flax, run):
     np.testing.assert_allclose(outputs, module(INPUTS), atol=2e-6)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("cell", [linen.LSTMCell, linen.OptimizedLSTMCell])
 def test_linen_s_trees(cell):
     layer = linen.RNN(cell(HIDDEN))
@@ -156,6 +157,7 @@ def test_linen_s_trees(cell):
     )
 
 
+@pytest.mark.smoke
 def test_keras_gru_without_bias_and_with_the_reset_before_the_matmul():
     kernel, recurrent, bias = random(FEATURES, 15), random(HIDDEN, 15, seed=1), random(15, seed=2)
     zeros = np.zeros(15, np.float32)

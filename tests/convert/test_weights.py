@@ -9,8 +9,6 @@ from flax import linen, nnx
 from jaxnets import convert
 from jaxnets.kernels import GRUParameters, LSTMParameters, gru, lstm
 
-pytestmark = pytest.mark.smoke
-
 FEATURES, HIDDEN = 3, 5
 INPUTS = jax.random.normal(jax.random.key(0), (4, 6, FEATURES))
 
@@ -97,6 +95,7 @@ def test_nnx_s_optimized_lstm_gives_the_same_outputs():
     np.testing.assert_allclose(outputs, module(INPUTS), atol=2e-6)
 
 
+@pytest.mark.smoke
 def test_linen_s_gru_gives_the_same_outputs():
     layer = linen.RNN(linen.GRUCell(HIDDEN))
     params = convert.gru_to_flax(gru_parameters())

@@ -12,8 +12,6 @@ from flax import nnx
 
 from jaxnets import layers, models
 
-pytestmark = pytest.mark.smoke
-
 SIGNAL, IMAGE = jnp.ones((2, 4, 3)), jnp.ones((2, 4, 5, 3))
 LAYERS = {
     "LSTM": lambda **o: layers.LSTM(3, 4, peepholes=True, **o),
@@ -67,6 +65,7 @@ def own_buffers(tree):
     return len(set(buffers)) == len(buffers)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_s_first_step_can_be_donated(name):
     module = LAYERS[name](rngs=nnx.Rngs(0))
@@ -90,6 +89,7 @@ def test_a_layer_s_first_step_can_be_donated(name):
     assert step(after, state)[2] < first
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_can_be_donated(name):
     """The step here is no training: which buffers are whose does not depend on it."""

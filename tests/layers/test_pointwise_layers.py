@@ -7,8 +7,6 @@ from flax import nnx
 from jaxnets.kernels import depthwise_conv, pointwise_conv
 from jaxnets.layers import PointwiseConv, ResizeConv, SeparableConv
 
-pytestmark = pytest.mark.smoke
-
 
 def test_calls_the_kernel():
     layer = PointwiseConv(6, 4, strides=2, groups=2, activation="gelu", rngs=nnx.Rngs(0))
@@ -63,6 +61,7 @@ def test_trains():
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in jax.tree.leaves(gradients))
 
 
+@pytest.mark.smoke
 def test_every_method_bridges_to_linen():
     linen = nnx.bridge.to_linen(PointwiseConv, 3, out_features=4)
     images = jax.random.normal(jax.random.key(0), (2, 5, 5, 3))

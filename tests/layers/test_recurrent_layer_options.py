@@ -22,16 +22,17 @@ def test_a_masked_row_is_the_row_without_its_masked_steps(module):
     layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
     inputs = jnp.where(MASK[:, :, None], INPUTS, jnp.nan)
 
-    def loss(layer, inputs, mask, lengths):
-        outputs, carries = layer(inputs, mask=mask, lengths=lengths)
+    def loss(layer, inputs, mask):
+        outputs, carries = layer(inputs, mask=mask)
         return jnp.square(outputs).sum(), (outputs, carries)
 
     gradient = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (_, (outputs, carries)), (d_layer, d_inputs) = gradient(layer, inputs, MASK, None)
+    (_, (outputs, carries)), (d_layer, d_inputs) = gradient(layer, inputs, MASK)
     lengths, shorter = MASK.sum(1), np.zeros_like(INPUTS)
     for row, kept in enumerate(MASK):
         shorter[row, : kept.sum()] = INPUTS[row, kept]
-    (_, wanted), (d_wanted, d_shorter) = gradient(layer, jnp.asarray(shorter), None, lengths)
+    prefixes = np.arange(TIME) < lengths[:, None]
+    (_, wanted), (d_wanted, d_shorter) = gradient(layer, jnp.asarray(shorter), prefixes)
     close = {"rtol": 0, "atol": 2e-6}
     for row, kept in enumerate(MASK):
         count = kept.sum()
@@ -106,6 +107,8 @@ def test_lengths_of_any_integer_type(module):
     lengths = np.array([6, 1, 0, 4])
     wanted, _ = layer(INPUTS, lengths=lengths)
     np.testing.assert_array_equal(layer(INPUTS, lengths=lengths.tolist())[0], wanted)
+    mask = np.arange(TIME) < lengths[:, None]
+    np.testing.assert_allclose(layer(INPUTS, mask=mask)[0], wanted, rtol=0, atol=2e-6)
     for dtype in INTEGER_TYPES:
         for given in (lengths.astype(dtype), jnp.asarray(lengths.astype(dtype))):
             np.testing.assert_array_equal(layer(INPUTS, lengths=given)[0], wanted)

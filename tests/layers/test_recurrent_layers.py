@@ -17,13 +17,12 @@ INPUTS = jax.random.normal(jax.random.key(0), (BATCH, TIME, FEATURES))
 LENGTHS = jnp.array([6, 1, 0, 4])
 OPTIONS = [
     {},
-    {"num_layers": 2, "bidirectional": True},
+    pytest.param({"num_layers": 2, "bidirectional": True}, marks=pytest.mark.smoke),
     {"projection": 2, "layer_norm": True},
-    {"peepholes": True, "num_layers": 2},
+    {"peepholes": True},
 ]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_module_is_one_call_of_the_kernel(options):
     layer = LSTM(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **options)
@@ -95,7 +94,7 @@ def test_learns_to_remember_the_first_step(module):
 def test_linen_through_the_bridge():
     class Outputs(nnx.Module):
         def __init__(self, rngs):
-            self.lstm = LSTM(FEATURES, HIDDEN, bidirectional=True, rngs=rngs)
+            self.lstm = LSTM(FEATURES, HIDDEN, rngs=rngs)
 
         def __call__(self, inputs, lengths):
             return self.lstm(inputs, lengths=lengths)[0]
@@ -103,7 +102,7 @@ def test_linen_through_the_bridge():
     linen = nnx.bridge.to_linen(Outputs)
     variables = linen.init(jax.random.key(0), INPUTS, LENGTHS)
     outputs = linen.apply(variables, INPUTS, LENGTHS)
-    assert outputs.shape == (BATCH, TIME, 2 * HIDDEN)
+    assert outputs.shape == (BATCH, TIME, HIDDEN)
     gradient = jax.grad(lambda v: jnp.square(linen.apply(v, INPUTS, LENGTHS)).sum())(variables)
     assert all(bool(jnp.abs(g).max() > 0) for g in jax.tree.leaves(gradient))
 

@@ -18,7 +18,7 @@ def rngs():
     return nnx.Rngs(0)
 
 
-SMALL = {"features": (4, 4, 4, 4, 4), "hidden_features": 4}
+SMALL = {"features": (4, 4, 4), "hidden_features": 4}
 MODELS = {
     "unet": (lambda: UNetModel(1, 2, features=(4, 4), rngs=rngs()), (2, 9, 11, 1)),
     "digits": (
@@ -26,8 +26,8 @@ MODELS = {
         (2, 8, 8, 1),
     ),
     "autoencoder": (lambda: Autoencoder((8, 8), (6, 9), code=2, rngs=rngs()), (2, 8, 8, 1)),
-    "sdcnet": (lambda: SDCNet(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
-    "regressor": (lambda: CountRegressor(**SMALL, rngs=rngs()).total, (1, 64, 64, 1)),
+    "sdcnet": (lambda: SDCNet(**SMALL, divisions=1, rngs=rngs()).total, (1, 16, 16, 1)),
+    "regressor": (lambda: CountRegressor(**SMALL, rngs=rngs()).total, (1, 16, 16, 1)),
     "discogan": (lambda: DiscoGAN(1, (4,), judge_features=(4,), rngs=rngs()).a_to_b, (2, 8, 8, 1)),
 }
 
@@ -47,19 +47,13 @@ def test_no_images(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_strict_modes(name, strict_mode):
-    def everything():
-        model, shape = made(name)
-        return jax.value_and_grad(lambda x: model(x).sum())(jnp.full(shape, 0.5))
-
-    # Promotions are refused as the program is traced; NaNs where each of its numbers is computed.
-    if strict_mode == "jax_debug_nans":
-        value, gradient = everything()
-        assert np.isfinite(value)
-        assert np.isfinite(gradient).all()
-    else:
-        value, gradient = jax.eval_shape(everything)
-    assert gradient.shape == MODELS[name][1]
+def test_strict_modes(name, strict_modes):
+    """Not under ``jit``, so that every number on the way is looked at."""
+    model, shape = made(name)
+    value, gradient = jax.value_and_grad(lambda x: model(x).sum())(jnp.full(shape, 0.5))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert gradient.shape == shape
 
 
 @cache

@@ -7,8 +7,6 @@ import pytest
 from jaxnets.sequences import BatchSource, Shape, bucket_plan, pack, pack_arrays, pad_batch
 from jaxnets.sequences.grain_batches import BucketBatches
 
-pytestmark = pytest.mark.smoke
-
 RAGGED = np.empty(2, object)
 RAGGED[:] = [np.arange(2), np.array([0.5])]
 
@@ -202,6 +200,7 @@ def test_examples_are_there(users_checks):
         pad_batch([side, side[:1]], [0, 1], Shape(2, (1, 1)))
 
 
+@pytest.mark.smoke
 def test_rows_hold_what_is_packed(users_checks):
     sequences = [np.arange(4), np.array([7])]
     for rows, error, message in (

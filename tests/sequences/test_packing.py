@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from jaxnets.sequences import pack, pack_arrays
 from tests.inputs import INTEGER_TYPES
 
-pytestmark = pytest.mark.smoke
-
 
 def plain_first_fit(lengths, row_length):
     rows = []
@@ -79,6 +77,7 @@ def test_pairs_and_their_number_are_those_of_the_plain_algorithm(pairs, most):
     assert single == plain_first_fit_of_pairs([(s, 1) for s, _ in pairs], (9, 99), most or 30)
 
 
+@pytest.mark.smoke
 def test_many_pairs_are_packed_in_groups(monkeypatch):
     monkeypatch.setattr("jaxnets.sequences.packing.GROUP", 64)
     rng = np.random.default_rng(0)

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 from jaxnets.sequences import BatchSource, Shape, bucket_plan, pad_batch
 from tests.inputs import INTEGER_TYPES
 
-pytestmark = pytest.mark.smoke
-
 
 @st.composite
 def plans(draw):
@@ -29,6 +27,7 @@ def made(plan):
     return bucket_plan(lengths, boundaries, **options)
 
 
+@pytest.mark.smoke
 @settings(max_examples=150, deadline=None)
 @given(plans(), st.integers(0, 3))
 def test_every_example_is_there_once_or_reported(plan, epoch):

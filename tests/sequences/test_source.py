@@ -13,8 +13,6 @@ from jaxnets.sequences import BatchSource, Shape, bucket_plan
 from jaxnets.sequences.grain_batches import BucketBatches
 from jaxnets.sequences.plan import Order
 
-pytestmark = pytest.mark.smoke
-
 
 def example_source(epochs=2):
     lengths = np.random.default_rng(0).integers(1, 20, 60)
@@ -97,6 +95,7 @@ def test_a_source_pads_what_the_plan_says():
         source[len(source)]
 
 
+@pytest.mark.smoke
 def test_grain_reads_it_prefetches_and_resumes_in_the_middle_of_an_epoch():
     source = example_source()
     plain = [source[i] for i in range(len(source))]
@@ -124,6 +123,7 @@ def stream(lengths, shapes):
     return iter(BucketBatches(parent, shapes, lambda e: (e["x"],), lambda e: e["label"]))
 
 
+@pytest.mark.smoke
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=25), st.integers(0, 12))
 def test_a_stream_is_bucketed_without_loss_and_resumes_anywhere(lengths, taken):

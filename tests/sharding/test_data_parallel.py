@@ -167,7 +167,7 @@ def test_values_and_gradients_are_those_of_one_device(kind, function):
 def test_translation():
     """Embeddings, a reversed source, attention and both searches."""
     model = Seq2Seq(
-        Seq2SeqConfig(20, 24, features=8, layers=1, dropout=0.0, reverse_source=True),
+        Seq2SeqConfig(20, 24, features=8, dropout=0.0, bidirectional=False, reverse_source=True),
         rngs=nnx.Rngs(0),
     )
     graph, state = nnx.split(model)

@@ -1,7 +1,6 @@
 """Losses, samplers and row-sparse steps on eight devices: equal to those on one."""
 
-import itertools
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -215,28 +214,12 @@ OPTIMIZERS = {
 }
 
 
-def row_step(optimizer, tables, state, hidden, labels, samples):
-    """A step on one device."""
-    ids, rows, local = gather_rows(tables, {"labels": labels, "samples": samples.ids})
-
-    def loss(rows):
-        return sampled_softmax_cross_entropy(
-            hidden, rows["weight"], local["labels"],
-            samples._replace(ids=local["samples"]), bias=rows["bias"],
-        )  # fmt: skip
-
-    value, gradient = jax.value_and_grad(loss)(rows)
-    updates = {name: SparseRows(ids, values) for name, values in gradient.items()}
-    updates, state = optimizer.update(updates, state)
-    return value, optim.apply_updates(tables, updates), state
-
-
-def sharded_row_step(sharding, optimizer, tables, state, hidden, labels, samples):
-    """The same step on all of them."""
+def row_gradients(tables, hidden, labels, samples, sharding=None):
+    """The loss, and its gradient by rows: on one device, or on all of a sharding's."""
     ids, rows, local = gather_rows(
         tables, {"labels": labels, "samples": samples.ids}, sharding=sharding
     )
-    on_rows = sharding._replace(vocab_axis=None)
+    on_rows = sharding and sharding._replace(vocab_axis=None)
 
     def loss(rows):
         return sampled_softmax_cross_entropy(
@@ -245,9 +228,34 @@ def sharded_row_step(sharding, optimizer, tables, state, hidden, labels, samples
         )  # fmt: skip
 
     value, gradient = jax.value_and_grad(loss)(rows)
-    gradients = {name: SparseRows(ids, values) for name, values in gradient.items()}
-    tables, state = optim.sharded_update(sharding, optimizer, gradients, state, tables)
-    return value, tables, state
+    return value, {name: SparseRows(ids, values) for name, values in gradient.items()}
+
+
+def row_update(optimizer, gradients, state, tables):
+    updates, state = optimizer.update(gradients, state)
+    return optim.apply_updates(tables, updates), state
+
+
+def row_step(optimizer, tables, state, *arrays):
+    """A step on one device."""
+    value, gradients = row_gradients(tables, *arrays)
+    return value, *row_update(optimizer, gradients, state, tables)
+
+
+def sharded_row_step(sharding, optimizer, tables, state, *arrays):
+    """The same step on all of them."""
+    value, gradients = row_gradients(tables, *arrays, sharding=sharding)
+    return value, *optim.sharded_update(sharding, optimizer, gradients, state, tables)
+
+
+def row_steps(tables, states, *arrays, sharding=None):
+    """A step of each optimizer, all of them by the gradient that the first one's tables have."""
+    update = partial(optim.sharded_update, sharding) if sharding else row_update
+    value, gradients = row_gradients(next(iter(tables.values())), *arrays, sharding=sharding)
+    found = {
+        name: update(OPTIMIZERS[name], gradients, states[name], own) for name, own in tables.items()
+    }
+    return value, *({name: pair[part] for name, pair in found.items()} for part in range(2))
 
 
 @cache
@@ -259,41 +267,40 @@ def batches():
 
 
 @cache
-def steps_on_one_device(name):
-    """The loss, tables and state after each."""
+def steps_on_one_device(names):
+    """The loss, and each optimizer's tables and state, after each step."""
     hidden, weight, bias, _ = problem()
     tables = {"weight": weight, "bias": bias}
-    found = [(None, tables, OPTIMIZERS[name].init(tables))]
-    step = jax.jit(lambda *arrays: row_step(OPTIMIZERS[name], *arrays))
+    states = {name: OPTIMIZERS[name].init(tables) for name in names}
+    found = [(None, dict.fromkeys(names, tables), states)]
+    step = jax.jit(row_steps)
     for labels, samples in batches():
         found.append(step(*found[-1][1:], hidden, labels, samples))
     return found[1:]
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "jitted"),
+    ("names", "split", "jitted"),
     [
-        *((*both, True) for both in itertools.product(OPTIMIZERS, list(SHARDINGS)[:2])),
-        ("lazy_adam", "vocab and tokens", False),
+        *((tuple(OPTIMIZERS), split, True) for split in list(SHARDINGS)[:2]),
+        (("lazy_adam",), "vocab and tokens", False),
     ],
 )
-def test_row_sparse_steps(name, split, jitted):
-    """Three steps: losses, tables and every array of the optimizer's state."""
-    sharding, optimizer = SHARDINGS[split](make_mesh()), OPTIMIZERS[name]
+def test_row_sparse_steps(names, split, jitted):
+    """Three steps: losses, tables and every array of the optimizers' states."""
+    sharding = SHARDINGS[split](make_mesh())
     hidden, weight, bias, _ = problem()
     layout = NamedSharding(sharding.mesh, sharding.table_spec)
-    tables = jax.device_put({"weight": weight, "bias": bias}, layout)
-    state = optim.sharded_init(sharding, optimizer, tables)
-    for leaf in jax.tree.leaves(state.tables):
+    one = jax.device_put({"weight": weight, "bias": bias}, layout)
+    tables = dict.fromkeys(names, one)
+    states = {name: optim.sharded_init(sharding, OPTIMIZERS[name], one) for name in names}
+    for leaf in jax.tree.leaves([state.tables for state in states.values()]):
         assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
-
-    def step(*arrays):
-        return sharded_row_step(sharding, optimizer, *arrays)
-
+    step = partial(row_steps, sharding=sharding)
     step = jax.jit(step) if jitted else step
-    for (labels, samples), wanted in zip(batches(), steps_on_one_device(name), strict=True):
-        got, tables, state = step(tables, state, hidden, labels, samples)
-        close((got, tables, state), wanted)
+    for (labels, samples), wanted in zip(batches(), steps_on_one_device(names), strict=True):
+        got, tables, states = step(tables, states, hidden, labels, samples)
+        close((got, tables, states), wanted)
 
 
 COUNTS = np.arange(1, VOCAB + 1) % 97

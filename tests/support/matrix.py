@@ -78,7 +78,8 @@ VOCAB, FEATURES, TOKENS, HIDDEN, TIME = 48, 6, 8, 5, 4
 class Subject(NamedTuple):
     """A function of float arrays (what is differentiated) to a tree of arrays.
 
-    ``platforms``: the Pallas implementations need one to be compiled for.
+    ``platforms``: the Pallas implementations need one to be compiled for. ``by_key``: its arrays
+    choose a key and nothing else, so that one program draws for every dtype of them.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Subject(NamedTuple):
     differentiable: bool = True
     platforms: tuple[str, ...] = PLATFORMS
     pallas: bool = False
+    by_key: bool = False
 
     def arrays(self, dtype: Any, seed: int = 0) -> list[jax.Array]:
         """Random arrays of its shapes."""
@@ -211,11 +213,11 @@ SUBJECTS = {
         Subject("checked_loss",
                 lambda h, w, b: _CHECKED(h, w, LABELS, bias=b)[1],
                 _SOFTMAX, False),
-        Subject("draw_samples, Uniform", partial(_draw, Uniform(VOCAB)), _SOFTMAX[:1], False),
-        Subject("draw_samples, LogUniform", partial(_draw, LogUniform(VOCAB)), _SOFTMAX[:1], False),
-        Subject("draw_samples, Unigram", partial(_draw, _UNIGRAM), _SOFTMAX[:1], False),
-        Subject("draw_samples, LearnedUnigram", partial(_draw, _LEARNED), _SOFTMAX[:1], False),
-        Subject("draw_samples, Mixture", partial(_draw, _MIXTURE), _SOFTMAX[:1], False),
+        *(
+            Subject(f"draw_samples, {type(sampler).__name__}", partial(_draw, sampler),
+                    _SOFTMAX[:1], False, by_key=True)
+            for sampler in (Uniform(VOCAB), LogUniform(VOCAB), _UNIGRAM, _LEARNED, _MIXTURE)
+        ),
         Subject("in_batch_samples",
                 lambda h: in_batch_samples(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
                 _SOFTMAX[:1], False),
@@ -269,33 +271,43 @@ def scalar(tree, xp=jnp):
     )  # fmt: skip
 
 
-def scale(tree) -> float:
-    """The sum of the sizes of what :func:`scalar` adds up, which may cancel."""
-    return sum(float(np.abs(np.asarray(a, np.float32)).sum()) for a in jax.tree.leaves(tree))
-
-
 def compare(got, wanted, dtype, factor: float = 1.0, size: float = 1e-2) -> None:
     """Equal up to the rounding of sums of some tens of terms, of at least ``size``."""
     tolerance = factor * 64 * float(jnp.finfo(dtype).eps)
     assert_near(got, wanted, tolerance, size)
 
 
+REFUSALS = (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError)
+
+
 class Programs:
-    """A function, and the two programs of it that several experiments compare theirs with."""
+    """A function, and the programs of it that several experiments share."""
 
     def __init__(self, function):
         # Functions of their own, so that no trace of another target is reused.
         self.function = lambda *arrays: function(*arrays)
         self.loss = lambda *arrays: scalar(function(*arrays))
         self.jitted = jax.jit(self.function)
-        self._gradient = jax.jit(lambda *arrays: jax.grad(self.loss, range(len(arrays)))(*arrays))
-        self._gradients = None
+        self._gradients = {}
 
     def gradients(self, arrays):
-        """By each array: of the one list of arrays that the experiments have."""
-        if self._gradients is None:
-            self._gradients = [np.asarray(g) for g in self._gradient(*arrays)]
+        """By each array, as the loss is and under remat: of the experiments' one list of arrays.
+
+        Both are one program, unless remat is refused.
+        """
+        losses = {"grad": self.loss, "remat": jax.checkpoint(self.loss)}
+        if not self._gradients:
+            try:
+                self._gradients = _gradients(losses, arrays)
+            except REFUSALS:
+                self._gradients = _gradients({"grad": self.loss}, arrays)
         return self._gradients
+
+
+def _gradients(losses, arrays):
+    argnums = tuple(range(len(arrays)))
+    program = jax.jit(lambda *a: {n: jax.grad(loss, argnums)(*a) for n, loss in losses.items()})
+    return jax.tree.map(np.asarray, program(*arrays))
 
 
 @cache
@@ -313,7 +325,7 @@ def _jit(programs, arrays):
 
 def _grad(programs, arrays):
     """Against finite differences along a random direction."""
-    gradients = programs.gradients(arrays)
+    gradients = programs.gradients(arrays)["grad"]
     rng = np.random.default_rng(9)
     direction = [rng.normal(size=a.shape).astype(np.float32) for a in arrays]
     slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
@@ -335,53 +347,59 @@ def _grad(programs, arrays):
 def _jvp(programs, arrays):
     tangents = [np.cos(np.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in arrays]
     slope = jax.jit(lambda *a: jax.jvp(programs.loss, a, tuple(tangents))[1])(*arrays)
-    gradients = programs.gradients(arrays)
+    gradients = programs.gradients(arrays)["grad"]
     terms = np.concatenate([(g * t).reshape(-1) for g, t in zip(gradients, tangents, strict=True)])
     tolerance = 64 * float(jnp.finfo(jnp.float32).eps) * float(np.abs(terms).sum())
     assert abs(float(slope - terms.sum())) < tolerance
 
 
-def _vmap(programs, arrays):
-    stacked = [np.stack([a, a / 2, -a]) for a in arrays]
-    got = jax.jit(jax.vmap(programs.function))(*stacked)
-    each = [programs.jitted(*[a[n] for a in stacked]) for n in range(3)]
-    compare(got, jax.tree.map(lambda *leaves: np.stack(leaves), *each), jnp.float32)
-
-
 def _remat(programs, arrays):
-    argnums = tuple(range(len(arrays)))
-    got = jax.jit(jax.grad(jax.checkpoint(programs.loss), argnums))(*arrays)
-    compare(got, programs.gradients(arrays), jnp.float32)
+    gradients = programs.gradients(arrays)
+    if "remat" not in gradients:  # refused with the gradient as it is: by itself it says why
+        _gradients({"remat": jax.checkpoint(programs.loss)}, arrays)
+    compare(gradients["remat"], gradients["grad"], jnp.float32)
 
 
-def _scan(programs, arrays):
-    def step(total, factor):
-        return total + programs.loss(*[factor * a for a in arrays]), None
-
-    factors = np.array([1.0, 0.5, -1.0], np.float32)
-    got, _ = jax.lax.scan(step, np.float32(0), factors)
-    each = [programs.jitted(*[factor * a for a in arrays]) for factor in factors]
-    compare(got, sum(scalar(one, np) for one in each), jnp.float32, size=scale(each))
+def _scanned(function):
+    """``jax.vmap`` by a loop."""
+    return lambda *stacks: jax.lax.scan(lambda _, a: (None, function(*a)), None, stacks)[1]
 
 
-def _shard_map(programs, arrays):
-    """Data parallelism by hand: a problem on each of two devices, their losses summed."""
+def _on_devices(function):
+    """``jax.vmap`` over two devices: data parallelism by hand."""
     mesh = jax.make_mesh((2,), ("batch",), axis_types=(AxisType.Auto,))
 
     def on_device(*parts):
-        return jax.lax.psum(programs.loss(*[part[0] for part in parts]), "batch")
+        return jax.tree.map(lambda a: a[None], function(*[part[0] for part in parts]))
 
-    stacked = [np.stack([a, a / 2]) for a in arrays]
-    specs = tuple(P("batch") for _ in arrays)
-    mapped = jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=P(), check_vma=False)
-    got = jax.jit(mapped)(*stacked)
-    each = [programs.jitted(*[a[n] for a in stacked]) for n in range(2)]
-    compare(got, sum(scalar(one, np) for one in each), jnp.float32, size=scale(each))
+    spec = P("batch")
+    return jax.shard_map(on_device, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
+_MAPS = {"vmap": jax.vmap, "scan": _scanned, "shard_map": _on_devices}
+
+
+def _mapped(maps, programs, arrays):
+    """In each of the maps, one inside the next: over an axis of two problems each."""
+    function, shape = programs.function, (2,) * len(maps)
+    for each in maps:
+        function = each(function)
+    factors = np.linspace(-1, 1, 2 ** len(maps), dtype=np.float32)
+    alone = [programs.jitted(*[factor * a for a in arrays]) for factor in factors]
+    got = jax.jit(function)(*[np.multiply.outer(factors.reshape(shape), a) for a in arrays])
+    wanted = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(shape + leaves[0].shape), *alone)
+    compare(got, wanted, jnp.float32)
+
+
+@cache
+def _in_all_maps(name: str) -> str:
+    """Whether the function goes into all three at once, and so into each."""
+    return _run(SUBJECTS[name], partial(_mapped, tuple(_MAPS.values())))
 
 
 _EXPERIMENTS = {
-    "jit": _jit, "grad": _grad, "jvp": _jvp, "vmap": _vmap, "remat": _remat, "scan": _scan,
-    "shard_map": _shard_map,
+    "jit": _jit, "grad": _grad, "jvp": _jvp, "remat": _remat,
+    **{name: partial(_mapped, (each,)) for name, each in _MAPS.items()},
 }  # fmt: skip
 
 
@@ -389,9 +407,15 @@ def transformation(subject: Subject, name: str) -> str:
     """Whether the transformation works, compared with the function as it is."""
     if name in ("grad", "jvp", "remat") and not subject.differentiable:
         return NONE
+    if name in _MAPS and _in_all_maps(subject.name) == YES:
+        return YES
+    return _run(subject, _EXPERIMENTS[name])
+
+
+def _run(subject: Subject, experiment) -> str:
     with _compiled_for(subject):
         arrays = [np.asarray(a) for a in subject.arrays("float32")]
-        return _attempt(_EXPERIMENTS[name], _programs(subject.name), arrays)
+        return _attempt(experiment, _programs(subject.name), arrays)
 
 
 def dtype(subject: Subject, name: str) -> str:
@@ -400,12 +424,14 @@ def dtype(subject: Subject, name: str) -> str:
         arrays = subject.arrays(name)
         same = [np.asarray(a, np.float32) for a in arrays]
     programs = _programs(subject.name)
+    # Op by op only a key depends on the arrays, and what draws by it is one program for all.
+    run = programs.function if subject.by_key else programs.jitted
     with _compiled_for(subject):
-        wanted = programs.jitted(*same)
+        wanted = run(*same)
 
     def experiment(programs, arrays):
         coarser = max(jnp.finfo(name).eps, jnp.finfo(jnp.float32).eps)
-        got = programs.jitted(*arrays)
+        got = run(*arrays)
         compare(got, wanted, jnp.float32, factor=float(coarser / jnp.finfo(jnp.float32).eps))
 
     with jax.enable_x64(name == "float64"), _compiled_for(subject):
@@ -418,22 +444,31 @@ def platform(subject: Subject, name: str) -> str:
         return NONE
     if name == "cpu":
         return YES
+    if subject.pallas:
+        return _lowers(subject.name, name)
+    # For both at once, and so for each.
+    return YES if _lowers(subject.name, *PLATFORMS[1:]) == YES else _lowers(subject.name, name)
+
+
+@cache
+def _lowers(subject_name: str, *platforms: str) -> str:
+    subject = SUBJECTS[subject_name]
     function = subject.function
     if subject.differentiable:
         function = jax.value_and_grad(
             lambda *arrays: scalar(subject.function(*arrays)), tuple(range(len(subject.shapes)))
         )
-    wanted = "cuda" if name == "gpu" else name
+    wanted = tuple("cuda" if platform == "gpu" else platform for platform in platforms)
 
     def experiment(programs, arrays):
-        if subject.pallas and name == "gpu":
+        if subject.pallas and platforms == ("gpu",):
             assert for_gpu(programs.function, *arrays)
         else:  # lowers as well
-            exported = jax.export.export(programs.jitted, platforms=[wanted])(*arrays)
-            assert exported.platforms == (wanted,)
+            exported = jax.export.export(programs.jitted, platforms=wanted)(*arrays)
+            assert exported.platforms == wanted
             assert exported.mlir_module_serialized
 
-    with compiling_for(name) if subject.pallas else contextlib.nullcontext():
+    with compiling_for(platforms[0]) if subject.pallas else contextlib.nullcontext():
         return _attempt(experiment, Programs(function), subject.arrays("float32"))
 
 
@@ -449,7 +484,7 @@ def _attempt(experiment, programs, arrays) -> str:
         experiment(programs, arrays)
     except AssertionError:
         raise
-    except (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError):
+    except REFUSALS:
         return NO
     return YES
 
@@ -478,8 +513,9 @@ kernel).
 
 - *dtype*: float32 results of the same numbers, within the dtype's rounding.
 - *grad* against finite differences; *jvp* against grad; *vmap*, *remat*, *scan* and *shard_map*
-  against the function called by itself. shard_map is data parallelism by hand, around a function;
-  a function with a `sharding` has one inside, and does not go into another.
+  against the function called by itself, vmap in scan in shard_map where all three go. shard_map is
+  data parallelism by hand, around a function; a function with a `sharding` has one inside, and does
+  not go into another.
 - *platform*: on CPU everything runs. For gpu (CUDA) and tpu, values and gradients are **lowered**
   here, not run: XLA functions by `jax.export`, Pallas kernels to Triton and Mosaic, whose numbers
   are those of interpret mode. `lstm` by cuDNN is not listed: it cannot be traced without a GPU.

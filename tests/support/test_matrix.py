@@ -26,8 +26,9 @@ def test_every_public_function_is_in_it():
             assert name in listed, f"{name} is not in tests/support/matrix.py"
 
 
-@pytest.mark.parametrize("name", matrix.SUBJECTS)
+# A function's cells one after the other: they share its programs.
 @pytest.mark.parametrize("column", [name for _, name, _ in matrix.COLUMNS])
+@pytest.mark.parametrize("name", matrix.SUBJECTS)
 def test_cell(name, column):
     (experiment,) = [function for _, other, function in matrix.COLUMNS if other == column]
     assert experiment(matrix.SUBJECTS[name], column) == CELLS[name][column]
