@@ -10,8 +10,6 @@ from jaxnets.kernels.dispatch import target
 from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.tuning_cache import Measured, cache_path, forget, keep, look_up
 
-pytestmark = pytest.mark.smoke
-
 SIZES = {"positions": 64, "features": 8, "out": 8, "groups": 1, "channels_first": False}
 TOKENS = {"tokens": 64, "features": 16, "vocab_size": 100}
 
@@ -52,6 +50,7 @@ def test_the_target_is_put_back():
     assert target() == before
 
 
+@pytest.mark.smoke
 def test_a_kernel_that_cannot_run_here_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="implementation='pallas' cannot run here: Pallas kernels"):
         pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), implementation="pallas")
@@ -62,6 +61,7 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_the_reason():
         pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((1, 3)), groups=3, implementation="pallas")
 
 
+@pytest.mark.smoke
 def test_what_was_measured_is_chosen_for_its_sizes_dtype_and_device_only(cache):
     keep("pointwise_conv", "float32", SIZES, Measured("reference", None), 1e-3)
     assert "reference: chosen (fastest when measured" in explain("pointwise_conv", **SIZES)
@@ -152,6 +152,7 @@ def test_tune_keeps_the_fastest(cache, operation, sizes):
     assert look_up(operation, "float32", sizes) == (timed[0].implementation, timed[0].tiles)
 
 
+@pytest.mark.smoke
 def test_tune_times_every_tile_and_leaves_out_what_fails_or_differs(monkeypatch):
     """As on a GPU whose default tiles do not compile and whose others are right, but for one."""
     tried = []
