@@ -152,7 +152,6 @@ def test_tune_keeps_the_fastest(cache, operation, sizes):
     assert look_up(operation, "float32", sizes) == (timed[0].implementation, timed[0].tiles)
 
 
-@pytest.mark.smoke
 def test_tune_times_every_tile_and_leaves_out_what_fails_or_differs(monkeypatch):
     """As on a GPU whose default tiles do not compile and whose others are right, but for one."""
     tried = []

@@ -292,7 +292,6 @@ def test_any_shape_and_tile(tokens, vocab_size, token_tile, vocab_tile, reductio
     jax.tree.map(lambda a, e: close(a, e, jnp.float64, 400), gradients, expected)
 
 
-@pytest.mark.smoke
 def test_logits_are_never_whole_in_memory():
     """At a size where the logits take 67 MB: the temporaries stay below a 20th of naive's."""
     hidden = jax.ShapeDtypeStruct((2048, 64), jnp.float32)

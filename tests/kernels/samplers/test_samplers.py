@@ -170,7 +170,6 @@ def test_a_distribution_that_hardly_repeats_still_ends():
     assert samples.tries > 1e6  # what plain rejection would have taken
 
 
-@pytest.mark.smoke
 def test_per_token_samples_have_their_own_ids():
     labels = np.arange(6).reshape(2, 3)
     samples = draw_samples(LogUniform(500), jax.random.key(0), 8, labels, per_token=True)
