@@ -28,7 +28,7 @@ def accelerated_lstm(
     batch, time = inputs.shape[:2]
     lengths, resets = marks.lengths, marks.resets
     if lengths is not None:  # padding may hold anything
-        valid = jnp.arange(time)[None] < lengths[:, None]
+        valid = jnp.arange(time, dtype=jnp.int32)[None] < lengths[:, None]
         inputs = jnp.where(valid[:, :, None], inputs, 0)
     if reverse:
         inputs = flip(inputs, lengths)
@@ -77,7 +77,7 @@ def flip(array: jax.Array, lengths: jax.Array | None) -> jax.Array:
     """``array [batch, time, ...]`` backwards within each row's length; its own inverse."""
     if lengths is None:
         return array[:, ::-1]
-    steps = jnp.arange(array.shape[1])[None]
+    steps = jnp.arange(array.shape[1], dtype=jnp.int32)[None]
     index = jnp.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
     index = index.reshape(*index.shape, *(1 for _ in array.shape[2:]))
     return jnp.take_along_axis(array, index, axis=1)

@@ -36,7 +36,7 @@ def cudnn_lstm(
         inputs, h[None], c[None], flat_weights(input_kernel, recurrent_kernel, bias), some,
         features, hidden, 1, 0.0, False,
     )  # fmt: skip
-    valid = jnp.arange(inputs.shape[1])[None, :, None] < lengths[:, None, None]
+    valid = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None, :, None] < lengths[:, None, None]
     empty = (lengths == 0)[:, None]
     return (
         jnp.where(valid, outputs, 0),

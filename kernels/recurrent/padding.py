@@ -84,7 +84,7 @@ def _gathered(valid: jax.Array) -> Padding:
 def _resets(segment_ids: jax.Array, order: Any, lengths: Any, reverse: bool) -> jax.Array:
     """Where the id is not that of the step before it, in the order of running."""
     ids = jnp.take_along_axis(segment_ids, order, axis=1, mode="promise_in_bounds")
-    inside = jnp.arange(1, ids.shape[1])[None] < lengths[:, None]
+    inside = jnp.arange(1, ids.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
     changes = (ids[:, 1:] != ids[:, :-1]) & inside
     never = jnp.zeros_like(ids[:, :1], bool)
     return jnp.concatenate([changes, never] if reverse else [never, changes], axis=1)
@@ -108,7 +108,7 @@ def to_front(inputs: jax.Array, padding: Padding, *, copied: bool) -> jax.Array:
         return inputs
     if padding.order is None:
         return jnp.where(padding.valid[:, :, None], inputs, 0) if copied else inputs
-    inside = jnp.arange(inputs.shape[1])[None] < padding.lengths[:, None]
+    inside = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None] < padding.lengths[:, None]
     return jnp.where(inside[:, :, None], _take(inputs, padding.order), 0)
 
 
@@ -123,7 +123,7 @@ def put_back(
         return outputs
     if repeat:
         counted = jnp.cumsum(padding.valid, axis=1, dtype=jnp.int32)
-        last = counted - padding.valid if reverse else counted - 1
+        last = counted - padding.valid.astype(jnp.int32) if reverse else counted - 1
         none = (last == padding.lengths[:, None]) if reverse else (last < 0)
         repeated = _take(outputs, jnp.clip(last, 0, outputs.shape[1] - 1))
         return jnp.where(none[:, :, None], h.astype(outputs.dtype)[:, None], repeated)

@@ -152,7 +152,7 @@ def unroll(
         return new, jnp.where(valid, output, 0)
 
     xs = (
-        jnp.arange(time),
+        jnp.arange(time, dtype=jnp.int32),
         jnp.moveaxis(inputs, 1, 0),
         None if resets is None else jnp.moveaxis(resets, 1, 0),
     )

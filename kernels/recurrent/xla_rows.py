@@ -112,7 +112,7 @@ def write(
     inside = jnp.minimum(start, time - chunk)
     longer = jnp.concatenate([_read_inside(array, order, rows, inside, chunk), part])
     shift = start - inside
-    steps = jnp.arange(chunk)
+    steps = jnp.arange(chunk, dtype=jnp.int32)
     # The steps before ``start`` stay as they are; the first of ``part`` comes right after them.
     part = longer[jnp.where(steps < shift, steps, chunk + steps - shift)]
     return _write_inside(array, part, order, inside)

@@ -267,7 +267,8 @@ def _view(
     if marks.lengths is not None:
         lengths = take_rows(marks.lengths, order)
         end = jnp.maximum(lengths.max(), 1) if order is None else lengths[0]
-        valid = (index * chunk + jnp.arange(chunk))[:, None] < lengths[None, :rows]
+        steps = jnp.asarray(index, jnp.int32) * chunk + jnp.arange(chunk, dtype=jnp.int32)
+        valid = steps[:, None] < lengths[None, :rows]
         x = jnp.where(valid[:, :, None], x, 0)  # padding may hold anything
     if marks.resets is not None:
         keep = ~read(marks.resets, order, rows, index * chunk, chunk)
@@ -303,7 +304,7 @@ def _before(
     beside = jnp.clip(beside, 0, outputs.shape[1] - 1)
     beside = read(outputs, order, rows, beside, 1).astype(h.dtype)
     if options.reverse:
-        t = start + jnp.arange(1, chunk + 1)
+        t = jnp.asarray(start, jnp.int32) + jnp.arange(1, chunk + 1, dtype=jnp.int32)
         inside = t[:, None] < _lengths(marks, order, rows, time)[None]
         before = jnp.concatenate([here[1:], beside])
         before = jnp.where(inside[:, :, None], before, h)

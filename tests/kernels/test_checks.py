@@ -8,8 +8,6 @@ import pytest
 from jaxnets.kernels import checks
 from tests.inputs import INTEGER_TYPES
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
 def test_integers_become_int32(dtype):
@@ -30,6 +28,7 @@ def test_the_lower_end_does_not_wrap():
     assert checks.as_integers("ids", np.array([-(2**40)])).tolist() == [-(2**31)]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", ["uint32", "int64", "uint64"])
 def test_traced_integers_do_not_wrap(dtype):
     with jax.enable_x64(True):
@@ -44,6 +43,7 @@ def test_lists_become_arrays(values):
     assert checks.as_integers("ids", values).tolist() == [1, 2]
 
 
+@pytest.mark.smoke
 def test_a_list_of_traced_numbers():
     def f(x):
         return checks.as_floats("x", [x, [x][0] + 1]), checks.as_integers("n", [jnp.int8(3)])
@@ -53,6 +53,7 @@ def test_a_list_of_traced_numbers():
     assert integers.tolist() == [3]
 
 
+@pytest.mark.smoke
 def test_no_integers():
     assert checks.as_integers("ids", []).dtype == jnp.int32
     for values in ([0.5], jnp.ones(2), np.array([True])):

@@ -11,8 +11,6 @@ from jaxnets.kernels.dispatch import operation_named, target
 from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.tuning_cache import Measured, cache_path, forget, keep, look_up
 
-pytestmark = pytest.mark.smoke
-
 SIZES = {"positions": 64, "features": 8, "out": 8, "groups": 1, "channels_first": False}
 TOKENS = {"tokens": 64, "features": 16, "vocab_size": 100}
 
@@ -53,6 +51,7 @@ def test_the_target_is_put_back():
     assert target() == before
 
 
+@pytest.mark.smoke
 def test_a_kernel_that_cannot_run_here_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="implementation='pallas' cannot run here: Pallas kernels"):
         pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), implementation="pallas")
@@ -63,6 +62,7 @@ def test_a_kernel_that_cannot_run_here_is_refused_with_the_reason():
         pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((1, 3)), groups=3, implementation="pallas")
 
 
+@pytest.mark.smoke
 def test_what_was_measured_is_chosen_for_its_sizes_dtype_and_device_only(cache):
     keep("pointwise_conv", "float32", SIZES, Measured("reference", None), 1e-3)
     assert "reference: chosen (fastest when measured" in explain("pointwise_conv", **SIZES)

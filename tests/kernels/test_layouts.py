@@ -1,42 +1,53 @@
 """``features_first=True``: a table [features, vocab] gives what its transpose does, uncopied."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnets.kernels import (
-    LogUniform,
     Tiles,
     checked_loss,
     compiling_for,
-    draw_samples,
     linear_softmax_cross_entropy,
     linear_top_k,
     nce_loss,
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
+from tests.fixed_samples import fixed_samples
 
 TOKENS, FEATURES, VOCAB = 7, 5, 601
-KEYS = jax.random.split(jax.random.key(0), 4)
-HIDDEN = jax.random.normal(KEYS[0], (TOKENS, FEATURES))
-WEIGHT = jax.random.normal(KEYS[1], (VOCAB, FEATURES))
-BIAS = jax.random.normal(KEYS[2], (VOCAB,))
-LABELS = jax.random.randint(KEYS[3], (TOKENS,), 0, VOCAB)
+DRAW = np.random.default_rng(0)  # of NumPy, which compiles nothing
+HIDDEN, WEIGHT, BIAS = (
+    jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+    for shape in ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
+)
+LABELS = jnp.asarray(DRAW.integers(0, VOCAB, TOKENS))
 TILES = Tiles(token_tile=3, vocab_tile=128)
 
 
-def same(function, tolerance):
-    """``function(hidden, weight, bias, features_first)`` in both layouts, and its gradients."""
-    derived = [
-        jax.jit(jax.value_and_grad(lambda *a, ff=ff: function(*a, ff).sum(), (0, 1, 2)))
-        for ff in (False, True)
-    ]
-    value, (hidden, weight, bias) = derived[0](HIDDEN, WEIGHT, BIAS)
-    turned = derived[1](HIDDEN, WEIGHT.T, BIAS)
+def same(function, tolerance, plain=None):
+    """``function(hidden, weight, bias, features_first)`` in both layouts, and its gradients.
+
+    ``plain``: another that is known to be the same where the features come last.
+    """
+
+    @jax.jit
+    def both(hidden, weight, bias):
+        return [
+            jax.value_and_grad(lambda *a, of=of, ff=ff: of(*a, ff).sum(), (0, 1, 2))(
+                hidden, table, bias
+            )
+            for of, table, ff in ((plain or function, weight, False), (function, weight.T, True))
+        ]
+
+    (value, (hidden, weight, bias)), turned = both(HIDDEN, WEIGHT, BIAS)
     assert turned[1][1].shape == (FEATURES, VOCAB)
-    for a, b in zip(jax.tree.leaves(turned), (value, hidden, weight.T, bias), strict=True):
+    wanted = value, hidden, np.transpose(weight), bias
+    for a, b in zip(jax.tree.leaves(turned), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
@@ -44,7 +55,7 @@ OPTIONS = [
     {},
     {"label_smoothing": 0.1, "z_loss": 0.01},
     {"reduction": "none", "label_smoothing": 0.1, "soft_cap": 3.0},
-    {"temperature": jnp.linspace(0.5, 2.0, TOKENS), "reduction": "sum"},
+    {"temperature": np.linspace(0.5, 2.0, TOKENS, dtype=np.float32), "reduction": "sum"},
 ]
 
 
@@ -64,20 +75,28 @@ def test_exact_loss_in_the_kernel(platform, options, monkeypatch):
     """In chunks of the table, the last of which is moved back inside it."""
     monkeypatch.setattr("jaxnets.kernels.linear_softmax.pallas._CHUNK", 512 * TOKENS)
 
-    def loss(hidden, weight, bias, features_first):
+    def loss(hidden, weight, bias, features_first, implementation="pallas"):
         return linear_softmax_cross_entropy(
             hidden, weight, LABELS, bias=bias, features_first=features_first,
-            implementation="pallas", **options,
+            implementation=implementation, **options,
         )  # fmt: skip
 
     with compiling_for(platform, interpret=True):
-        same(loss, 1e-4)
+        same(loss, 1e-4, partial(loss, implementation="tiled"))
 
 
-@pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("loss", [sampled_softmax_cross_entropy, nce_loss, negative_sampling_loss])
+@pytest.mark.parametrize(
+    ("loss", "per_token"),
+    [
+        (sampled_softmax_cross_entropy, False),
+        (sampled_softmax_cross_entropy, True),
+        (nce_loss, True),
+        (negative_sampling_loss, False),
+    ],
+)
 def test_sampled_losses(loss, per_token):
-    samples = draw_samples(LogUniform(VOCAB), KEYS[0], 16, LABELS, per_token=per_token)
+    ids = np.random.default_rng(1).integers(0, VOCAB, (TOKENS, 16) if per_token else 16)
+    samples = fixed_samples(VOCAB, LABELS, ids)
 
     def value(hidden, weight, bias, features_first):
         return loss(hidden, weight, LABELS, samples, bias=bias, features_first=features_first)
@@ -87,25 +106,32 @@ def test_sampled_losses(loss, per_token):
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_sampled_softmax_in_the_kernel(platform):
-    samples = draw_samples(LogUniform(VOCAB), KEYS[0], 130, LABELS)
+    samples = fixed_samples(VOCAB, LABELS, np.arange(130) ** 2 % VOCAB)
 
-    def value(hidden, weight, bias, features_first):
+    def value(hidden, weight, bias, features_first, implementation="pallas"):
         return sampled_softmax_cross_entropy(
             hidden, weight, LABELS, samples, bias=bias, features_first=features_first,
-            implementation="pallas",
+            implementation=implementation,
         )  # fmt: skip
 
     with compiling_for(platform, interpret=True):
-        same(value, 1e-4)
+        same(value, 1e-4, partial(value, implementation="gathered"))
 
 
 def test_top_k_and_checked_loss():
-    found = linear_top_k(HIDDEN, WEIGHT.T, 9, bias=BIAS, features_first=True, tiles=TILES)
+    found = linear_top_k(
+        HIDDEN, np.transpose(WEIGHT), 9, bias=BIAS, features_first=True, tiles=TILES
+    )
     wanted = linear_top_k(HIDDEN, WEIGHT, 9, bias=BIAS, tiles=TILES)
     np.testing.assert_array_equal(found.ids, wanted.ids)
     np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-6)
     loss = jax.jit(checked_loss(linear_softmax_cross_entropy), static_argnames="features_first")
-    error, _ = loss(HIDDEN, WEIGHT.T, LABELS.at[2].set(VOCAB), features_first=True)
+    error, _ = loss(
+        HIDDEN,
+        np.transpose(WEIGHT),
+        np.where(np.arange(TOKENS) == 2, VOCAB, LABELS),
+        features_first=True,
+    )
     assert f"labels must lie in [0, {VOCAB}), got {VOCAB}" in error.get()
 
 

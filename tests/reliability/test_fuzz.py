@@ -52,11 +52,20 @@ pytestmark = pytest.mark.usefixtures("users_checks")
 EXAMPLES = int(os.environ.get("JAXNETS_FUZZ", "15"))
 SEARCHING = "JAXNETS_FUZZ" in os.environ
 FLOATS = ("float32", "bfloat16", "float16")
+KEY = jax.random.key(0)
 
 
 def sizes(most):
     """The least, one between and the most; when searching, any."""
     return st.integers(1, most) if SEARCHING else st.sampled_from([1, most // 2 + 1, most])
+
+
+@st.composite
+def sizes_together(draw, *most):
+    """Of several sizes, all the least, all between, or all the most; when searching, any."""
+    if SEARCHING:
+        return tuple(draw(sizes(n)) for n in most)
+    return draw(st.sampled_from([tuple(1 for _ in most), tuple(n // 2 + 1 for n in most), most]))
 
 
 def fuzzed(strategy, examples=EXAMPLES):
@@ -145,7 +154,7 @@ def log_sum_exp(logits):
 
 @st.composite
 def projections(draw):
-    tokens, features, vocab_size = (draw(sizes(n)) for n in (9, 7, 40))
+    tokens, features, vocab_size = draw(sizes_together(9, 7, 40))
     batch = draw(st.sampled_from([(tokens,), (tokens, 2), ()]))
     dtype = draw(st.sampled_from(FLOATS))
     return {
@@ -264,13 +273,15 @@ def test_sampled_losses(name):
 
 @st.composite
 def item_batches(draw):
-    batch, features = draw(sizes(9)), draw(sizes(7))
+    batch, features = draw(sizes_together(9, 7))
     dtype = draw(st.sampled_from(FLOATS))
     return {
         "hidden": array(draw, batch, features, dtype=dtype),
         "items": array(draw, batch, features, dtype=dtype, seed=10),
         "labels": jnp.asarray(np.random.default_rng(batch).integers(0, 5, batch)),
-        "log_probability": draw(st.sampled_from([None, -jnp.abs(array(draw, batch, seed=20))])),
+        "log_probability": draw(
+            st.sampled_from([None, jnp.asarray(-np.abs(array(draw, batch, seed=20)))])
+        ),
     }
 
 
@@ -320,7 +331,7 @@ def test_linear_label_rank(arguments):
 
 @st.composite
 def tables(draw):
-    vocab_size, features = draw(sizes(30)), draw(sizes(4))
+    vocab_size, features = draw(sizes_together(30, 4))
     shape = draw(st.sampled_from([(5,), (2, 3), ()]))
     return {
         "tables": array(draw, vocab_size, features),
@@ -330,6 +341,7 @@ def tables(draw):
 
 @fuzzed(spoiled(tables()))
 def test_rows(arguments):
+    @jax.jit
     def doubled(tables, ids):
         row_ids, rows, local = gather_rows(tables, ids)
         return rows[local], add_rows(tables, SparseRows(row_ids, rows))
@@ -342,7 +354,7 @@ def test_rows(arguments):
     if not jnp.issubdtype(arguments["tables"].dtype, jnp.floating):
         arguments["tables"] = arguments["tables"].astype(jnp.float32)  # any dtype is a table's
     ids = arguments["ids"]
-    assume(arguments["tables"].ndim and (ids < arguments["tables"].shape[0]).all())
+    assume(arguments["tables"].ndim and (np.asarray(ids) < arguments["tables"].shape[0]).all())
     holds(doubled, plain, arguments, 1)
 
 
@@ -362,7 +374,7 @@ def draws(draw):
 
 @fuzzed(spoiled(draws()))
 def test_sample(arguments):
-    samples, message = outcome(draw_samples, {**arguments, "key": jax.random.key(0)})
+    samples, message = outcome(draw_samples, {**arguments, "key": KEY})
     if message is not None:
         assert any(name in message for name in arguments), message
         return
@@ -380,7 +392,7 @@ def test_sample(arguments):
 
 @st.composite
 def sequences(draw):
-    batch, time, features, hidden = (draw(sizes(n)) for n in (5, 6, 4, 5))
+    batch, time, features, hidden = draw(sizes_together(5, 6, 4, 5))
     dtype = draw(st.sampled_from(FLOATS))
     return {
         "inputs": array(draw, batch, time, features, dtype=dtype),
@@ -447,8 +459,9 @@ def gru_sequences(draw):
     arguments = draw(sequences())
     width = arguments["bias"].shape[0] // 4 * 3
     for name in ("input_kernel", "recurrent_kernel", "bias"):
-        arguments[name] = arguments[name][..., :width]
-    return {**arguments, "recurrent_bias": arguments["bias"][::-1]}
+        arguments[name] = jnp.asarray(np.asarray(arguments[name])[..., :width])
+    backwards = np.asarray(arguments["bias"])[::-1]
+    return {**arguments, "recurrent_bias": jnp.asarray(backwards)}
 
 
 @fuzzed(spoiled(gru_sequences()), EXAMPLES // 2)
@@ -560,7 +573,7 @@ def norms(draw):
         "kernel": array(draw, features, out),
         "bias": draw(st.sampled_from([None, array(draw, out, seed=10)])),
         "mean": array(draw, out, seed=20),
-        "variance": jnp.abs(array(draw, out, seed=30)) + 0.5,
+        "variance": jnp.asarray(np.abs(array(draw, out, seed=30)) + np.float32(0.5)),
         "scale": array(draw, out, seed=40),
         "offset": array(draw, out, seed=50),
     }
@@ -644,8 +657,9 @@ def test_sharded_rows(arguments):
     sharding = SHARDINGS["vocab only"](make_mesh())
     arguments["tables"] = arguments["tables"].astype(jnp.float32)
     ids = arguments["ids"]
-    assume(arguments["tables"].ndim and (ids < arguments["tables"].shape[0]).all())
+    assume(arguments["tables"].ndim and (np.asarray(ids) < arguments["tables"].shape[0]).all())
 
+    @jax.jit
     def read(tables, ids):
         _, rows, local = gather_rows(tables, ids, sharding=sharding)
         return rows[local]
@@ -654,7 +668,7 @@ def test_sharded_rows(arguments):
     if message is not None:  # a table of no multiple of four rows is a vocab that does not divide
         assert any(name in message for name in ("tables", "ids", "vocab")), message
         return
-    np.testing.assert_array_equal(got, arguments["tables"][ids])
+    np.testing.assert_array_equal(got, np.asarray(arguments["tables"])[np.asarray(ids)])
 
 
 @st.composite
@@ -662,7 +676,7 @@ def labeled(draw):
     shape = draw(st.sampled_from([(5,), (2, 3), (1,)]))
     return {
         "labels": jnp.asarray(np.random.default_rng(0).integers(0, 4, shape)),
-        "log_probability": -jnp.abs(array(draw, *shape)) - 0.1,
+        "log_probability": jnp.asarray(-np.abs(array(draw, *shape)) - np.float32(0.1)),
         "unique": draw(st.booleans()),
     }
 
@@ -690,10 +704,10 @@ def test_in_batch(arguments):
 def test_rows_from_dense(arguments):
     """All rows that are not 0 come back, where there is room for them."""
     gradient = arguments["tables"]
-    got, message = outcome(
-        lambda tables: to_dense(rows_from_dense(tables, len(tables)), len(tables)),
-        {"tables": gradient},
+    there_and_back = jax.jit(
+        lambda tables: to_dense(rows_from_dense(tables, len(tables)), len(tables))
     )
+    got, message = outcome(there_and_back, {"tables": gradient})
     if message is None:
         np.testing.assert_array_equal(got, gradient)
     else:
@@ -709,6 +723,6 @@ def test_unigram_of_any_counts(counts):
         assert "counts" in message
         assert not counts or not sum(counts) or not all(count >= 0 for count in counts)
         return
-    np.testing.assert_allclose(jnp.exp(got.log_p), np.array(counts) / sum(counts), rtol=1e-5)
-    drawn = np.asarray(got.draw(jax.random.key(0), (200,)))
+    np.testing.assert_allclose(np.exp(got.log_p), np.array(counts) / sum(counts), rtol=1e-5)
+    drawn = np.asarray(jax.jit(lambda sampler, key: sampler.draw(key, (200,)))(got, KEY))
     assert set(drawn.tolist()) <= {n for n, count in enumerate(counts) if count}

@@ -1,7 +1,6 @@
 """linear_softmax_cross_entropy against the equation written plainly, value and gradients."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +9,10 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from jaxnets.kernels import Tiles, linear_softmax_cross_entropy
 from jaxnets.kernels.linear_softmax import reference
+from tests.slopes import assert_slopes
 from tests.with_bias import with_bias
 
 OPTIONS = [
@@ -61,11 +60,12 @@ def derived(where, *functions):
 
 REDUCTIONS = ("mean", "sum", "none")
 TILES = [(128, 1024), (4, 8), (5, 29), (1, 7)]
-# Options with tiles in full; each of either meets every reduction.
+# None, and several options at once, with tiles in full; one alone with every other.
 CASES = [
     (options, REDUCTIONS[(m + n) % 3], *tiles)
     for m, options in enumerate(OPTIONS)
     for n, tiles in enumerate(TILES)
+    if len(options) != 1 or (m + n) % 2
 ]
 COTANGENT = np.random.default_rng(9).normal(size=(3, 7))
 
@@ -106,8 +106,7 @@ def test_value_and_gradients_equal_the_reference(x64, options, reduction, token_
     jax.tree.map(lambda a, e: close(a, e, jnp.float64, 29 * 21), actual, expected)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("options", [o for o in OPTIONS if len(o) != 1], ids=str)
 def test_log_sum_exp_is_returned_and_differentiable(x64, options):
     hidden, weight, bias, labels, _ = problem()
 
@@ -134,9 +133,7 @@ def test_log_sum_exp_is_returned_and_differentiable(x64, options):
     jax.tree.map(lambda a, e: close(a, e, jnp.float64, 29 * 21), actual, expected)
 
 
-@pytest.mark.parametrize(
-    ("smoothing", "reduction"), list(itertools.product([0.0, 0.1], ["mean", "none"]))
-)
+@pytest.mark.parametrize(("smoothing", "reduction"), [(0.0, "mean"), (0.1, "none")])
 def test_gradients_numerically(x64, smoothing, reduction):
     hidden, weight, bias, labels, weights = problem(tokens=(4,), features=3, vocab_size=7)
 
@@ -147,7 +144,7 @@ def test_gradients_numerically(x64, smoothing, reduction):
             tiles=Tiles(token_tile=2, vocab_tile=3),
         )  # fmt: skip
 
-    check_grads(jax.jit(loss), (hidden, weight, bias, weights, 1.3), order=1, modes=["rev"])
+    assert_slopes(loss, (hidden, weight, bias, weights, 1.3), 1e-7)
 
 
 @pytest.mark.smoke
@@ -167,7 +164,6 @@ def test_float32_agrees_with_optax():
     jax.tree.map(lambda a, e: close(a, e, jnp.float32, 300), actual, expected)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_half_precision_is_accumulated_in_float32(dtype, reduction):
@@ -197,11 +193,11 @@ def test_half_precision_is_accumulated_in_float32(dtype, reduction):
 
 def test_ignored_and_weightless_tokens_leave_no_trace(x64):
     hidden, weight, bias, labels, _ = problem((8,))
-    labels = labels.at[2].set(-1).at[5].set(-1)
-    hidden = hidden.at[2].set(jnp.nan)
+    labels, hidden = np.array(labels), np.array(hidden)
+    labels[[2, 5]], hidden[2] = -1, np.nan
     kept = np.array([0, 1, 3, 4, 6, 7])
     functions = []
-    for reduction, smoothing in itertools.product(("mean", "sum"), (0.0, 0.1)):
+    for reduction, smoothing in (("mean", 0.1), ("sum", 0.0)):
 
         def ours(hidden, weight, bias, reduction=reduction, smoothing=smoothing):
             return linear_softmax_cross_entropy(
@@ -216,7 +212,8 @@ def test_ignored_and_weightless_tokens_leave_no_trace(x64):
 
         def theirs(hidden, weight, bias, reduction=reduction, smoothing=smoothing):
             options = {"label_smoothing": smoothing}
-            return plain(hidden[kept], weight, bias, labels[kept], None, reduction, **options)[0]
+            true = jnp.asarray(labels[kept])
+            return plain(hidden[kept], weight, bias, true, None, reduction, **options)[0]
 
         functions += [ours, theirs]
     found = derived((0, 1, 2), *functions)(hidden, weight, bias)
@@ -232,7 +229,6 @@ def test_ignored_and_weightless_tokens_leave_no_trace(x64):
     assert nothing == 0
 
 
-@pytest.mark.smoke
 def test_vmap_equals_a_loop(x64):
     hidden, weight, bias, labels, _ = problem((4, 6))
 
@@ -248,18 +244,18 @@ def test_vmap_equals_a_loop(x64):
         close(batched[i], one(hidden[i], labels[i]), jnp.float64, 200)
 
 
-@pytest.mark.smoke
 def test_extreme_logits_stay_finite():
     hidden = jnp.array([[1e4, 0.0], [-1e4, 1.0]], jnp.float32)
     weight = jnp.array([[1.0, 0], [-1, 0], [0, 1]], jnp.float32)
-    value, gradients = jax.value_and_grad(
-        lambda h, w: linear_softmax_cross_entropy(
-            h, w, jnp.array([0, 0]), tiles=Tiles(vocab_tile=1)
-        ),
-        (0, 1),
-    )(hidden, weight)
+
+    def loss(hidden, weight):
+        return linear_softmax_cross_entropy(
+            hidden, weight, jnp.array([0, 0]), tiles=Tiles(vocab_tile=1)
+        )
+
+    ((value, gradients),) = derived((0, 1), loss)(hidden, weight)
     np.testing.assert_allclose(value, 1e4)  # (0 + 2e4) / 2
-    assert all(bool(jnp.isfinite(g).all()) for g in gradients)
+    assert all(np.isfinite(g).all() for g in gradients)
 
 
 @settings(max_examples=8, deadline=None)
@@ -268,32 +264,34 @@ def test_extreme_logits_stay_finite():
     vocab_size=st.integers(1, 40),
     token_tile=st.integers(1, 10),
     vocab_tile=st.integers(1, 41),
+    reduction=st.sampled_from(["sum", "none"]),
 )
-def test_any_shape_and_tile(tokens, vocab_size, token_tile, vocab_tile):
+def test_any_shape_and_tile(tokens, vocab_size, token_tile, vocab_tile, reduction):
+    """Against the gradient by hand: that of a logit is its softmax, less 1 of the label."""
     with jax.enable_x64(True):
         hidden, weight, bias, labels, _ = problem((tokens,), 3, vocab_size)
 
-        def ours(h, w, b, reduction):
+        def ours(hidden, weight, bias):
             return linear_softmax_cross_entropy(
-                h,
-                w,
+                hidden,
+                weight,
                 labels,
-                bias=b,
+                bias=bias,
                 tiles=Tiles(token_tile=token_tile, vocab_tile=vocab_tile),
                 reduction=reduction,
             ).sum()
 
-        (_, expected), *both = derived(
-            (0, 1, 2),
-            lambda *a: plain(*a, labels, None, "sum")[0],
-            functools.partial(ours, reduction="sum"),
-            functools.partial(ours, reduction="none"),
-        )(hidden, weight, bias)
-        for _, actual in both:
-            jax.tree.map(lambda a, e: close(a, e, jnp.float64, 400), actual, expected)
+        ((value, gradients),) = derived((0, 1, 2), ours)(hidden, weight, bias)
+    hidden, weight, bias, labels = map(np.asarray, (hidden, weight, bias, labels))
+    softmax = np.exp(hidden @ weight.T + bias)
+    softmax /= softmax.sum(1, keepdims=True)
+    of_labels = softmax[np.arange(tokens), labels]
+    d_logits = softmax - np.eye(vocab_size)[labels]
+    expected = d_logits @ weight, d_logits.T @ hidden, d_logits.sum(0)
+    close(value, -np.log(of_labels).sum(), jnp.float64, 400)
+    jax.tree.map(lambda a, e: close(a, e, jnp.float64, 400), gradients, expected)
 
 
-@pytest.mark.smoke
 def test_logits_are_never_whole_in_memory():
     """At a size where the logits take 67 MB: the temporaries stay below a 20th of naive's."""
     hidden = jax.ShapeDtypeStruct((2048, 64), jnp.float32)
@@ -310,9 +308,10 @@ def test_logits_are_never_whole_in_memory():
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
-def test_lowers_for_accelerators(platform):
+def test_lowers_for_accelerators():
     hidden, weight, bias, labels, _ = problem((64,), 16, 100, jnp.float32)
     loss = jax.value_and_grad(with_bias(linear_softmax_cross_entropy), (0, 1, 2))
-    exported = jax.export.export(jax.jit(loss), platforms=[platform])(hidden, weight, bias, labels)
-    assert exported.platforms == (platform,)
+    exported = jax.export.export(jax.jit(loss), platforms=["tpu", "cuda"])(
+        hidden, weight, bias, labels
+    )
+    assert exported.platforms == ("tpu", "cuda")

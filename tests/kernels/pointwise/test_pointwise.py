@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax import export, lax
-from jax.test_util import check_grads
 
 from jaxnets.kernels import fold_batch_norm, pointwise_conv
 from jaxnets.kernels.pointwise import xla
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
+from tests.slopes import assert_slopes
 
 SHAPES = {0: (), 1: (7,), 2: (5, 6), 3: (3, 4, 5)}
 
@@ -34,7 +34,8 @@ def run(inputs, kernel, bias, residual=None, **options):
 def with_gradients(function, arrays, **options):
     def loss(*arrays):
         outputs = function(*arrays, **options)
-        return (outputs * jnp.cos(jnp.arange(outputs.size).reshape(outputs.shape))).sum(), outputs
+        waves = np.cos(np.arange(outputs.size)).reshape(outputs.shape).astype(outputs.dtype)
+        return (outputs * waves).sum(), outputs
 
     (_, outputs), gradients = jax.value_and_grad(loss, range(len(arrays)), has_aux=True)(*arrays)
     return outputs, *gradients
@@ -57,16 +58,22 @@ def beside_the_reference(arrays, **options):
 
 
 @pytest.mark.parametrize(
-    ("axes", "groups", "strides"), [(2, 1, 1), (2, 2, 2), (1, 2, 1), (3, 1, 2)]
+    ("axes", "groups", "strides", "activations"),
+    [
+        (2, 1, 1, (None, "relu", "sigmoid", "tanh", "silu", "gelu", "gelu_exact")),
+        pytest.param(2, 2, 2, ("relu", "gelu"), marks=pytest.mark.smoke),
+        (1, 2, 1, (None, "silu")),
+        (3, 1, 2, ("tanh", "gelu_exact")),
+    ],
 )
-def test_value_and_gradients_are_the_references(x64, axes, groups, strides):
-    """With every activation, in one program."""
+def test_value_and_gradients_are_the_references(x64, axes, groups, strides, activations):
+    """Every activation, and what goes into one by several; in one program."""
 
     @jax.jit
     def all_of_them(*arrays):
         return [
             beside_the_reference(arrays, groups=groups, strides=strides, activation=activation)
-            for activation in (None, "relu", "sigmoid", "tanh", "silu", "gelu", "gelu_exact")
+            for activation in activations
         ]
 
     arrays = problem(axes, groups=groups, dtype=np.float64, strides=strides)
@@ -74,7 +81,6 @@ def test_value_and_gradients_are_the_references(x64, axes, groups, strides):
         assert_close(got, wanted, 1e-13)
 
 
-@pytest.mark.smoke
 def test_fewer_and_more_channels_out_than_in(x64):
     problems = [problem(out=out, dtype=np.float64) for out in (1, 3, 6, 40)]
     for got, wanted in jax.jit(lambda all_: [beside_the_reference(a) for a in all_])(problems):
@@ -98,7 +104,8 @@ def test_channels_first_is_the_same_transposed(x64, groups):
             for arrays in problems
         ]
 
-    for got, wanted in both([problem(n, groups=groups, dtype=np.float64) for n in range(4)]):
+    axes = range(4) if groups == 1 else [2]
+    for got, wanted in both([problem(n, groups=groups, dtype=np.float64) for n in axes]):
         assert_close(got, wanted, 1e-13)
 
 
@@ -110,8 +117,8 @@ def test_many_groups_are_one_matmul(x64, channels_first):
     wide = (2, 96, 5) if channels_first else (2, 5, 96)
     arrays = [jnp.asarray(rng.normal(size=s)) for s in (shape, (2, 96), (96,), wide)]
     options = {"groups": np.int64(groups), "channels_first": channels_first, "activation": "tanh"}
-    wanted = with_gradients(partial(run, implementation="reference"), arrays, **options)
-    assert_close(with_gradients(run, arrays, **options), wanted, 1e-13)
+    got, wanted = jax.jit(lambda arrays: beside_the_reference(arrays, **options))(arrays)
+    assert_close(got, wanted, 1e-13)
     step = jax.jit(jax.grad(lambda x, w: run(x, w, None, **options).sum(), (0, 1)))
     assert step.lower(*arrays[:2]).as_text().count("dot_general") <= 3
 
@@ -138,10 +145,11 @@ def test_strict_modes(strict_modes, options):
         return run(*arrays, activation="gelu", **options).sum()
 
     arrays = inputs, kernel, jnp.ones(16), residual
-    for gradient, array in zip(jax.grad(loss, range(4))(*arrays), arrays, strict=True):
+    gradients = jax.jit(jax.grad(loss, range(4)))(*arrays)
+    for gradient, array in zip(gradients, arrays, strict=True):
         assert gradient.dtype == array.dtype
-        assert bool(jnp.isfinite(gradient).all())
-    folded, _ = fold_batch_norm(kernel, None, *jnp.ones((4, 16)))
+        assert np.isfinite(np.asarray(gradient, np.float32)).all()
+    folded, _ = fold_batch_norm(kernel, None, *np.ones((4, 16), np.float32))
     assert folded.dtype == jnp.float32
 
 
@@ -204,13 +212,19 @@ def test_exact_gelu_is_pytorch_s_and_gelu_its_tanh_form():
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh", "gelu", "gelu_exact"])
-def test_numerical_gradients_first_and_second_order(x64, users_checks, activation):
-    # check_grads calls with numpy arrays, which the annotations refuse.
+def test_numerical_gradients_first_and_second_order(x64, activation):
     # A relu bends at 0, where differences are no gradient: no sum lies within 1e-3 of it.
     arrays = problem(axes=1, dtype=np.float64)
     sums = run(*arrays)
-    assert activation != "relu" or float(jnp.abs(sums).min()) > 1e-3
-    check_grads(partial(run, activation=activation), arrays, order=2, modes=["rev"], eps=1e-4)
+    assert activation != "relu" or np.abs(sums).min() > 1e-3
+    function = partial(run, activation=activation)
+    assert_slopes(function, arrays, 1e-6)
+
+    def gradients(*arrays):
+        outputs, backward = jax.vjp(function, *arrays)
+        return backward(jnp.sin(outputs))
+
+    assert_slopes(gradients, arrays, 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -233,13 +247,15 @@ def test_a_gradient_keeps_only_inputs_and_outputs(x64):
 
 def test_composes():
     arrays = problem(residual=False)
-    mapped = jax.vmap(run, in_axes=(0, None, None))(jnp.stack([arrays[0]] * 3), *arrays[1:])
+    mapped = jax.vmap(run, in_axes=(0, None, None))(np.stack([arrays[0]] * 3), *arrays[1:])
     np.testing.assert_allclose(mapped[1], run(*arrays), rtol=1e-6, atol=1e-6)
-    rematerialized = with_gradients(jax.checkpoint(partial(run, activation="relu")), arrays)
-    assert_close(rematerialized, with_gradients(run, arrays, activation="relu"), 1e-6)
+    relu = partial(run, activation="relu")
+    rematerialized, plain = jax.jit(
+        lambda arrays: [with_gradients(each, arrays) for each in (jax.checkpoint(relu), relu)]
+    )(arrays)
+    assert_close(rematerialized, plain, 1e-6)
 
 
-@pytest.mark.smoke
 def test_the_hlo_has_matmuls_and_no_convolution():
     arrays = problem(residual=False)
 
@@ -292,15 +308,14 @@ def test_channels_first_in_a_loop_costs_what_it_does_outside():
     assert best_inside < 2 * best_outside
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
 @pytest.mark.parametrize("channels_first", [False, True])
-def test_lowers_for(platform, channels_first):
-    inputs = jnp.ones((2, 8, 4, 8))
+def test_lowers_for(channels_first):
+    inputs = np.ones((2, 8, 4, 8), np.float32)
     function = partial(pointwise_conv, channels_first=channels_first, activation="gelu")
     gradient = jax.grad(lambda *arrays: function(*arrays).sum(), (0, 1))
-    exported = export.export(jax.jit(gradient), platforms=[platform])(inputs, jnp.ones((8, 3)))
-    assert exported.platforms == (platform,)
+    kernel = np.ones((8, 3), np.float32)
+    exported = export.export(jax.jit(gradient), platforms=["tpu", "cuda"])(inputs, kernel)
+    assert exported.platforms == ("tpu", "cuda")
 
 
 @pytest.mark.smoke
@@ -387,7 +402,7 @@ def test_a_backward_in_tiles_is_the_whole_one(monkeypatch, options):
 
     wanted = derivatives()
     monkeypatch.setattr(xla, "_TILED_BYTES", 0)
-    for tile_bytes in (400, 1000, 10**6):
+    for tile_bytes in (400, 1000, 10**6) if not options else (400,):
         monkeypatch.setattr(xla, "_TILE_BYTES", tile_bytes)
         # Sums of at most 60 rows, in another order.
         assert_close(derivatives(), wanted, 8 * 60**0.5 * 1.2e-7)

@@ -16,20 +16,21 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
     to_dense,
 )
+from tests.fixed_samples import fixed_samples
 
 VOCAB, FEATURES = 50, 3
 
 
-@pytest.mark.smoke
 def test_gathered_rows_stand_for_the_table():
     table = {
-        "weight": jax.random.normal(jax.random.key(0), (VOCAB, FEATURES)),
-        "bias": jnp.ones(VOCAB),
+        "weight": np.random.default_rng(0).normal(size=(VOCAB, FEATURES)).astype(np.float32),
+        "bias": np.arange(VOCAB, dtype=np.float32),
     }
     ids = (jnp.array([[4, 9], [4, 0]]), jnp.array([49, 9]))
-    row_ids, rows, local = gather_rows(table, ids)
+    found = jax.jit(gather_rows)(table, ids)
+    row_ids, rows, local = jax.tree.map(np.asarray, found)
     assert row_ids[:4].tolist() == [0, 4, 9, 49]
-    assert (jnp.diff(row_ids) > 0).all()
+    assert (np.diff(row_ids) > 0).all()
     assert (row_ids[4:] >= VOCAB).all()
     for name in table:
         for one, here in zip(ids, local, strict=True):
@@ -41,7 +42,7 @@ def test_an_id_out_of_range_gives_nan_under_jit():
 
     @jax.jit
     def loss(labels):
-        samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
+        samples = fixed_samples(VOCAB, [3, 4], np.arange(8))
         _, rows, (own, ids) = gather_rows(table, (labels, samples.ids))
         return sampled_softmax_cross_entropy(
             jnp.ones((2, FEATURES)), rows, own, samples._replace(ids=ids), reduction="none"
@@ -53,22 +54,27 @@ def test_an_id_out_of_range_gives_nan_under_jit():
 
 @pytest.mark.smoke
 def test_gradient_as_rows_is_the_dense_gradient(x64):
-    keys = jax.random.split(jax.random.key(1), 4)
-    weight = jax.random.normal(keys[0], (VOCAB, FEATURES))
-    hidden = jax.random.normal(keys[1], (6, FEATURES))
-    labels = jax.random.randint(keys[2], (6,), 0, VOCAB)
-    samples = draw_samples(LogUniform(VOCAB), keys[3], 8, labels)
-    dense = jax.grad(sampled_softmax_cross_entropy, 1)(hidden, weight, labels, samples)
-    row_ids, rows, (own, ids) = gather_rows(weight, (labels, samples.ids))
-    values = jax.grad(sampled_softmax_cross_entropy, 1)(
-        hidden, rows, own, samples._replace(ids=ids)
-    )
-    np.testing.assert_allclose(
-        to_dense(SparseRows(row_ids, values), VOCAB), dense, rtol=1e-12, atol=1e-15
-    )
-    again = rows_from_dense(dense, 20)
-    np.testing.assert_array_equal(to_dense(again, VOCAB), dense)
+    draw = np.random.default_rng(1)
+    weight, hidden = (draw.normal(size=(size, FEATURES)) for size in (VOCAB, 6))
+    labels = draw.integers(0, VOCAB, 6)
+    samples = fixed_samples(VOCAB, labels, draw.integers(0, VOCAB, 8))
+
+    @jax.jit
+    def every(hidden, weight, labels, samples):
+        gradient = jax.grad(sampled_softmax_cross_entropy, 1)
+        dense = gradient(hidden, weight, labels, samples)
+        row_ids, rows, (own, ids) = gather_rows(weight, (labels, samples.ids))
+        values = gradient(hidden, rows, own, samples._replace(ids=ids))
+        again = rows_from_dense(dense, 20)
+        return dense, to_dense(SparseRows(row_ids, values), VOCAB), again, to_dense(again, VOCAB)
+
+    dense, by_rows, again, dense_again = every(hidden, weight, labels, samples)
+    np.testing.assert_allclose(by_rows, dense, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(dense_again, dense)
     assert len(set(again.ids.tolist())) == 20
+
+
+_all_rows = jax.jit(lambda dense: rows_from_dense(dense, VOCAB))
 
 
 def gradients(steps, all_rows):
@@ -79,7 +85,7 @@ def gradients(steps, all_rows):
         if not all_rows:
             dense *= draw.random((VOCAB, 1)) < 0.2
         dense = jnp.asarray(dense)
-        yield dense, rows_from_dense(dense, VOCAB)
+        yield dense, _all_rows(dense)
 
 
 TWINS = [
@@ -90,9 +96,12 @@ TWINS = [
 ]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
-    ("ours", "theirs", "all_rows"), [t[1:] for t in TWINS], ids=[t[0] for t in TWINS]
+    ("ours", "theirs", "all_rows"),
+    [
+        pytest.param(*t[1:], id=t[0], marks=pytest.mark.smoke if t[0] == "lazy_adam" else ())
+        for t in TWINS
+    ],
 )
 def test_optimizers_equal_their_dense_twins(x64, ours, theirs, all_rows):
     table = jnp.asarray(np.random.default_rng(99).normal(size=(VOCAB, FEATURES)))
@@ -140,7 +149,7 @@ def test_rowwise_adagrad_equals_adagrad_on_one_feature(x64):
         return state, optim.apply_updates(table, updates), other_state, other
 
     for dense, _ in gradients(4, False):
-        rows = rows_from_dense(dense[:, :1], VOCAB)
+        rows = _all_rows(np.asarray(dense)[:, :1])
         state, table, other_state, other = step(rows, state, table, other_state, other)
     np.testing.assert_allclose(table, other, rtol=1e-12)
     assert ours.init(jnp.ones((VOCAB, 8))).tables[0]["sum"].shape == (VOCAB,)
@@ -158,16 +167,18 @@ OPTIMIZERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_donated_step_copies_no_table(optimizer):
     """A step on 100,000 rows of 64 (26 MB) has few temporaries, and no copy of a table."""
     vocab_size = 100_000
-    table = jnp.ones((vocab_size, 64))
-    state = optimizer.init(table)
+    table = jax.ShapeDtypeStruct((vocab_size, 64), jnp.float32)
+    state = jax.eval_shape(optimizer.init, table)
 
     def step(table, state, hidden, labels, key):
-        samples = draw_samples(LogUniform(vocab_size), key, 32, labels)
+        if optimizer is OPTIMIZERS[0]:
+            samples = draw_samples(LogUniform(vocab_size), key, 32, labels)
+        else:  # drawing is the same whatever the optimizer, and most of what is compiled
+            samples = fixed_samples(vocab_size, np.arange(16), np.arange(32) ** 2)
         row_ids, rows, (own, ids) = gather_rows(table, (labels, samples.ids))
         gradient = jax.grad(sampled_softmax_cross_entropy, 1)(
             hidden, rows, own, samples._replace(ids=ids)
@@ -175,10 +186,10 @@ def test_a_donated_step_copies_no_table(optimizer):
         updates, state = optimizer.update(SparseRows(row_ids, gradient), state)
         return optim.apply_updates(table, updates), state
 
-    arrays = (jnp.ones((16, 64)), jnp.arange(16), jax.random.key(0))
+    arrays = (np.ones((16, 64), np.float32), np.arange(16), jax.random.key(0))
     compiled = jax.jit(step, donate_argnums=(0, 1)).lower(table, state, *arrays).compile()
     memory = compiled.memory_analysis()
-    assert memory.alias_size_in_bytes >= table.nbytes
+    assert memory.alias_size_in_bytes >= 4 * table.size
     # The branch that races all classes holds a few numbers a class, and runs rarely.
     assert memory.temp_size_in_bytes < 32 * vocab_size
     assert f"copy(f32[{vocab_size},64]" not in compiled.as_text()

@@ -39,6 +39,11 @@ def samplers():
     ]
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def drawn(sampler, key, draws):
+    return sampler.draw(key, (draws,))
+
+
 def test_jit_can_tell_samplers_apart():
     """Their tree structures are what it looks a program up by; JAX compares fields, not classes."""
     structures = [jax.tree.structure(s) for s in [*samplers(), Uniform(1000)]]
@@ -47,13 +52,12 @@ def test_jit_can_tell_samplers_apart():
     assert len(distinct) == len(structures) - 1
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("sampler", samplers(), ids=lambda s: f"{type(s).__name__}{s.vocab_size}")
 def test_frequencies_follow_the_probabilities(sampler):
     """Chi-squared over all classes; false alarms 1e-4 each."""
-    draws = 400_000
-    ids = np.asarray(sampler.draw(jax.random.key(1), (draws,)))
-    p = np.exp(np.asarray(sampler.log_probability(jnp.arange(sampler.vocab_size)), np.float64))
+    draws = 150_000
+    ids = np.asarray(drawn(sampler, jax.random.key(1), draws))
+    p = np.exp(np.asarray(sampler.log_probability(np.arange(sampler.vocab_size)), np.float64))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
     seen = np.bincount(ids, minlength=sampler.vocab_size)
     assert seen[p == 0].sum() == 0
@@ -62,11 +66,10 @@ def test_frequencies_follow_the_probabilities(sampler):
     assert stats.chisquare(seen[possible], expected).pvalue > FALSE_ALARM
 
 
-@pytest.mark.smoke
 def test_the_tail_of_ten_million_classes_is_drawn_right():
     """64 equal slices of the last fifth of the ids, and the ids' parity; false alarms 2e-4."""
     vocab_size, draws = 10_000_000, 2_000_000
-    ids = np.asarray(LogUniform(vocab_size).draw(jax.random.key(2), (draws,)), np.int64)
+    ids = np.asarray(drawn(LogUniform(vocab_size), jax.random.key(2), draws), np.int64)
     assert ids.min() == 0
     assert ids.max() < vocab_size
     edges = np.linspace(8_000_000, vocab_size, 65)
@@ -83,7 +86,7 @@ def test_the_tail_of_ten_million_classes_is_drawn_right():
 @functools.cache
 def plain_runs(k, runs):
     """Draw until k distinct classes are found, as in the textbook: the ids and the tries."""
-    p = np.exp(np.asarray(LogUniform(12).log_probability(jnp.arange(12)), np.float64))
+    p = np.exp(np.asarray(LogUniform(12).log_probability(np.arange(12)), np.float64))
     draws = iter(np.random.default_rng(0).choice(12, 1_000_000, p=p / p.sum()).tolist())
     every = []
     for _ in range(runs):
@@ -106,12 +109,12 @@ def test_unique_sampling_equals_drawing_until_enough(monkeypatch, k, way):
     """
     from jaxnets.kernels.samplers import without_replacement
 
-    share, tries_per_class = {"rejection": (0, 60), "race": (100, 3), "both": (0, 1)}[way]
+    share, tries_per_class = {"rejection": (0, 20), "race": (100, 3), "both": (0, 1)}[way]
     monkeypatch.setattr(without_replacement, "_RACE_SHARE", share)
     monkeypatch.setattr(without_replacement, "_TRIES_PER_CLASS", tries_per_class)
     sampler, runs = LogUniform(12), 4000
     keys = jax.random.split(jax.random.key(3), runs)
-    ids, tries = jax.vmap(lambda key: draw_unique(sampler, key, k))(keys)
+    ids, tries = jax.jit(jax.vmap(lambda key: draw_unique(sampler, key, k)))(keys)
     assert all(len(set(row)) == k for row in np.asarray(ids).tolist())
     found, plain_tries = plain_runs(k, runs)
     threshold = stats.norm.isf(FALSE_ALARM / 2 / 12)  # Bonferroni over the classes
@@ -131,9 +134,11 @@ def test_expected_counts_are_what_is_drawn(unique):
     mean differs from the share by a bias of order 1/num_sampled: 2 % is allowed for it here.
     """
     sampler, runs, k = LogUniform(2000), 3000, 50
-    labels = jnp.array([0, 1, 5, 20, 100])
+    labels = np.array([0, 1, 5, 20, 100])
     keys = jax.random.split(jax.random.key(4), runs)
-    samples = jax.vmap(lambda key: draw_samples(sampler, key, k, labels, unique=unique))(keys)
+    samples = jax.jit(jax.vmap(lambda key: draw_samples(sampler, key, k, labels, unique=unique)))(
+        keys
+    )
     stated = np.exp(np.asarray(samples.labels_log_expected_count)).mean(0)
     counts = (np.asarray(samples.ids)[:, :, None] == np.asarray(labels)).sum(1)
     error = counts.std(0) / np.sqrt(runs)
@@ -157,8 +162,8 @@ def test_log_expected_counts_follow_their_formula():
 def test_every_class_is_expected_once_when_all_are_drawn():
     samples = draw_samples(LogUniform(50), jax.random.key(0), 50, jnp.array([3]))
     assert sorted(samples.ids.tolist()) == list(range(50))
-    assert not samples.log_expected_count.any()
-    assert not samples.labels_log_expected_count.any()
+    assert not np.asarray(samples.log_expected_count).any()
+    assert not np.asarray(samples.labels_log_expected_count).any()
 
 
 def test_a_distribution_that_hardly_repeats_still_ends():
@@ -169,15 +174,15 @@ def test_a_distribution_that_hardly_repeats_still_ends():
     assert samples.tries > 1e6  # what plain rejection would have taken
 
 
-@pytest.mark.smoke
 def test_per_token_samples_have_their_own_ids():
-    labels = jnp.arange(6).reshape(2, 3)
+    labels = np.arange(6).reshape(2, 3)
     samples = draw_samples(LogUniform(500), jax.random.key(0), 8, labels, per_token=True)
     assert samples.ids.shape == samples.log_expected_count.shape == (2, 3, 8)
     assert samples.tries.shape == samples.labels_log_expected_count.shape == (2, 3)
-    assert len({tuple(row) for row in samples.ids.reshape(-1, 8).tolist()}) > 1
+    assert len({tuple(row) for row in np.asarray(samples.ids).reshape(-1, 8).tolist()}) > 1
 
 
+@pytest.mark.smoke
 def test_learned_unigram_counts_what_it_sees():
     sampler = LearnedUnigram.create(20_000)
     assert len(sampler.levels) == 3
@@ -190,24 +195,24 @@ def test_learned_unigram_counts_what_it_sees():
 
 def test_learned_unigram_stops_before_int32_overflows():
     sampler = LearnedUnigram.create(2)
-    full = sampler.levels[0].at[0, 0].set(2**31 - 3)
-    sampler = LearnedUnigram((full,), 2)
+    full = np.array(sampler.levels[0])
+    full[0, 0] = 2**31 - 3
+    sampler = LearnedUnigram((jnp.asarray(full),), 2)
     once = sampler.update(jnp.array([1]))
     assert once.levels[0][0, :2].tolist() == [2**31 - 3, 2]
     assert once.update(jnp.array([1])).levels[0][0, :2].tolist() == [2**31 - 3, 2]
 
 
+@pytest.mark.smoke
 def test_in_batch_samples_count_a_class_once():
     labels = jnp.array([[4, 2], [4, 4]])
-    p = jnp.array([[0.3, 0.1], [0.3, 0.3]])
-    unique = in_batch_samples(labels, jnp.log(p))
+    p = np.array([[0.3, 0.1], [0.3, 0.3]])
+    unique = in_batch_samples(labels, np.log(p))
     np.testing.assert_allclose(
-        jnp.exp(unique.log_expected_count), [1 - 0.7**4, 1 - 0.9**4, np.inf, np.inf], rtol=1e-5
+        np.exp(unique.log_expected_count), [1 - 0.7**4, 1 - 0.9**4, np.inf, np.inf], rtol=1e-5
     )
-    repeated = in_batch_samples(labels, jnp.log(p), unique=False)
-    np.testing.assert_allclose(
-        jnp.exp(repeated.log_expected_count), [1.2, 0.4, 1.2, 1.2], rtol=1e-5
-    )
+    repeated = in_batch_samples(labels, np.log(p), unique=False)
+    np.testing.assert_allclose(np.exp(repeated.log_expected_count), [1.2, 0.4, 1.2, 1.2], rtol=1e-5)
 
 
 def test_mixed_samples_are_expected_as_often_as_they_come():

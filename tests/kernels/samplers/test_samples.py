@@ -43,14 +43,13 @@ def test_keys_of_any_implementation(implementation, per_token):
     """
     counts, runs = np.array([3, 1, 0]), 4000
     sampler, p = Unigram.from_counts(counts), 0.75
-    labels = jnp.zeros(runs, jnp.int32)
+    labels = np.zeros(runs, int)
     key = jax.random.key(7, impl=implementation)
     if per_token:
         samples = draw_samples(sampler, key, 2, labels, per_token=True)
     else:
-        samples = jax.vmap(lambda key: draw_samples(sampler, key, 2, labels[0]))(
-            jax.random.split(key, runs)
-        )
+        one = lambda key: draw_samples(sampler, key, 2, labels[0])  # noqa: E731
+        samples = jax.jit(lambda key: jax.vmap(one)(jax.random.split(key, runs)))(key)
     ids, tries = np.asarray(samples.ids), np.asarray(samples.tries, np.float64)
     assert stats.binomtest(int((ids[:, 0] == 0).sum()), runs, p).pvalue > FALSE_ALARM
     # Class 0 first: then 1 / (1 - p) tries until class 1; and the other way round.
@@ -61,6 +60,7 @@ def test_keys_of_any_implementation(implementation, per_token):
     assert abs(z) < stats.norm.isf(FALSE_ALARM / 2)
 
 
+@pytest.mark.smoke
 def test_keys_of_the_old_style():
     old, new = (
         draw_samples(Uniform(9), make(0), 3, [1]) for make in (jax.random.PRNGKey, jax.random.key)
@@ -158,6 +158,7 @@ def test_mixtures():
     assert unique.labels_log_expected_count.tolist() == [-np.inf, 0]
 
 
+@pytest.mark.smoke
 def test_samplers_compare_and_hash():
     def make():
         return [
@@ -186,7 +187,7 @@ def test_samplers_compare_and_hash():
     assert jax.jit(lambda s: s == s and s in {s} and s != make()[0])(samplers[0])
 
 
-def test_strict_modes_of_samplers(strict_mode):
+def test_strict_modes_of_samplers(strict_modes):
     labels, key = jnp.array([[1, -100], [3, 5]]), jax.random.key(0)
 
     def draws(sampler, **options):
@@ -201,20 +202,20 @@ def test_strict_modes_of_samplers(strict_mode):
 
 
 def test_candidates_of_the_user():
-    keys = jax.random.split(jax.random.key(0), 2)
-    hidden, weight = jax.random.normal(keys[0], (2, 4)), jax.random.normal(keys[1], (10, 4))
+    draw = np.random.default_rng(0)
+    hidden, weight = (draw.normal(size=(size, 4)).astype(np.float32) for size in (2, 10))
     labels = jnp.array([3, 5])
     ids = np.array([[1, 2, 7], [4, 2**40, -9]])
     samples = Samples.from_candidates(ids, labels, mask=[[1, 1, 1], [1, 0, 0]])
     assert samples.tries.tolist() == [3, 1]
-    value, derived = jax.value_and_grad(sampled_softmax_cross_entropy, (0, 1))(
+    value, derived = jax.jit(jax.value_and_grad(sampled_softmax_cross_entropy, (0, 1)))(
         hidden, weight, labels, samples
     )
 
     def plain(hidden, weight):
         loss = 0.0
         for token, classes in enumerate(([3, 1, 2, 7], [5, 4])):
-            loss -= jax.nn.log_softmax(weight[jnp.array(classes)] @ hidden[token])[0] / 2
+            loss -= jax.nn.log_softmax(weight[np.array(classes)] @ hidden[token])[0] / 2
         return loss
 
     expected, wanted = jax.jit(jax.value_and_grad(plain, (0, 1)))(hidden, weight)

@@ -1,0 +1,18 @@
+"""Samples whose drawing compiles nothing."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxnets.kernels import Samples
+
+
+def fixed_samples(vocab_size, labels, ids):
+    """``ids`` as of a log-uniform sampler that drew as many, repeats and all."""
+    ids, labels = np.asarray(ids), np.asarray(labels)
+    count = ids.shape[-1]
+
+    def log_expected(classes):
+        probability = np.log1p(1 / (1.0 + classes)) / np.log1p(vocab_size)
+        return jnp.asarray(np.log(count * probability), jnp.float32)
+
+    return Samples(jnp.asarray(ids), log_expected(ids), log_expected(labels), jnp.int32(count))
