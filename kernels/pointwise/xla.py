@@ -39,8 +39,8 @@ def kernel_gradient(
     dtype = accumulator_dtype(inputs, gradient)
     if not as_rows:
         positions = tuple(range(inputs.ndim - 1))
-        dimensions = ((positions, positions), ((), ()))
-        return lax.dot_general(inputs, gradient, dimensions, preferred_element_type=dtype)
+        over = ((positions, positions), ((), ()))
+        return lax.dot_general(inputs, gradient, over, preferred_element_type=dtype)
     if channels_first:
         dimensions = (((2,), (2,)), ((0,), (0,)))
         each = lax.dot_general(inputs, gradient, dimensions, preferred_element_type=dtype)
