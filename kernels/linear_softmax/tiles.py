@@ -218,7 +218,7 @@ def put_or_add(
     old = lax.dynamic_slice_in_dim(array, tile.start, part.shape[axis], axis)
     # What a tile that was moved back shares with the one before has been put there already.
     unseen = first if tile.fresh is None else jnp.expand_dims(first & tile.fresh, 1 - axis)
-    new = (jnp.where(unseen, 0, old) + part).astype(array.dtype)
+    new = (jnp.where(unseen, 0, old).astype(part.dtype) + part).astype(array.dtype)
     return lax.dynamic_update_slice_in_dim(array, new, tile.start, axis)
 
 

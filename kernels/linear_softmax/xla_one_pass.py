@@ -212,7 +212,7 @@ def _on_device(
     if smoothing:
         clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)
         every_row = jnp.expand_dims(share * (factors @ clean), options.vocab_axis)
-        weight_gradient -= jnp.where(columns, every_row, 0)
+        weight_gradient -= jnp.where(columns, every_row, 0).astype(weight_gradient.dtype)
         bias_gradient -= jnp.where(inside, share * factors.sum(), 0)
     weight_gradient, bias_gradient = sharding.sum_over_tokens((weight_gradient, bias_gradient))
     return (

@@ -16,6 +16,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     add_slice,
     label_logits,
     largest_of,
+    put_or_add,
     table_gradient,
     tile_count,
     tile_logits,
@@ -138,7 +139,7 @@ def _gradient(
         )
         return (
             hidden_gradient,
-            add_slice(weight_gradient, weight_rows, tile.start, options.vocab_axis),
+            put_or_add(weight_gradient, weight_rows, tile, jnp.bool(True), options),
             add_slice(bias_gradient, bias_rows, tile.start),
         )
 
@@ -148,7 +149,8 @@ def _gradient(
         over_vocab,
         (
             jnp.zeros(hidden_tiles.shape, dtype),
-            jnp.zeros(weight.shape, dtype),
+            # Each tile is put there once, in the table's own dtype: no float32 copy, and no zeros.
+            lax.empty(weight.shape, weight.dtype),
             jnp.zeros(bias.shape, dtype),
         ),
     )

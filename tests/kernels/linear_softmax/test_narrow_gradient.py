@@ -81,3 +81,19 @@ def test_off_the_cpu_the_default_has_few_tiles():
     for platform, copied in (("cpu", True), ("tpu", False), ("gpu", False)):
         with compiling_for(platform):
             assert carried_in_float32(jax.jit(jax.grad(loss)), weight, *many) == copied
+
+
+def test_in_two_passes_each_tile_of_classes_is_rounded_once():
+    weight, hidden, labels = problem(jnp.bfloat16)
+
+    def loss(weight, hidden, labels):
+        tiles = Tiles(vocab_tile=32)
+        losses = linear_softmax_cross_entropy(hidden, weight, labels, reduction="none", tiles=tiles)
+        return losses.mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    assert not carried_in_float32(gradient, weight, hidden, labels)
+    got = np.asarray(gradient(weight, hidden, labels), np.float64)
+    wanted = reference(weight, hidden, labels)
+    # Of a tile, of the labels' rows, and the gradient's of the logits.
+    np.testing.assert_allclose(got, wanted, atol=4 * 2.0**-9 * np.abs(wanted).max())
