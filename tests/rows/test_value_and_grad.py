@@ -240,7 +240,7 @@ def test_table_that_is_used_whole_is_an_error_that_names_it():
             jax.lax.cond(jnp.ones((), bool), lambda: table[IDS].sum(), lambda: 0.0) + table[0, 0]
         ),
         "table.*scan at": lambda table: jax.lax.scan(
-            lambda table, ids: (table, table[ids].sum()), table, IDS
+            lambda table, ids: (2 * table, table[ids].sum()), table, IDS
         )[1].sum(),
         "table.*result of": lambda table: (table[IDS].sum(), table),
     }.items():
