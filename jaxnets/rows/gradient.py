@@ -35,6 +35,7 @@ def value_and_grad(
 
     It is that of the whole table, without an array of the table's size. Reads may stand under
     ``jit``, ``vmap``, ``jax.checkpoint`` and ``lax.scan``, and a table may be read several times.
+    Outside of ``jit`` too nothing is known of values, so that an id out of range is no error: NaN.
 
     Args:
       loss: ``loss(model, *args)`` gives a float scalar, or with ``has_aux`` a pair of it and
