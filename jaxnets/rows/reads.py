@@ -202,7 +202,7 @@ def _read(equation: Any, ids: jax.Array, inputs: list, tap: Any) -> tuple[list, 
     table = inputs[0]
     (rows,) = _bind(equation, [table.array, *inputs[1:]])
     # The ids' axes may stand behind those of the features, or between them.
-    last, features = tuple(range(ids.ndim, rows.ndim)), tuple(range(ids.ndim, rows.ndim))
+    features = last = tuple(range(ids.ndim, rows.ndim))
     if equation.primitive is gather_p:
         offsets = equation.params["dimension_numbers"].offset_dims
         features = offsets[len(offsets) - len(last) :]
