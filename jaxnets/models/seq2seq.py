@@ -15,13 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, ArrayLike, Float, Integer
 
+from jaxnets import rows
 from jaxnets.kernels import (
     LogUniform,
-    SparseRows,
     checks,
     draw_samples,
-    gather_rows,
-    sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.meshes import over_rows
 from jaxnets.layers import LSTM, OutputProjection, look_up
@@ -232,65 +230,49 @@ def _checked_lengths(name: str, lengths, batch: int, time: int) -> jax.Array:
     return lengths
 
 
-def sampled_gradients(model: Seq2Seq, batch, key: jax.Array):
-    """Loss and gradients of one step, by rows for the tables: nothing in it is O(vocab).
+def sampled_loss(
+    model: Seq2Seq, batch: Any, key: jax.Array
+) -> tuple[Float[Array, ""], dict[str, Any]]:
+    """The loss over sampled words, and no metrics, for :func:`jaxnets.training.fit`.
 
-    For :func:`jaxnets.training.fit`. ``batch`` is a :class:`jaxnets.sequences.Batch` of source and
-    target; each of the three tables is read at the rows that the step touches, and its gradient is
-    :class:`jaxnets.kernels.SparseRows`. Errors are those of :meth:`Seq2Seq.loss`.
+    ``batch`` is a :class:`jaxnets.sequences.Batch` of source and target. Errors are those of
+    :meth:`Seq2Seq.loss`.
     """
     (source, target), (source_lengths, target_lengths) = batch.sequences, batch.lengths
     inputs, labels, weights = _targets(target, target_lengths)
-    source = checks.as_integers("source", source)
-    for name, words, vocab_size in (
-        ("source", source, model.config.source_vocab_size),
-        ("target", target, model.config.target_vocab_size),
-    ):
-        checks.check_range(name, words, 0, vocab_size, "[0, vocab_size)")
+    hidden = model.hidden(
+        look_up(model.source_embedding[...], source, "source"),
+        source_lengths,
+        look_up(model.target_embedding[...], inputs, "target"),
+    )
     samples = draw_samples(
         LogUniform(model.config.target_vocab_size), key, model.config.num_sampled, labels
     )
-    parts: Any = nnx.split(model, nnx.Param, ...)
-    graph, parameters, rest = parts
-    pure = nnx.to_pure_dict(parameters)
-    gathered = {
-        "source_embedding": gather_rows(pure["source_embedding"], source),
-        "target_embedding": gather_rows(pure["target_embedding"], inputs),
-        "projection": gather_rows(pure["projection"], (labels, samples.ids)),
-    }
-    row_ids = {name: ids for name, (ids, _, _) in gathered.items()}
-    rows = {name: values for name, (_, values, _) in gathered.items()}
-    local = {name: ids for name, (_, _, ids) in gathered.items()}
-    dense = {name: leaf for name, leaf in pure.items() if name not in TABLES}
-
-    def value(dense, rows):
-        merged, state = jax.tree.map(lambda leaf: leaf, (parameters, rest))  # of this trace
-        nnx.replace_by_pure_dict(merged, {**pure, **dense})
-        module = nnx.merge(graph, merged, state)
-        hidden = module.hidden(
-            look_up(rows["source_embedding"], local["source_embedding"]),
-            source_lengths,
-            look_up(rows["target_embedding"], local["target_embedding"]),
-        )
-        own, ids = local["projection"]
-        loss = sampled_softmax_cross_entropy(
-            hidden, rows["projection"]["weight"], own,
-            samples._replace(ids=ids), bias=rows["projection"]["bias"], token_weights=weights,
-        )  # fmt: skip
-        return loss, nnx.state(module, nnx.Not(nnx.Param))
-
-    (loss, after), (dense, rows) = jax.value_and_grad(value, (0, 1), has_aux=True)(dense, rows)
-    nnx.update(model, after)
-    tables = {
-        name: jax.tree.map(lambda leaf, ids=row_ids[name]: SparseRows(ids, leaf), values)
-        for name, values in rows.items()
-    }
-    return (loss, {}), {**dense, **tables}
+    loss = model.projection.loss(hidden, labels, samples=samples, token_weights=weights)
+    return jnp.asarray(loss), {}
 
 
 def is_table(path: tuple[str, ...]) -> bool:
     """Whether a parameter's gradient comes by rows, for :func:`jaxnets.optim.partition`."""
     return path[0] in TABLES
+
+
+def sampled_gradients(model: Seq2Seq, batch: Any, key: jax.Array) -> tuple[tuple, Any]:
+    """Loss and gradients of one step, by rows for the tables: nothing in it is O(vocab).
+
+    For :func:`jaxnets.training.fit`; arguments and errors are those of :func:`sampled_loss`.
+    """
+    (source, target), (source_lengths, target_lengths) = batch.sequences, batch.lengths
+    # The loss is traced, where no value is known any more.
+    for name, words, lengths, vocab_size in (
+        ("source", source, source_lengths, model.config.source_vocab_size),
+        ("target", target, target_lengths, model.config.target_vocab_size),
+    ):
+        words = checks.as_integers(name, words)
+        checks.check_range(name, words, 0, vocab_size, "[0, vocab_size)")
+        _checked_lengths(f"{name}_lengths", lengths, *words.shape)
+    gradient = rows.value_and_grad(sampled_loss, has_aux=True, is_table=is_table)
+    return gradient(model, batch, key)
 
 
 def _table(rngs: nnx.Rngs, vocab_size: int, features: int) -> nnx.Param:

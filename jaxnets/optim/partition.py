@@ -48,7 +48,7 @@ def partition(
 
     def split(tree) -> tuple[list[bool], list, list, Any]:
         leaves, structure = jax.tree.flatten(tree, is_leaf=is_rows)
-        paths = _paths(tree)
+        paths = names_of_leaves(tree)
         chosen = [bool(is_table(path)) for path in paths]
         parts: dict[bool, list] = {True: [], False: []}
         for path, choice, leaf in zip(paths, chosen, leaves, strict=True):
@@ -75,7 +75,7 @@ def partition(
     return optax.GradientTransformation(init, update)
 
 
-def _paths(tree: Any) -> list[tuple[str, ...]]:
+def names_of_leaves(tree: Any) -> list[tuple[str, ...]]:
     """The names on the way to each leaf; what is in a box, nnx's or linen's, has the box's name."""
 
     def is_leaf(node):

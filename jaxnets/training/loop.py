@@ -106,8 +106,8 @@ def fit(
         A damaged one is put aside with a warning, and the one before is taken. One run at a time
         may use a folder.
       gradients: ``gradients(model, batch, key) -> ((loss, metrics), gradients)`` in place of
-        ``loss`` and its differentiation; tables may have :class:`jaxnets.kernels.SparseRows` there,
-        with an optimizer that takes them.
+        ``loss`` and its differentiation, as ``rows.value_and_grad(loss, has_aux=True)`` is; tables
+        may have :class:`jaxnets.kernels.SparseRows` there, with an optimizer that takes them.
       console: where progress goes; None: the terminal.
 
     Raises:

@@ -120,6 +120,8 @@ def _step_function(module, loss, gradients, optimizer, clip_norm, compute_dtype)
     def given(parameters, rest, batch, key):
         model = computing(module(cast(parameters), rest))
         returned, gradient = gradients(model, cast(batch), key)
+        if isinstance(gradient, nnx.State):
+            gradient = nnx.to_pure_dict(gradient)
         result, metrics = loss_and_metrics(returned, "gradients", taken)
         after = nnx.state(model, nnx.Not(nnx.Param))
         return result, metrics, like(nnx.to_pure_dict(after), rest), gradient

@@ -107,6 +107,12 @@ class SparseRows:
         yield self.ids
         yield self.values
 
+    def __radd__(self, table: Any) -> jax.Array:
+        """``table`` with the rows added: what ``optax.apply_updates`` does with an update."""
+        from jaxnets.kernels.rows.dense import add_rows
+
+        return add_rows(table, self)
+
     def __repr__(self) -> str:
         ids = self.ids if isinstance(self._kept, jax.Array) else self._kept
         return f"Rows(ids={ids}, values={self.values})"

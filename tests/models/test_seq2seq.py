@@ -110,7 +110,7 @@ def test_sampled_gradients_are_the_dense_ones():
     value, expected = nnx.jit(nnx.value_and_grad(dense))(model)
     _, loss, gradients = losses(model, key, source, sources, target, targets)
     np.testing.assert_allclose(loss, value, rtol=1e-6)
-    expected = nnx.to_pure_dict(expected)
+    expected, gradients = nnx.to_pure_dict(expected), nnx.to_pure_dict(gradients)
     for name in ("source_embedding", "target_embedding"):
         gradients[name] = to_dense(gradients[name], len(expected[name]))
     for name in ("weight", "bias"):
