@@ -207,6 +207,12 @@ def add_slice(array: jax.Array, part: jax.Array, start: jax.Array, axis: int = 0
     return lax.dynamic_update_slice_in_dim(array, old + part, start, axis)
 
 
+def unset_like(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """An array for :func:`put_or_add` to fill, of the table's shape and place."""
+    sharding = jax.typeof(table).sharding
+    return lax.empty(table.shape, dtype, out_sharding=None if sharding.mesh.empty else sharding)
+
+
 def put_or_add(
     array: jax.Array, part: jax.Array, tile: VocabTile, first: jax.Array, options: Options
 ) -> jax.Array:

@@ -51,6 +51,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     tile_logits,
     times_tile,
     token_tiles,
+    unset_like,
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
@@ -203,7 +204,7 @@ def _on_device(
         return (weight_gradient, bias_gradient), (losses, hidden_gradient.astype(hidden.dtype))
 
     few = tokens <= MOST_ROUNDINGS * size
-    nothing = lax.empty(weight.shape, weight.dtype if few else dtype)  # the first tile sets it
+    nothing = unset_like(weight, weight.dtype if few else dtype)  # the first tile sets it
     tiles = (token_tiles(hidden, size), token_tiles(labels, size), token_tiles(factors, size))
     first = jnp.arange(-(-tokens // size)) == 0
     (weight_gradient, bias_gradient), (losses, hidden_gradient) = lax.scan(

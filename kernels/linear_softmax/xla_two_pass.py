@@ -22,6 +22,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     tile_logits,
     times_tile,
     token_tiles,
+    unset_like,
     vocab_tile,
 )
 from jaxnets.kernels.losses import safe_ids
@@ -150,7 +151,7 @@ def _gradient(
         (
             jnp.zeros(hidden_tiles.shape, dtype),
             # Each tile is put there once, in the table's own dtype: no float32 copy, and no zeros.
-            lax.empty(weight.shape, weight.dtype),
+            unset_like(weight, weight.dtype),
             jnp.zeros(bias.shape, dtype),
         ),
     )
