@@ -17,10 +17,16 @@ from typing import Literal, SupportsFloat, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.linear_softmax.checks import check_options, check_temperature, known_as_kept
+from jaxnets.kernels.linear_softmax.checks import (
+    check_compute_dtype,
+    check_options,
+    check_temperature,
+    known_as_kept,
+)
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
@@ -41,7 +47,7 @@ from jaxnets.kernels.losses import (
 )
 from jaxnets.kernels.losses_over_rows import losses_over_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
-from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.pallas.fused_matmul import PallasOptions
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
@@ -70,6 +76,7 @@ def linear_softmax_cross_entropy(
     reduction: Reduction = ...,
     return_log_sum_exp: Literal[True],
     features_first: bool = ...,
+    compute_dtype: DTypeLike | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -92,6 +99,7 @@ def linear_softmax_cross_entropy(
     reduction: Reduction = ...,
     return_log_sum_exp: Literal[False] = ...,
     features_first: bool = ...,
+    compute_dtype: DTypeLike | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -113,6 +121,7 @@ def linear_softmax_cross_entropy(
     reduction: Reduction = "mean",
     return_log_sum_exp: bool = False,
     features_first: bool = False,
+    compute_dtype: DTypeLike | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
     implementation: Literal["tiled", "pallas"] | None = None,
@@ -150,6 +159,10 @@ def linear_softmax_cross_entropy(
       return_log_sum_exp: also return z; differentiable, but the gradient then takes two passes.
       features_first: ``weight`` is [features, vocab], as the kernel of ``nnx.Linear`` is. No other
         layout of it is made, and its gradient comes in the same.
+      compute_dtype: what the matmuls compute in, "bfloat16" say: hidden states and ``weight`` are
+        rounded to it, ``weight`` tile by tile, so that a float32 table needs no copy. Sums, softmax
+        and gradients are float32, and gradients come in the dtypes of what they belong to. None:
+        the wider of the two dtypes.
       tiles: of the XLA implementation; None: what serves the platform best, as far as is known.
       sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
@@ -159,11 +172,11 @@ def linear_softmax_cross_entropy(
         two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
 
     Returns:
-      The loss, a scalar or [...] for "none", in float32 (float64 for float64 input), 0 without
-      tokens; with ``return_log_sum_exp`` :class:`LossAndLogSumExp`.
+      The loss, a scalar or [...] for "none", in float32 (float64 where that is computed in), 0
+      without tokens; with ``return_log_sum_exp`` :class:`LossAndLogSumExp`.
 
     Raises:
-      TypeError: float labels, or integer hidden, weight or bias.
+      TypeError: float labels, or integer hidden, weight, bias or ``compute_dtype``.
       ValueError: shapes that do not fit, or that the sharding does not divide, an option out of its
         range, an implementation that cannot run here, or a label out of range where its value is
         known at trace time. Under ``jit`` a label out of range gives NaN, as does a hidden state
@@ -195,13 +208,15 @@ def linear_softmax_cross_entropy(
     sharding.check(vocab_size, batch)
     tokens = labels.size // sharding.token_shards
     options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
+    computed = check_compute_dtype(compute_dtype, hidden, weight)
+    options = options._replace(compute_dtype=computed)
     sizes = {
         "tokens": tokens,
         "features": hidden.shape[-1],
         "vocab_size": vocab_size // sharding.shards,
     }
     call = PallasOptions.of(
-        dispatch.choose(OPERATION, result_dtype(hidden, weight), sizes, implementation)
+        dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)
     )
     engine: Engine = TiledEngine() if call is None else FusedEngine(call)
     return _loss(
@@ -231,7 +246,7 @@ def _loss(
     temperature: jax.Array | None,
 ) -> jax.Array | LossAndLogSumExp:
     batch, vocab_size = labels.shape, weight.shape[options.vocab_axis]
-    accumulator = accumulator_dtype(hidden, weight)
+    accumulator = options.accumulator(hidden, weight)
     if not labels.size:
         losses = jnp.zeros(batch if reduction == "none" else (), accumulator)
         nothing = jnp.zeros(batch, accumulator)

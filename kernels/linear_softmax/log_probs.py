@@ -24,10 +24,16 @@ from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import in_range
-from jaxnets.kernels.linear_softmax.checks import check_options, check_temperature, known_as_kept
+from jaxnets.kernels.linear_softmax.checks import (
+    check_compute_dtype,
+    check_options,
+    check_temperature,
+    known_as_kept,
+)
 from jaxnets.kernels.linear_softmax.per_token import Factors, gradients_on_device
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
 from jaxnets.kernels.linear_softmax.sharded import own_logits, specs
@@ -49,7 +55,7 @@ from jaxnets.kernels.losses import (
     vocab_size_of,
 )
 from jaxnets.kernels.meshes import WHOLE, over_rows
-from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
+from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 _TOKENS = 512  # at a time, as in xla_two_pass.py
@@ -87,6 +93,7 @@ def linear_log_probs(
     soft_cap: SupportsFloat | None = None,
     temperature: Shaped[ArrayLike, ""] | Shaped[ArrayLike, "*batch"] | Sequence = 1.0,
     features_first: bool = False,
+    compute_dtype: DTypeLike | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
 ) -> LogProbs:
@@ -108,13 +115,13 @@ def linear_log_probs(
       ignore_index: a label that leaves its token out.
       soft_cap: above 0; logits stay within (-soft_cap, soft_cap).
       temperature: above 0, one for all tokens or [...], one a token.
-      features_first, tiles, sharding: as of :func:`linear_softmax_cross_entropy`.
+      features_first, compute_dtype, tiles, sharding: as of :func:`linear_softmax_cross_entropy`.
 
     Returns:
       :class:`LogProbs`, float32 (float64 for float64 input).
 
     Raises:
-      TypeError: float labels, or integer hidden, weight or bias.
+      TypeError: float labels, or integer hidden, weight, bias or ``compute_dtype``.
       ValueError: as :func:`linear_softmax_cross_entropy`. Under ``jit`` a label out of range gives
         a log-probability of NaN.
 
@@ -155,6 +162,7 @@ def linear_log_probs(
     sharding.check(vocab_size, batch)
     tokens = labels.size // sharding.token_shards
     options = check_options(0.0, 0.0, soft_cap, tiles, features_first, tokens)
+    options = options._replace(compute_dtype=check_compute_dtype(compute_dtype, hidden, weight))
     return LogProbs(
         *_log_probs(sharding, options, ignore_index, hidden, weight, bias, labels, divisor)
     )
@@ -173,7 +181,7 @@ def _log_probs(
     labels: jax.Array,
     temperature: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    vocab_size, accumulator = weight.shape[options.vocab_axis], accumulator_dtype(hidden, weight)
+    vocab_size, accumulator = weight.shape[options.vocab_axis], options.accumulator(hidden, weight)
     if not labels.size:
         nothing = jnp.zeros(labels.shape, accumulator)
         return nothing, nothing, nothing, jnp.zeros(labels.shape, jnp.int32)
@@ -198,7 +206,8 @@ def _statistics(
     """Log-probability, entropy, log-sum-exp and argmax, [...] each."""
 
     def on_device(hidden, weight, bias, labels):
-        flat, flat_labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+        flat = options.rounded(hidden.reshape(-1, hidden.shape[-1]))
+        flat_labels = labels.reshape(-1)
         largest, total, product, first = _passes(options, flat, weight, bias)
         everywhere = sharding.max_over_vocab(largest)
         shift = largest - everywhere
@@ -228,7 +237,7 @@ def _passes(
     options: Options, hidden: jax.Array, weight: jax.Array, bias: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """m, s, t and the first class of the largest logit, [tokens] each."""
-    tokens, dtype = hidden.shape[0], accumulator_dtype(hidden, weight)
+    tokens, dtype = hidden.shape[0], options.accumulator(hidden, weight)
     size = min(_TOKENS, tokens)
     lowest = jnp.finfo(dtype).min
 
