@@ -27,6 +27,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     check_temperature,
     known_as_kept,
 )
+from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
@@ -68,6 +69,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: ArrayLike | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
+    class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
     label_smoothing: SupportsFloat = ...,
     z_loss: SupportsFloat = ...,
@@ -91,6 +93,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: ArrayLike | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
+    class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
     label_smoothing: SupportsFloat = ...,
     z_loss: SupportsFloat = ...,
@@ -113,6 +116,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    class_weights: Shaped[ArrayLike, " vocab"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     z_loss: SupportsFloat = 0.0,
@@ -149,6 +153,9 @@ def linear_softmax_cross_entropy(
         does not bring it back, and V is the number of classes that are in.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
         hidden state and label are.
+      class_weights: [vocab], a factor for the loss of each token by its label's class, beside
+        ``token_weights``; 0 leaves the tokens of a class out, and "mean" divides by the sum of the
+        products, as in torch. Not with label smoothing. The same on every device.
       ignore_index: a label that leaves its token out, for example -1 for padding.
       label_smoothing: in [0, 1].
       z_loss: at least 0.
@@ -202,6 +209,7 @@ def linear_softmax_cross_entropy(
     token_weights = check_weights(token_weights, batch)
     labels = check_labels(labels, batch, vocab_size, ignore_index, token_weights)
     check_reduction(reduction)
+    class_weights = check_weights(class_weights, (vocab_size,), "class_weights", "class")
     kept = known_as_kept(labels, ignore_index, token_weights)
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
@@ -215,6 +223,13 @@ def linear_softmax_cross_entropy(
         "features": hidden.shape[-1],
         "vocab_size": vocab_size // sharding.shards,
     }
+    if class_weights is not None:
+        if options.label_smoothing:
+            raise ValueError(
+                "class_weights must come without label_smoothing, of which a token has several "
+                f"classes, got label_smoothing={options.label_smoothing}"
+            )
+        token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
     call = PallasOptions.of(
         dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)
     )
