@@ -1,6 +1,6 @@
 """Divergences between two linear heads, for distillation: the public function and its equation.
 
-``xla_divergence.py`` computes them.
+``xla_divergence.py`` computes them, ``xla_top_k_divergence.py`` that from a teacher on record.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from jaxtyping import Array, ArrayLike, Float, Shaped
 from jaxnets.kernels.checks import as_number
 from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options
 from jaxnets.kernels.linear_softmax.projection import prepared
-from jaxnets.kernels.linear_softmax.tiles import Tiles
+from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
+from jaxnets.kernels.linear_softmax.top_k_teacher import (
+    TopKTeacher,
+    check_teacher,
+    probabilities,
+)
 from jaxnets.kernels.linear_softmax.xla_divergence import Both, divergence_per_token
+from jaxnets.kernels.linear_softmax.xla_top_k_divergence import top_k_divergence_per_token
 from jaxnets.kernels.losses import (
     Reduction,
     check_projection,
@@ -55,7 +61,7 @@ class Head(NamedTuple):
 
 def linear_divergence(
     student: Head | tuple,
-    teacher: Head | tuple,
+    teacher: Head | TopKTeacher | tuple,
     *,
     kind: Kind = "forward",
     beta: SupportsFloat = 0.5,
@@ -79,10 +85,13 @@ def linear_divergence(
 
     Args:
       student: hidden states [..., features] and their head.
-      teacher: of the same tokens; nothing of it gets a gradient.
+      teacher: of the same tokens, a head, or with the forward KL what is on record of one, as
+        :class:`TopKTeacher`: all its other classes then count as one, as do the student's, and the
+        divergence is a lower bound of the whole. Nothing of it gets a gradient.
       kind: "forward", "reverse" or "jsd".
       beta: in (0, 1), of "jsd".
-      temperature: above 0; the logits of both are divided by it.
+      temperature: above 0; the logits of both are divided by it. What is on record is taken as it
+        is.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out.
       reduction: "mean" (by weight), "sum" or "none" (one a token).
       compute_dtype, tiles: as of :func:`linear_softmax_cross_entropy`, and of both heads.
@@ -93,8 +102,9 @@ def linear_divergence(
 
     Raises:
       TypeError: integer hidden states, weights, biases or ``compute_dtype``.
-      ValueError: shapes that do not fit, heads of different vocabularies or tokens, or an option
-        out of its range.
+      ValueError: shapes that do not fit, heads of different vocabularies or tokens, an option out
+        of its range, or what is on record where its values are known. Under ``jit`` an id or a
+        log-probability out of range gives NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -113,7 +123,12 @@ def linear_divergence(
     scale = as_number("temperature", temperature)
     if not 0 < scale < float("inf"):
         raise ValueError(f"temperature must be above 0, got {scale}")
-    heads = [_checked(name, head) for name, head in (("student", student), ("teacher", teacher))]
+    check_reduction(reduction)
+    if isinstance(teacher, TopKTeacher) and kind != "forward":
+        raise ValueError(f"kind must be 'forward' with a TopKTeacher, got {kind!r}")
+    heads = [_checked("student", student)]
+    if not isinstance(teacher, TopKTeacher):
+        heads.append(_checked("teacher", teacher))
     tokens = math.prod(heads[0].hidden.shape[:-1])
     options = [
         check_options(0.0, 0.0, None, tiles, head.features_first, tokens)._replace(
@@ -121,21 +136,24 @@ def linear_divergence(
         )
         for head in heads
     ]
+    batch, sharding = heads[0].hidden.shape[:-1], as_sharding(sharding)
+    token_weights = check_weights(token_weights, batch)
     sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
+    sharding.check(sizes[0], batch)
+    arrays = [tuple(head[:3]) for head in heads]
+    if isinstance(teacher, TopKTeacher):
+        known = check_teacher(teacher, batch, sizes[0], token_weights)
+        return _from_record(
+            sharding, options[0], scale, reduction, *arrays, tuple(known), token_weights
+        )
     if sizes[0] != sizes[1]:
         raise ValueError(f"teacher must have the student's {sizes[0]} classes, got {sizes[1]}")
-    batch = heads[0].hidden.shape[:-1]
     if heads[1].hidden.shape[:-1] != batch:
         raise ValueError(
             f"teacher must have hidden states for the student's tokens {batch}, got shape "
             f"{heads[1].hidden.shape}"
         )
-    check_reduction(reduction)
-    token_weights = check_weights(token_weights, batch)
-    sharding = as_sharding(sharding)
-    sharding.check(sizes[0], batch)
     both = Both(kind, share, *options)
-    arrays = [tuple(head[:3]) for head in heads]
     return _divergence(sharding, both, scale, reduction, *arrays, token_weights)
 
 
@@ -169,4 +187,30 @@ def _divergence(
         (hidden,) = sharding.place_tokens(hidden)
         heads.append(prepared(sharding, options, hidden, weight, bias, scale, token_weights))
     losses = divergence_per_token(sharding, both, heads[0], jax.lax.stop_gradient(heads[1]))
+    return reduce_losses(losses, token_weights, reduction)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@jax.named_scope("linear_divergence")
+def _from_record(
+    sharding: VocabSharding,
+    options: Options,
+    temperature: float,
+    reduction: str,
+    student: tuple,
+    teacher: tuple,
+    token_weights: jax.Array | None,
+) -> jax.Array:
+    hidden, weight, bias = student
+    batch, accumulator = hidden.shape[:-1], options.accumulator(hidden, weight)
+    if not hidden.size:
+        return jnp.zeros(batch if reduction == "none" else (), accumulator)
+    if token_weights is not None:
+        (token_weights,) = sharding.place_tokens(token_weights.astype(accumulator))
+    hidden, *record = sharding.place_tokens(hidden, *teacher)
+    scale = None if temperature == 1 else jnp.asarray(temperature, accumulator)
+    student = prepared(sharding, options, hidden, weight, bias, scale, token_weights)
+    vocab_size = weight.shape[options.vocab_axis]
+    known = probabilities(TopKTeacher(*record), vocab_size, token_weights, accumulator)
+    losses = top_k_divergence_per_token(sharding, options, student, *jax.lax.stop_gradient(known))
     return reduce_losses(losses, token_weights, reduction)

@@ -14,6 +14,7 @@ gradient of the student's table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from jax import lax
 from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all, specs
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
+    VocabTile,
     add_slice,
     table_gradient,
     tile_count,
@@ -139,57 +141,23 @@ def _backward(
     sharding: VocabSharding, both: Both, residuals: tuple, cotangent: jax.Array
 ) -> tuple[tuple, None]:
     def on_device(student, teacher, own, sum_s, sum_t, cotangent):
-        hidden, weight, bias = student
-        dtype, batch = both.student.accumulator(hidden, weight), hidden.shape
-        options = both.student
-        flat = [
-            o.rounded(a.reshape(-1, a.shape[-1]))
-            for o, a in zip(both[2:], (hidden, teacher[0]), strict=True)
-        ]
-        tokens = flat[0].shape[0]
-        size = min(_TOKENS, tokens)
         unused = cotangent.reshape(-1) == 0
-        flat = [jnp.where(unused[:, None], 0, a) for a in flat]
-        numbers = [cotangent.reshape(-1), jnp.where(unused, 0, own.reshape(-1))]
-        tiles = [token_tiles(a, size) for a in (*flat, *numbers)]
-        # exp(logits - inf) is 0: of tokens that nothing depends on, and of what fills up.
-        sums = (jnp.where(unused, jnp.inf, a.reshape(-1)) for a in (sum_s, sum_t))
-        tiles += [token_tiles(a, size, jnp.inf) for a in sums]
+        hidden_t = both.teacher.rounded(teacher[0].reshape(-1, teacher[0].shape[-1]))
+        hidden_t = jnp.where(unused[:, None], 0, hidden_t)
 
-        def over_vocab(index, gradients):
-            d_hidden, d_weight, d_bias = gradients
-            tile_s = vocab_tile(weight, bias, index, options)
+        def slopes(index, tile_s):
             tile_t = vocab_tile(teacher[1], teacher[2], index, both.teacher)
 
-            def over_tokens(tile_gradients, xs):
-                rows, offsets = tile_gradients
-                (hidden_s, hidden_t, cotangent, own, sum_s, sum_t), d_hidden = xs
-                log_q = _log_p(options, hidden_s, tile_s, sum_s)
-                log_p = _log_p(both.teacher, hidden_t, tile_t, sum_t)
-                slope = _slope(both, log_q, log_p, own)
-                gradient = jnp.where(cotangent[:, None] == 0, 0, cotangent[:, None] * slope)
-                if tile_s.fresh is not None:
-                    gradient = jnp.where(tile_s.fresh[None], gradient, 0)
-                offsets += gradient.sum(0)
-                gradient = gradient.astype(hidden_s.dtype)
-                rows += table_gradient(gradient, hidden_s, options)
-                return (rows, offsets), d_hidden + times_tile(gradient, tile_s, options)
+            def slope(hidden_s, hidden_t, own, sum_s, sum_t):
+                log_q = _log_p(both.student, hidden_s, tile_s, sum_s)
+                return _slope(both, log_q, _log_p(both.teacher, hidden_t, tile_t, sum_t), own)
 
-            zeros = jnp.zeros(tile_s.weight.shape, dtype), jnp.zeros(tile_s.bias.shape, dtype)
-            (rows, offsets), d_hidden = lax.scan(over_tokens, zeros, (tuple(tiles), d_hidden))
-            return (
-                d_hidden,
-                add_slice(d_weight, rows, tile_s.start, options.vocab_axis),
-                add_slice(d_bias, offsets, tile_s.start),
-            )
+            return slope
 
-        start = tuple(jnp.zeros(a.shape, dtype) for a in (tiles[0], weight, bias))
-        count = tile_count(bias.shape[0], options)
-        d_hidden, d_weight, d_bias = lax.fori_loop(0, count, over_vocab, start)
-        d_hidden = sharding.sum_over_vocab(d_hidden.reshape(-1, batch[-1])[:tokens])
-        d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
-        found = d_hidden.reshape(batch), d_weight, d_bias
-        return tuple(g.astype(a.dtype) for g, a in zip(found, student, strict=True))
+        # exp(logits - inf) is 0: of tokens that nothing depends on.
+        sums = (jnp.where(unused, jnp.inf, a.reshape(-1)) for a in (sum_s, sum_t))
+        numbers = hidden_t, jnp.where(unused, 0, own.reshape(-1)), *sums
+        return student_gradients(sharding, both.student, student, cotangent, numbers, slopes)
 
     tokens = sharding.token_spec
     places = _in_specs(sharding, both)
@@ -198,3 +166,62 @@ def _backward(
 
 
 divergence_per_token.defvjp(_forward, _backward)
+
+
+def student_gradients(
+    sharding: VocabSharding,
+    options: Options,
+    student: tuple,
+    cotangent: jax.Array,
+    numbers: tuple[jax.Array, ...],
+    slopes: Callable[[jax.Array, VocabTile], Callable[..., jax.Array]],
+) -> tuple[jax.Array, ...]:
+    """Inside ``run``: the gradients of a student's hidden states, weight and bias.
+
+    Args:
+      cotangent: [...], of the divergences.
+      numbers: what else the slopes depend on, [tokens, ...] each.
+      slopes: of the index of a tile and the tile, a function of hidden states [tokens, features]
+        and ``numbers`` that gives the slopes of the divergences by the logits, [tokens, size];
+        where the cotangent is 0 they may be anything.
+    """
+    hidden, weight, bias = student
+    dtype, shape = options.accumulator(hidden, weight), hidden.shape
+    flat, cotangent = options.rounded(hidden.reshape(-1, shape[-1])), cotangent.reshape(-1)
+    flat = jnp.where((cotangent == 0)[:, None], 0, flat)
+    tokens = flat.shape[0]
+    size = min(_TOKENS, tokens)
+    tiles = tuple(token_tiles(a, size) for a in (cotangent, flat, *numbers))
+
+    def over_vocab(index, gradients):
+        d_hidden, d_weight, d_bias = gradients
+        tile = vocab_tile(weight, bias, index, options)
+        slope = slopes(index, tile)
+
+        def over_tokens(tile_gradients, xs):
+            rows, offsets = tile_gradients
+            (cotangent, hidden, *numbers), d_hidden = xs
+            factor = cotangent[:, None]
+            gradient = jnp.where(factor == 0, 0, factor * slope(hidden, *numbers))
+            if tile.fresh is not None:
+                gradient = jnp.where(tile.fresh[None], gradient, 0)
+            offsets += gradient.sum(0)
+            gradient = gradient.astype(hidden.dtype)
+            rows += table_gradient(gradient, hidden, options)
+            return (rows, offsets), d_hidden + times_tile(gradient, tile, options)
+
+        zeros = jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype)
+        (rows, offsets), d_hidden = lax.scan(over_tokens, zeros, (tiles, d_hidden))
+        return (
+            d_hidden,
+            add_slice(d_weight, rows, tile.start, options.vocab_axis),
+            add_slice(d_bias, offsets, tile.start),
+        )
+
+    start = tuple(jnp.zeros(a.shape, dtype) for a in (tiles[1], weight, bias))
+    count = tile_count(bias.shape[0], options)
+    d_hidden, d_weight, d_bias = lax.fori_loop(0, count, over_vocab, start)
+    d_hidden = sharding.sum_over_vocab(d_hidden.reshape(-1, shape[-1])[:tokens])
+    d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
+    found = d_hidden.reshape(shape), d_weight, d_bias
+    return tuple(g.astype(a.dtype) for g, a in zip(found, student, strict=True))
