@@ -185,7 +185,12 @@ def label_logits(
     A label out of range gives NaN, that of a class that is out -inf, with slope 0.
     """
     dtype = options.accumulator(hidden, weight)
-    rows = options.rounded(read_rows(weight, labels, options.features_first)).astype(dtype)
+    rows = options.rounded(read_rows(weight, labels, options.features_first))
+    if options.compute_dtype is not None:
+        # XLA may leave out a rounding that is undone at once (xla_allow_excess_precision): the
+        # label's logit would be of another precision than the log-sum-exp that it is taken from.
+        hidden, rows = lax.optimization_barrier((hidden, rows))
+    rows = rows.astype(dtype)
     offsets = bias.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
     logits, slope = cap_logits((hidden.astype(dtype) * rows).sum(1) + offsets, options.soft_cap)
     inside = is_in(offsets)
