@@ -8,6 +8,7 @@ from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_ra
 from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
 from jaxnets.kernels.linear_softmax.tiles import Tiles
 from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
+from jaxnets.kernels.linear_softmax.top_k_teacher import TopKTeacher
 from jaxnets.kernels.losses import LossAndLogSumExp
 from jaxnets.kernels.pointwise.api import pointwise_conv
 from jaxnets.kernels.pointwise.batch_norm import FoldedBatchNorm, fold_batch_norm
@@ -56,6 +57,7 @@ __all__ = [
     "SparseRows",
     "Tiles",
     "TopK",
+    "TopKTeacher",
     "Uniform",
     "Unigram",
     "VocabSharding",

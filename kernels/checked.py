@@ -13,7 +13,9 @@ from jax.experimental import checkify
 
 from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import as_floats, as_integers, in_range
+from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
 from jaxnets.kernels.losses import check_ignore_index, check_weights, vocab_size_of
+from jaxnets.kernels.vocab_sharding import as_sharding
 
 _ARGUMENTS = ("hidden", "weight", "labels")
 
@@ -87,6 +89,12 @@ def _check(given: dict[str, Any]) -> checkify.Error:
     token_weights = check_weights(given.get("token_weights"), hidden.shape[:-1])
     ignore_index = check_ignore_index(given.get("ignore_index"))
     vocab_size = vocab_size_of(given["weight"], bool(given.get("features_first")))
+    if given.get("class_weights") is not None:
+        class_weights = check_weights(
+            given["class_weights"], (vocab_size,), "class_weights", "class"
+        )
+        sharding = as_sharding(given.get("sharding"))
+        token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
     return _error(vocab_size, ignore_index, hidden, labels, token_weights)
 
 

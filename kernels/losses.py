@@ -125,24 +125,24 @@ def check_labels(
     return labels
 
 
-def check_weights(token_weights: Any, shape: tuple[int, ...]) -> jax.Array | None:
-    """``token_weights`` as an array of one number (or bool) a token, or None."""
-    if token_weights is None:
+def check_weights(
+    weights: Any, shape: tuple[int, ...], name: str = "token_weights", of: str = "token"
+) -> jax.Array | None:
+    """``weights``, by default of tokens, as an array of one number (or bool) each, or None."""
+    if weights is None:
         return None
-    if not isinstance(token_weights, jax.Array) and not holds_tracers(token_weights):
-        token_weights = np.asarray(token_weights)
-        if token_weights.dtype.kind in "iu":  # JAX would cut 64 bits to 32
-            token_weights = token_weights.astype(np.float64)
-        elif token_weights.dtype.kind not in "bfV":  # V: bfloat16
-            raise TypeError(f"token_weights must be numbers, got dtype {token_weights.dtype}")
-    token_weights = jnp.asarray(token_weights)
-    if jnp.iscomplexobj(token_weights):
-        raise TypeError(f"token_weights must be numbers, got dtype {token_weights.dtype}")
-    if token_weights.shape != shape:
-        raise ValueError(
-            f"token_weights must have one value a token, shape {shape}, got {token_weights.shape}"
-        )
-    return token_weights
+    if not isinstance(weights, jax.Array) and not holds_tracers(weights):
+        weights = np.asarray(weights)
+        if weights.dtype.kind in "iu":  # JAX would cut 64 bits to 32
+            weights = weights.astype(np.float64)
+        elif weights.dtype.kind not in "bfV":  # V: bfloat16
+            raise TypeError(f"{name} must be numbers, got dtype {weights.dtype}")
+    weights = jnp.asarray(weights)
+    if jnp.iscomplexobj(weights):
+        raise TypeError(f"{name} must be numbers, got dtype {weights.dtype}")
+    if weights.shape != shape:
+        raise ValueError(f"{name} must have one value a {of}, shape {shape}, got {weights.shape}")
+    return weights
 
 
 def check_reduction(reduction: str) -> None:

@@ -38,7 +38,8 @@ class OutputProjection(nnx.Module):
       tied: an ``nnx.Embed`` of ``vocab_size`` by ``features`` whose table is used (and trained) as
         the weights (Press and Wolf 2017); None: weights of its own.
       dtype: computed in, hidden states and parameters cast to it; None: the wider of the two, as
-        flax. A loss over samples casts hidden states only: to cast a table costs all of it.
+        flax. The exact loss casts the table tile by tile; one over samples casts hidden states
+        only: to cast a table costs all of it.
       param_dtype: of the parameters.
       rngs: for the weights; not needed when tied.
 
@@ -138,6 +139,18 @@ class OutputProjection(nnx.Module):
         bias = None if self.bias is None else self.bias[...]
         return as_computed(self.dtype, (as_floats("hidden", hidden), self.weight[...], bias))
 
+    def _tile_by_tile(self, hidden: Any, options: dict[str, Any]) -> tuple[Any, ...]:
+        """What is given, and the options with a ``compute_dtype``: no copy of the table.
+
+        What is to be computed in more bits than it has is cast before.
+        """
+        hidden, weight = as_floats("hidden", hidden), self.weight[...]
+        given = result_dtype(hidden, weight)
+        if self.dtype is None or jnp.finfo(self.dtype).bits > jnp.finfo(given).bits:
+            return (*self._arrays(hidden), options)
+        bias = None if self.bias is None else self.bias[...]
+        return hidden, weight, bias, {"compute_dtype": self.dtype, **options}
+
     def __call__(self, hidden: Float[ArrayLike, "*batch features"]) -> Float[Array, "*batch vocab"]:
         """As :meth:`logits`."""
         return self.logits(hidden)
@@ -189,8 +202,11 @@ class OutputProjection(nnx.Module):
         labels: Integer[ArrayLike, "*batch"] | Sequence,
         **options,
     ) -> Float[Array, "..."] | LossAndLogSumExp:
-        """The exact loss, however the layer is trained."""
-        hidden, weight, bias = self._arrays(hidden)
+        """The exact loss, however the layer is trained.
+
+        Its ``compute_dtype`` is the layer's dtype: the table is cast tile by tile.
+        """
+        hidden, weight, bias, options = self._tile_by_tile(hidden, options)
         return linear_softmax_cross_entropy(
             hidden, weight, labels, bias=bias, features_first=self.features_first, **options
         )
@@ -202,7 +218,7 @@ class OutputProjection(nnx.Module):
         **options,
     ) -> LogProbs:
         """As :func:`jaxnets.kernels.linear_log_probs`, whose ``options`` it takes."""
-        hidden, weight, bias = self._arrays(hidden)
+        hidden, weight, bias, options = self._tile_by_tile(hidden, options)
         return linear_log_probs(
             hidden, weight, labels, bias=bias, features_first=self.features_first, **options
         )

@@ -17,10 +17,17 @@ from typing import Literal, SupportsFloat, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.linear_softmax.checks import check_options, check_temperature, known_as_kept
+from jaxnets.kernels.linear_softmax.checks import (
+    check_compute_dtype,
+    check_options,
+    check_temperature,
+    known_as_kept,
+)
+from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
@@ -41,7 +48,7 @@ from jaxnets.kernels.losses import (
 )
 from jaxnets.kernels.losses_over_rows import losses_over_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
-from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
+from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.pallas.fused_matmul import PallasOptions
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
@@ -62,6 +69,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: ArrayLike | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
+    class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
     label_smoothing: SupportsFloat = ...,
     z_loss: SupportsFloat = ...,
@@ -70,6 +78,7 @@ def linear_softmax_cross_entropy(
     reduction: Reduction = ...,
     return_log_sum_exp: Literal[True],
     features_first: bool = ...,
+    compute_dtype: DTypeLike | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -84,6 +93,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: ArrayLike | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
+    class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
     label_smoothing: SupportsFloat = ...,
     z_loss: SupportsFloat = ...,
@@ -92,6 +102,7 @@ def linear_softmax_cross_entropy(
     reduction: Reduction = ...,
     return_log_sum_exp: Literal[False] = ...,
     features_first: bool = ...,
+    compute_dtype: DTypeLike | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -105,6 +116,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
+    class_weights: Shaped[ArrayLike, " vocab"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     z_loss: SupportsFloat = 0.0,
@@ -113,6 +125,7 @@ def linear_softmax_cross_entropy(
     reduction: Reduction = "mean",
     return_log_sum_exp: bool = False,
     features_first: bool = False,
+    compute_dtype: DTypeLike | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
     implementation: Literal["tiled", "pallas"] | None = None,
@@ -140,6 +153,9 @@ def linear_softmax_cross_entropy(
         does not bring it back, and V is the number of classes that are in.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
         hidden state and label are.
+      class_weights: [vocab], a factor for the loss of each token by its label's class, beside
+        ``token_weights``; 0 leaves the tokens of a class out, and "mean" divides by the sum of the
+        products, as in torch. Not with label smoothing. The same on every device.
       ignore_index: a label that leaves its token out, for example -1 for padding.
       label_smoothing: in [0, 1].
       z_loss: at least 0.
@@ -150,6 +166,10 @@ def linear_softmax_cross_entropy(
       return_log_sum_exp: also return z; differentiable, but the gradient then takes two passes.
       features_first: ``weight`` is [features, vocab], as the kernel of ``nnx.Linear`` is. No other
         layout of it is made, and its gradient comes in the same.
+      compute_dtype: what the matmuls compute in, "bfloat16" say: hidden states and ``weight`` are
+        rounded to it, ``weight`` tile by tile, so that a float32 table needs no copy. Sums, softmax
+        and gradients are float32, and gradients come in the dtypes of what they belong to. None:
+        the wider of the two dtypes.
       tiles: of the XLA implementation; None: what serves the platform best, as far as is known.
       sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
@@ -159,11 +179,11 @@ def linear_softmax_cross_entropy(
         two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
 
     Returns:
-      The loss, a scalar or [...] for "none", in float32 (float64 for float64 input), 0 without
-      tokens; with ``return_log_sum_exp`` :class:`LossAndLogSumExp`.
+      The loss, a scalar or [...] for "none", in float32 (float64 where that is computed in), 0
+      without tokens; with ``return_log_sum_exp`` :class:`LossAndLogSumExp`.
 
     Raises:
-      TypeError: float labels, or integer hidden, weight or bias.
+      TypeError: float labels, or integer hidden, weight, bias or ``compute_dtype``.
       ValueError: shapes that do not fit, or that the sharding does not divide, an option out of its
         range, an implementation that cannot run here, or a label out of range where its value is
         known at trace time. Under ``jit`` a label out of range gives NaN, as does a hidden state
@@ -189,19 +209,29 @@ def linear_softmax_cross_entropy(
     token_weights = check_weights(token_weights, batch)
     labels = check_labels(labels, batch, vocab_size, ignore_index, token_weights)
     check_reduction(reduction)
+    class_weights = check_weights(class_weights, (vocab_size,), "class_weights", "class")
     kept = known_as_kept(labels, ignore_index, token_weights)
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
     tokens = labels.size // sharding.token_shards
     options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
+    computed = check_compute_dtype(compute_dtype, hidden, weight)
+    options = options._replace(compute_dtype=computed)
     sizes = {
         "tokens": tokens,
         "features": hidden.shape[-1],
         "vocab_size": vocab_size // sharding.shards,
     }
+    if class_weights is not None:
+        if options.label_smoothing:
+            raise ValueError(
+                "class_weights must come without label_smoothing, of which a token has several "
+                f"classes, got label_smoothing={options.label_smoothing}"
+            )
+        token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
     call = PallasOptions.of(
-        dispatch.choose(OPERATION, result_dtype(hidden, weight), sizes, implementation)
+        dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)
     )
     engine: Engine = TiledEngine() if call is None else FusedEngine(call)
     return _loss(
@@ -231,7 +261,7 @@ def _loss(
     temperature: jax.Array | None,
 ) -> jax.Array | LossAndLogSumExp:
     batch, vocab_size = labels.shape, weight.shape[options.vocab_axis]
-    accumulator = accumulator_dtype(hidden, weight)
+    accumulator = options.accumulator(hidden, weight)
     if not labels.size:
         losses = jnp.zeros(batch if reduction == "none" else (), accumulator)
         nothing = jnp.zeros(batch, accumulator)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.checks import as_number, is_known
 from jaxnets.kernels.linear_softmax.tiles import Options, check_tiles, default_tiles
+from jaxnets.kernels.numerics import result_dtype
 
 
 def check_options(
@@ -36,6 +37,30 @@ def check_options(
     return Options(
         smoothing, z_loss, soft_cap, tiles.token_tile, tiles.vocab_tile, bool(features_first)
     )
+
+
+def check_compute_dtype(compute_dtype: Any, hidden: jax.Array, weight: jax.Array) -> Any:
+    """``compute_dtype`` as a dtype; None where it is that of ``hidden`` and ``weight``.
+
+    Raises unless it is floating point, of 16 bits at least (in 8 the gradient of a softmax is
+    mostly 0) and no wider than what is given.
+    """
+    if compute_dtype is None:
+        return None
+    try:
+        dtype = jnp.dtype(compute_dtype)
+    except TypeError:
+        raise TypeError(f"compute_dtype must be a dtype or None, got {compute_dtype!r}") from None
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"compute_dtype must be floating point, got {dtype}")
+    given = result_dtype(hidden, weight)
+    bits, most = jnp.finfo(dtype).bits, jnp.finfo(given).bits
+    if not 16 <= bits <= most:
+        raise ValueError(
+            f"compute_dtype must have 16 bits or more, and no more than hidden and weight, which "
+            f"are {given}; got {dtype}"
+        )
+    return dtype if {hidden.dtype, weight.dtype} != {dtype} else None
 
 
 def check_temperature(temperature: Any, shape: tuple[int, ...], kept: Any) -> jax.Array | None:

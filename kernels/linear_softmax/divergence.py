@@ -1,15 +1,6 @@
-r"""Divergences between two linear heads' distributions, the logits of neither whole in memory.
+"""Divergences between two linear heads, for distillation: the public function and its equation.
 
-With :math:`p` the teacher's distribution and :math:`q` the student's, the gradient with respect to
-a logit of the student is
-
-.. math::
-    \text{forward } KL(p \| q): \quad & q_v - p_v \\
-    \text{reverse } KL(q \| p): \quad & q_v \big(\log (q_v / p_v) - KL(q \| p)\big) \\
-    JSD_\beta: \quad & (1 - \beta)\, q_v \big(\log (q_v / m_v) - KL(q \| m)\big)
-
-so backward each tile of both heads' logits is computed again, and turned into a tile of the
-gradient of the student's table.
+``xla_divergence.py`` computes them, ``xla_top_k_divergence.py`` that from a teacher on record.
 """
 
 from __future__ import annotations
@@ -21,25 +12,20 @@ from typing import Any, Literal, NamedTuple, SupportsFloat, get_args
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from jaxnets.kernels.checks import as_number
-from jaxnets.kernels.linear_softmax.checks import check_options
+from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options
 from jaxnets.kernels.linear_softmax.projection import prepared
-from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all, specs
-from jaxnets.kernels.linear_softmax.tiles import (
-    Options,
-    Tiles,
-    add_slice,
-    table_gradient,
-    tile_count,
-    tile_logits,
-    times_tile,
-    token_tiles,
-    vocab_tile,
+from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
+from jaxnets.kernels.linear_softmax.top_k_teacher import (
+    TopKTeacher,
+    check_teacher,
+    probabilities,
 )
-from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
+from jaxnets.kernels.linear_softmax.xla_divergence import Both, divergence_per_token
+from jaxnets.kernels.linear_softmax.xla_top_k_divergence import top_k_divergence_per_token
 from jaxnets.kernels.losses import (
     Reduction,
     check_projection,
@@ -47,12 +33,9 @@ from jaxnets.kernels.losses import (
     check_weights,
     reduce_losses,
 )
-from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 Kind = Literal["forward", "reverse", "jsd"]
-
-_TOKENS = 512  # at a time, as in xla_two_pass.py
 
 
 class Head(NamedTuple):
@@ -76,24 +59,16 @@ class Head(NamedTuple):
     features_first: bool = False
 
 
-class _Both(NamedTuple):
-    """What is static: the kind, and how the tiles of each head are read."""
-
-    kind: str
-    beta: float
-    student: Options
-    teacher: Options
-
-
 def linear_divergence(
     student: Head | tuple,
-    teacher: Head | tuple,
+    teacher: Head | TopKTeacher | tuple,
     *,
     kind: Kind = "forward",
     beta: SupportsFloat = 0.5,
     temperature: SupportsFloat = 1.0,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     reduction: Reduction = "mean",
+    compute_dtype: DTypeLike | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
 ) -> Float[Array, "..."]:
@@ -110,22 +85,26 @@ def linear_divergence(
 
     Args:
       student: hidden states [..., features] and their head.
-      teacher: of the same tokens; nothing of it gets a gradient.
+      teacher: of the same tokens, a head, or with the forward KL what is on record of one, as
+        :class:`TopKTeacher`: all its other classes then count as one, as do the student's, and the
+        divergence is a lower bound of the whole. Nothing of it gets a gradient.
       kind: "forward", "reverse" or "jsd".
       beta: in (0, 1), of "jsd".
-      temperature: above 0; the logits of both are divided by it.
+      temperature: above 0; the logits of both are divided by it. What is on record is taken as it
+        is.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out.
       reduction: "mean" (by weight), "sum" or "none" (one a token).
-      tiles: as of :func:`linear_softmax_cross_entropy`.
+      compute_dtype, tiles: as of :func:`linear_softmax_cross_entropy`, and of both heads.
       sharding: over which axes classes and tokens are split, of both heads alike.
 
     Returns:
       The divergence in nats, a scalar or [...] for "none", float32 (float64 for float64 input).
 
     Raises:
-      TypeError: integer hidden states, weights or biases.
-      ValueError: shapes that do not fit, heads of different vocabularies or tokens, or an option
-        out of its range.
+      TypeError: integer hidden states, weights, biases or ``compute_dtype``.
+      ValueError: shapes that do not fit, heads of different vocabularies or tokens, an option out
+        of its range, or what is on record where its values are known. Under ``jit`` an id or a
+        log-probability out of range gives NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -144,24 +123,37 @@ def linear_divergence(
     scale = as_number("temperature", temperature)
     if not 0 < scale < float("inf"):
         raise ValueError(f"temperature must be above 0, got {scale}")
-    heads = [_checked(name, head) for name, head in (("student", student), ("teacher", teacher))]
+    check_reduction(reduction)
+    if isinstance(teacher, TopKTeacher) and kind != "forward":
+        raise ValueError(f"kind must be 'forward' with a TopKTeacher, got {kind!r}")
+    heads = [_checked("student", student)]
+    if not isinstance(teacher, TopKTeacher):
+        heads.append(_checked("teacher", teacher))
     tokens = math.prod(heads[0].hidden.shape[:-1])
-    options = [check_options(0.0, 0.0, None, tiles, head.features_first, tokens) for head in heads]
+    options = [
+        check_options(0.0, 0.0, None, tiles, head.features_first, tokens)._replace(
+            compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight)
+        )
+        for head in heads
+    ]
+    batch, sharding = heads[0].hidden.shape[:-1], as_sharding(sharding)
+    token_weights = check_weights(token_weights, batch)
     sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
+    sharding.check(sizes[0], batch)
+    arrays = [tuple(head[:3]) for head in heads]
+    if isinstance(teacher, TopKTeacher):
+        known = check_teacher(teacher, batch, sizes[0], token_weights)
+        return _from_record(
+            sharding, options[0], scale, reduction, *arrays, tuple(known), token_weights
+        )
     if sizes[0] != sizes[1]:
         raise ValueError(f"teacher must have the student's {sizes[0]} classes, got {sizes[1]}")
-    batch = heads[0].hidden.shape[:-1]
     if heads[1].hidden.shape[:-1] != batch:
         raise ValueError(
             f"teacher must have hidden states for the student's tokens {batch}, got shape "
             f"{heads[1].hidden.shape}"
         )
-    check_reduction(reduction)
-    token_weights = check_weights(token_weights, batch)
-    sharding = as_sharding(sharding)
-    sharding.check(sizes[0], batch)
-    both = _Both(kind, share, *options)
-    arrays = [tuple(head[:3]) for head in heads]
+    both = Both(kind, share, *options)
     return _divergence(sharding, both, scale, reduction, *arrays, token_weights)
 
 
@@ -177,14 +169,14 @@ def _checked(name: str, head: Any) -> Head:
 @jax.named_scope("linear_divergence")
 def _divergence(
     sharding: VocabSharding,
-    both: _Both,
+    both: Both,
     temperature: float,
     reduction: str,
     student: tuple,
     teacher: tuple,
     token_weights: jax.Array | None,
 ) -> jax.Array:
-    batch, accumulator = student[0].shape[:-1], accumulator_dtype(*student[:2])
+    batch, accumulator = student[0].shape[:-1], both.student.accumulator(*student[:2])
     if not student[0].size:
         return jnp.zeros(batch if reduction == "none" else (), accumulator)
     if token_weights is not None:
@@ -194,152 +186,31 @@ def _divergence(
     for options, (hidden, weight, bias) in zip(both[2:], (student, teacher), strict=True):
         (hidden,) = sharding.place_tokens(hidden)
         heads.append(prepared(sharding, options, hidden, weight, bias, scale, token_weights))
-    losses = _per_token(sharding, both, heads[0], jax.lax.stop_gradient(heads[1]))
+    losses = divergence_per_token(sharding, both, heads[0], jax.lax.stop_gradient(heads[1]))
     return reduce_losses(losses, token_weights, reduction)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _per_token(sharding: VocabSharding, both: _Both, student: tuple, teacher: tuple) -> jax.Array:
-    """The divergence of each token, [...]."""
-    return _forward(sharding, both, student, teacher)[0]
-
-
-def _in_specs(sharding: VocabSharding, both: _Both) -> tuple[tuple, tuple]:
-    student, teacher = (specs(sharding, options) for options in both[2:])
-    return student, teacher
-
-
-def _terms(both: _Both, log_q: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each class: its part of the divergence, and of the KL that its gradient has."""
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-
-    def part(weight, log_ratio):
-        return jnp.where(weight == 0, 0, weight * log_ratio)
-
-    if both.kind == "forward":
-        return part(p, log_p - log_q), jnp.zeros_like(q)
-    if both.kind == "reverse":
-        reverse = part(q, log_q - log_p)
-        return reverse, reverse
-    log_m = jnp.logaddexp(jnp.log(both.beta) + log_p, jnp.log1p(-both.beta) + log_q)
-    own = part(q, log_q - log_m)
-    return both.beta * part(p, log_p - log_m) + (1 - both.beta) * own, own
-
-
-def _slope(both: _Both, log_q: jax.Array, log_p: jax.Array, own: jax.Array) -> jax.Array:
-    """The gradient of the divergence by the student's logits, [tokens, size]."""
-    p, q = jnp.exp(log_p), jnp.exp(log_q)
-    if both.kind == "forward":
-        return q - p
-    if both.kind == "reverse":
-        return jnp.where(q == 0, 0, q * (log_q - log_p - own[:, None]))
-    log_m = jnp.logaddexp(jnp.log(both.beta) + log_p, jnp.log1p(-both.beta) + log_q)
-    return (1 - both.beta) * jnp.where(q == 0, 0, q * (log_q - log_m - own[:, None]))
-
-
-def _log_p(options: Options, hidden: jax.Array, tile: Any, log_sum_exp: jax.Array) -> jax.Array:
-    logits, _ = tile_logits(hidden, tile, options)
-    return logits - log_sum_exp[:, None]
-
-
-def _forward(
-    sharding: VocabSharding, both: _Both, student: tuple, teacher: tuple
-) -> tuple[jax.Array, tuple]:
-    def on_device(student, teacher):
-        batch = student[0].shape[:-1]
-        flat, sums = [], []
-        for options, (hidden, weight, bias) in zip(both[2:], (student, teacher), strict=True):
-            tokens = hidden.reshape(-1, hidden.shape[-1])
-            none = jnp.zeros(tokens.shape[0], jnp.int32)
-            own = TiledEngine().statistics(options, tokens, weight, bias, none).log_sum_exp
-            flat.append(tokens)
-            sums.append(log_sum_exp_of_all(sharding, own))
-        size = min(_TOKENS, flat[0].shape[0])
-        tiles = [token_tiles(a, size) for a in (*flat, *sums)]
-
-        def over_tokens(xs):
-            hidden_s, hidden_t, sum_s, sum_t = xs
-
-            def over_vocab(totals, index):
-                tile_s = vocab_tile(student[1], student[2], index, both.student)
-                tile_t = vocab_tile(teacher[1], teacher[2], index, both.teacher)
-                log_q = _log_p(both.student, hidden_s, tile_s, sum_s)
-                log_p = _log_p(both.teacher, hidden_t, tile_t, sum_t)
-                parts = _terms(both, log_q, log_p)
-                return tuple(t + p.sum(1) for t, p in zip(totals, parts, strict=True)), None
-
-            zeros = jnp.zeros(size, sum_s.dtype)
-            count = tile_count(student[2].shape[0], both.student)
-            return lax.scan(over_vocab, (zeros, zeros), jnp.arange(count))[0]
-
-        totals = lax.map(over_tokens, tuple(tiles))
-        tokens = flat[0].shape[0]
-        totals = sharding.sum_over_vocab(tuple(a.reshape(-1)[:tokens] for a in totals))
-        return jax.tree.map(lambda a: a.reshape(batch), (*totals, *sums))
-
-    tokens = sharding.token_spec
-    losses, *rest = sharding.run(
-        on_device, _in_specs(sharding, both), (tokens,) * 4, student, teacher
-    )
-    return losses, (student, teacher, *rest)
-
-
-def _backward(
-    sharding: VocabSharding, both: _Both, residuals: tuple, cotangent: jax.Array
-) -> tuple[tuple, None]:
-    def on_device(student, teacher, own, sum_s, sum_t, cotangent):
-        hidden, weight, bias = student
-        dtype, batch = accumulator_dtype(hidden, weight), hidden.shape
-        flat = [a.reshape(-1, a.shape[-1]) for a in (hidden, teacher[0])]
-        tokens = flat[0].shape[0]
-        size, options = min(_TOKENS, tokens), both.student
-        unused = cotangent.reshape(-1) == 0
-        flat = [jnp.where(unused[:, None], 0, a) for a in flat]
-        numbers = [cotangent.reshape(-1), jnp.where(unused, 0, own.reshape(-1))]
-        tiles = [token_tiles(a, size) for a in (*flat, *numbers)]
-        # exp(logits - inf) is 0: of tokens that nothing depends on, and of what fills up.
-        sums = (jnp.where(unused, jnp.inf, a.reshape(-1)) for a in (sum_s, sum_t))
-        tiles += [token_tiles(a, size, jnp.inf) for a in sums]
-
-        def over_vocab(index, gradients):
-            d_hidden, d_weight, d_bias = gradients
-            tile_s = vocab_tile(weight, bias, index, options)
-            tile_t = vocab_tile(teacher[1], teacher[2], index, both.teacher)
-
-            def over_tokens(tile_gradients, xs):
-                rows, offsets = tile_gradients
-                (hidden_s, hidden_t, cotangent, own, sum_s, sum_t), d_hidden = xs
-                log_q = _log_p(options, hidden_s, tile_s, sum_s)
-                log_p = _log_p(both.teacher, hidden_t, tile_t, sum_t)
-                slope = _slope(both, log_q, log_p, own)
-                gradient = jnp.where(cotangent[:, None] == 0, 0, cotangent[:, None] * slope)
-                if tile_s.fresh is not None:
-                    gradient = jnp.where(tile_s.fresh[None], gradient, 0)
-                offsets += gradient.sum(0)
-                gradient = gradient.astype(hidden_s.dtype)
-                rows += table_gradient(gradient, hidden_s, options)
-                return (rows, offsets), d_hidden + times_tile(gradient, tile_s, options)
-
-            zeros = jnp.zeros(tile_s.weight.shape, dtype), jnp.zeros(tile_s.bias.shape, dtype)
-            (rows, offsets), d_hidden = lax.scan(over_tokens, zeros, (tuple(tiles), d_hidden))
-            return (
-                d_hidden,
-                add_slice(d_weight, rows, tile_s.start, options.vocab_axis),
-                add_slice(d_bias, offsets, tile_s.start),
-            )
-
-        start = tuple(jnp.zeros(a.shape, dtype) for a in (tiles[0], weight, bias))
-        count = tile_count(bias.shape[0], options)
-        d_hidden, d_weight, d_bias = lax.fori_loop(0, count, over_vocab, start)
-        d_hidden = sharding.sum_over_vocab(d_hidden.reshape(-1, batch[-1])[:tokens])
-        d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
-        found = d_hidden.reshape(batch), d_weight, d_bias
-        return tuple(g.astype(a.dtype) for g, a in zip(found, student, strict=True))
-
-    tokens = sharding.token_spec
-    places = _in_specs(sharding, both)
-    gradients = sharding.run(on_device, (*places, *(tokens,) * 4), places[0], *residuals, cotangent)
-    return gradients, None
-
-
-_per_token.defvjp(_forward, _backward)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@jax.named_scope("linear_divergence")
+def _from_record(
+    sharding: VocabSharding,
+    options: Options,
+    temperature: float,
+    reduction: str,
+    student: tuple,
+    teacher: tuple,
+    token_weights: jax.Array | None,
+) -> jax.Array:
+    hidden, weight, bias = student
+    batch, accumulator = hidden.shape[:-1], options.accumulator(hidden, weight)
+    if not hidden.size:
+        return jnp.zeros(batch if reduction == "none" else (), accumulator)
+    if token_weights is not None:
+        (token_weights,) = sharding.place_tokens(token_weights.astype(accumulator))
+    hidden, *record = sharding.place_tokens(hidden, *teacher)
+    scale = None if temperature == 1 else jnp.asarray(temperature, accumulator)
+    student = prepared(sharding, options, hidden, weight, bias, scale, token_weights)
+    vocab_size = weight.shape[options.vocab_axis]
+    known = probabilities(TopKTeacher(*record), vocab_size, token_weights, accumulator)
+    losses = top_k_divergence_per_token(sharding, options, student, *jax.lax.stop_gradient(known))
+    return reduce_losses(losses, token_weights, reduction)

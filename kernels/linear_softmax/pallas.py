@@ -51,9 +51,10 @@ class FusedEngine(NamedTuple):
         bias: jax.Array,
         labels: jax.Array,
     ) -> Statistics:
-        if not options.features_first:
+        if not options.features_first and options.compute_dtype is None:
             return self._statistics(options, hidden, weight, bias, labels)
-        # The kernel wants classes in rows: a chunk of the table at a time is turned.
+        # The kernel wants classes in rows, and in the dtype that is computed in: a chunk of the
+        # table at a time is turned and rounded.
         tokens, vocab_size = hidden.shape[0], bias.shape[0]
         chunked = options._replace(vocab_tile=_chunk(tokens, vocab_size))
 
@@ -62,7 +63,8 @@ class FusedEngine(NamedTuple):
             seen = jnp.where(_fresh(tile), tile.bias, -jnp.inf)
             own = labels >= index * chunked.vocab_tile
             here = jnp.where(own & in_range(labels, vocab_size), labels - tile.start, -1)
-            part = self._statistics(options, hidden, tile.weight.T, seen, here)
+            rows = tile.weight.T if options.features_first else tile.weight
+            part = self._statistics(options, hidden, rows, seen, here)
             return None, part
 
         _, parts = lax.scan(over_vocab, None, jnp.arange(tile_count(vocab_size, chunked)))

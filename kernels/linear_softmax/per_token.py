@@ -109,7 +109,8 @@ def token_losses(
     """What :func:`per_token` computes, without its gradient rule."""
 
     def on_device(hidden, weight, bias, labels):
-        flat, flat_labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+        flat = options.rounded(hidden.reshape(-1, hidden.shape[-1]))
+        flat_labels = labels.reshape(-1)
         local, own = sharding.local_ids(flat_labels, bias.shape[0])
         part = engine.statistics(options, flat, weight, bias, local)
         whole = Statistics(
@@ -231,7 +232,7 @@ def gradients_on_device(
     on, [tokens]. Those are zeros here, for they must not spread a NaN of their own; their
     log-sum-exp is infinite, as a softmax of 0 is: exp(bias - 0) may overflow.
     """
-    flat = jnp.where(unused[:, None], 0, hidden.reshape(-1, hidden.shape[-1]))
+    flat = jnp.where(unused[:, None], 0, options.rounded(hidden.reshape(-1, hidden.shape[-1])))
     labels, log_sum_exp = labels.reshape(-1), jnp.where(unused, jnp.inf, log_sum_exp)
     factors = jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
     local, _ = sharding.local_ids(labels, bias.shape[0])

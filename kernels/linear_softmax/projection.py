@@ -35,7 +35,6 @@ def prepared(
     """
     _, table, classes = specs(sharding, options)
     weight, bias = sharding.place(weight, table), sharding.place(bias, classes)
-    accumulator = accumulator_dtype(hidden, weight)
     if kept is not None:
         # Masked before any arithmetic: a token that is left out leaves no trace, be it NaN.
         hidden = jnp.where((kept == 0)[..., None], 0, hidden)
@@ -44,6 +43,7 @@ def prepared(
             (temperature,) = sharding.place_tokens(temperature)
         hidden, weight, bias = _divided(options, hidden, weight, bias, temperature, kept)
     if bias is None:
+        accumulator = options.accumulator(hidden, weight)
         zeros = jnp.zeros(weight.shape[options.vocab_axis], accumulator)
         bias = sharding.place(zeros, classes)
     return hidden, weight, bias

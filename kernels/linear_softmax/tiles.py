@@ -76,6 +76,7 @@ class Options(NamedTuple):
     """What shapes the loss and the tiles; static under ``jit``.
 
     ``features_first``: tables are [features, vocab], and so are their tiles and gradients.
+    ``compute_dtype``: what the operands of the matmuls are rounded to; None: nothing is.
     """
 
     label_smoothing: float = 0.0
@@ -84,11 +85,23 @@ class Options(NamedTuple):
     token_tile: int = 128
     vocab_tile: int = 1024
     features_first: bool = False
+    compute_dtype: jnp.dtype | None = None
 
     @property
     def vocab_axis(self) -> int:
         """Of a table."""
         return 1 if self.features_first else 0
+
+    def rounded(self, array: jax.Array) -> jax.Array:
+        """``array`` in the dtype that is computed in."""
+        return array if self.compute_dtype is None else array.astype(self.compute_dtype)
+
+    def accumulator(self, hidden: jax.Array, weight: jax.Array) -> jnp.dtype:
+        """What logits, sums and gradients are kept in."""
+        computed = self.compute_dtype
+        return (
+            accumulator_dtype(hidden, weight) if computed is None else accumulator_dtype(computed)
+        )
 
 
 class VocabTile(NamedTuple):
@@ -118,7 +131,10 @@ def tile_count(vocab_size: int, options: Options) -> int:
 def vocab_tile(
     weight: jax.Array, bias: jax.Array, index: int | jax.Array, options: Options
 ) -> VocabTile:
-    """The ``index``-th tile of the projection ``weight [vocab, features]``, ``bias [vocab]``."""
+    """The ``index``-th tile of the projection ``weight [vocab, features]``, ``bias [vocab]``.
+
+    The tile is rounded, not the table, of which that would be a whole copy.
+    """
     vocab_size = bias.shape[0]
     size = min(options.vocab_tile, vocab_size)
     start = jnp.minimum(index * size, vocab_size - size)
@@ -129,7 +145,7 @@ def vocab_tile(
     )
     return VocabTile(
         start,
-        lax.dynamic_slice_in_dim(weight, start, size, options.vocab_axis),
+        options.rounded(lax.dynamic_slice_in_dim(weight, start, size, options.vocab_axis)),
         lax.dynamic_slice_in_dim(bias, start, size),
         fresh,
     )
@@ -168,8 +184,13 @@ def label_logits(
 
     A label out of range gives NaN, that of a class that is out -inf, with slope 0.
     """
-    dtype = accumulator_dtype(hidden, weight)
-    rows = read_rows(weight, labels, options.features_first).astype(dtype)
+    dtype = options.accumulator(hidden, weight)
+    rows = options.rounded(read_rows(weight, labels, options.features_first))
+    if options.compute_dtype is not None:
+        # XLA may leave out a rounding that is undone at once (xla_allow_excess_precision): the
+        # label's logit would be of another precision than the log-sum-exp that it is taken from.
+        hidden, rows = lax.optimization_barrier((hidden, rows))
+    rows = rows.astype(dtype)
     offsets = bias.at[labels].get(mode="fill", fill_value=jnp.nan).astype(dtype)
     logits, slope = cap_logits((hidden.astype(dtype) * rows).sum(1) + offsets, options.soft_cap)
     inside = is_in(offsets)

@@ -130,17 +130,37 @@ def _top_k(
         if exclude is not None:
             wrong = out_of_range(exclude, sharding.shards * own)
             logits = jnp.where(wrong[..., None], jnp.nan, logits)
-        ids = ids + start
-        if sharding.vocab_axes:  # in the order of the classes, of which equal ones keep theirs
-            logits, ids = (
-                lax.all_gather(a, sharding.vocab_axes, axis=a.ndim - 1, tiled=True)
-                for a in (logits, ids)
-            )
-        return TopK(*_largest(k, logits, ids))
+        return TopK(*largest_of_all(sharding, k, logits, ids + start))
 
     tokens, table, classes = specs(sharding, options)
     in_specs = (tokens, table, classes, tokens)
     return sharding.run(on_device, in_specs, tokens, hidden, weight, bias, exclude)
+
+
+def largest_of_all(
+    sharding: VocabSharding, k: int, logits: jax.Array, ids: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Inside ``run``: the ``k`` largest of all devices, from each one's own [..., n]."""
+    if sharding.vocab_axes:  # in the order of the classes, of which equal ones keep theirs
+        logits, ids = (
+            lax.all_gather(a, sharding.vocab_axes, axis=a.ndim - 1, tiled=True)
+            for a in (logits, ids)
+        )
+    return _largest(k, logits, ids)
+
+
+def better(
+    k: int, best: tuple[jax.Array, jax.Array] | None, logits: jax.Array, start: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The best [tokens, k] so far, and their classes, with a tile of ``logits`` from ``start`` on.
+
+    Of equal logits those that were there before stay. None: nothing is there before.
+    """
+    classes = (start + jnp.arange(logits.shape[1])).astype(jnp.int32)
+    ids = jnp.broadcast_to(classes[None], logits.shape)
+    if best is not None:
+        logits, ids = jnp.concatenate([best[0], logits], 1), jnp.concatenate([best[1], ids], 1)
+    return _largest(k, logits, ids)
 
 
 def _largest(k: int, logits: jax.Array, classes: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -177,20 +197,15 @@ def _best(
     def over_tokens(block):
         hidden, exclude = block
 
-        def logits_of(index):
+        def over_vocab(best, index):
             tile = vocab_tile(weight, bias, index, options)
             logits, _ = tile_logits(hidden, tile, options)
             if exclude is not None:
                 logits = jnp.where(among(exclude, tile.start, logits.shape[1]), -jnp.inf, logits)
-            classes = (tile.start + jnp.arange(logits.shape[1])).astype(jnp.int32)
-            return logits, jnp.broadcast_to(classes[None], logits.shape)
-
-        def over_vocab(best, index):
-            both = zip(best, logits_of(index), strict=True)
-            return _largest(k, *(jnp.concatenate(pair, 1) for pair in both)), None
+            return better(k, best, logits, tile.start), None
 
         others = jnp.arange(1, tile_count(vocab_size, options))
-        best, _ = lax.scan(over_vocab, _largest(k, *logits_of(0)), others)
+        best, _ = lax.scan(over_vocab, over_vocab(None, 0)[0], others)
         return best
 
     if exclude is not None:

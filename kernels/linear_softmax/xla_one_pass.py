@@ -55,7 +55,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
-from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
+from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
@@ -112,8 +112,9 @@ def _on_device(
     factors: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gradients of hidden, weight and bias, and the losses [...]: of a device's own tokens."""
-    shape, dtype = hidden.shape, accumulator_dtype(hidden, weight)
-    hidden, labels, factors = hidden.reshape(-1, shape[-1]), labels.reshape(-1), factors.reshape(-1)
+    shape, own_dtype, dtype = hidden.shape, hidden.dtype, options.accumulator(hidden, weight)
+    hidden = options.rounded(hidden.reshape(-1, shape[-1]))
+    labels, factors = labels.reshape(-1), factors.reshape(-1)
     tokens, vocab_size = hidden.shape[0], bias.shape[0]
     smoothing = options.label_smoothing
     size = min(options.token_tile, tokens)
@@ -201,7 +202,7 @@ def _on_device(
         )
         weight_gradient = add_at(weight_gradient, local, -label_factor[:, None] * wide, options)
         bias_gradient = bias_gradient.at[local].add(-label_factor, mode="drop")
-        return (weight_gradient, bias_gradient), (losses, hidden_gradient.astype(hidden.dtype))
+        return (weight_gradient, bias_gradient), (losses, hidden_gradient.astype(own_dtype))
 
     few = tokens <= MOST_ROUNDINGS * size
     nothing = unset_like(weight, weight.dtype if few else dtype)  # the first tile sets it

@@ -26,7 +26,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.losses import safe_ids
-from jaxnets.kernels.numerics import accumulator_dtype, log_of_sum
+from jaxnets.kernels.numerics import log_of_sum
 
 # Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by
 # that many tokens while it is in cache.
@@ -64,7 +64,7 @@ def _statistics(
 ) -> Statistics:
     """Online, over tiles of the vocabulary."""
     tokens = hidden.shape[0]
-    dtype = accumulator_dtype(hidden, weight)
+    dtype = options.accumulator(hidden, weight)
     size = min(_TOKENS, tokens)
 
     def over_tokens(hidden):
@@ -103,7 +103,7 @@ def _gradient(
     factors: Factors,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     tokens, vocab_size = hidden.shape[0], bias.shape[0]
-    dtype = accumulator_dtype(hidden, weight)
+    dtype = options.accumulator(hidden, weight)
     size = min(_TOKENS, tokens)
     hidden_tiles = token_tiles(hidden, size)
     numbers = jax.tree.map(lambda x: token_tiles(x, size), factors)

@@ -224,3 +224,21 @@ def test_dtype_computes_and_param_dtype_stores(dtype):
     np.testing.assert_array_equal(head.loss(hidden, labels), wanted)
     gradient = nnx.grad(lambda head: head.loss(hidden, labels))(head)
     assert gradient["weight"].dtype == jnp.float32
+
+
+def test_the_exact_losses_round_no_whole_table():
+    """``dtype``: matmuls in it, the gradient of the parameters in theirs, no copy of the table."""
+    head = OutputProjection(FEATURES, VOCAB, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    hidden, labels = inputs()
+    graph, state = nnx.split(head)
+
+    tiles = Tiles(vocab_tile=8)
+
+    def loss(state, hidden):
+        head = nnx.merge(graph, state)
+        entropy = head.log_probs(hidden, labels, tiles=tiles).entropy
+        return head.exact_loss(hidden, labels, tiles=tiles) - entropy.mean()
+
+    text = jax.jit(jax.grad(loss)).lower(state, hidden).as_text()
+    assert f"tensor<8x{FEATURES}xbf16>" in text
+    assert f"tensor<{VOCAB}x{FEATURES}xbf16>" not in text

@@ -34,6 +34,7 @@ EXACT = {
     "temperature": {"temperature": 0.7},
     "temperature of each token": {"temperature": "each"},
     "a loss for each token": {"reduction": "none", "temperature": 1.5},
+    "class weights": {"class_weights": np.arange(1600) % 3 / 2},
     "log-sum-exp": {"return_log_sum_exp": True, "z_loss": 1e-2},
 }
 

@@ -152,6 +152,25 @@ def test_full_softmax_in_several_chunks(platform, monkeypatch):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
+def test_full_softmax_in_few_bits(platform):
+    """``compute_dtype``: a float32 table is rounded chunk by chunk."""
+    hidden, weight, bias, labels = softmax_problem(jnp.float32)
+
+    def loss(implementation):
+        def of(hidden, weight, bias):
+            return linear_softmax_cross_entropy(
+                hidden, weight, labels, bias=bias, compute_dtype="bfloat16",
+                implementation=implementation,
+            )  # fmt: skip
+
+        return jax.grad(of, (0, 1, 2))
+
+    got, wanted = both(platform, loss, "tiled", hidden, weight, bias)
+    assert all(g.dtype == jnp.float32 for g in got)
+    close(got, wanted, rounding(jnp.bfloat16, 37))
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
 def test_full_softmax_marks_a_label_out_of_range(platform):
     hidden, weight, bias, labels = softmax_problem(jnp.float32)
     labels = np.where(np.arange(37) == 3, 601, labels)

@@ -86,7 +86,7 @@ def test_values_and_gradients(x64, options, features_first):
     (got, found), (expected, wanted) = jax.jit(
         lambda *arrays: [derived(function)(*arrays) for function in (ours, theirs)]
     )(*arrays)
-    for a, b in zip(found, wanted, strict=True):
+    for a, b in zip(found[:4], wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11)
@@ -101,6 +101,31 @@ def test_gradients_numerically(x64):
 
     arrays = [np.asarray(a, np.float64) for a in (hidden, weight, bias)]
     assert_slopes(found, arrays, 1e-7)
+
+
+@pytest.mark.parametrize("k", [1, 5, 23])
+def test_the_best_classes(k):
+    """Equal logits in the order of their classes, classes that are out at the end."""
+    hidden, weight, bias, labels = (2 * np.asarray(a) for a in problem())
+    hidden, weight, bias = hidden.round(), weight.round(), bias.round()
+    bias[[2, 20]] = -np.inf
+    labels = np.where(np.isin(labels // 2, [2, 20]), 0, labels // 2)
+    labels[1, 1] = -1
+
+    def found(hidden, weight, bias):
+        return linear_log_probs(
+            hidden, weight, labels, bias=bias, top_k=k, ignore_index=-1, tiles=Tiles(vocab_tile=4)
+        )
+
+    got = jax.jit(found)(hidden, weight, bias)
+    logits = hidden @ weight.T + bias
+    wanted = np.argsort(-logits, -1, stable=True)[..., :k]
+    log_p = jax.nn.log_softmax(logits)
+    kept = labels != -1
+    np.testing.assert_array_equal(got.top_ids, np.where(kept[..., None], wanted, 0))
+    np.testing.assert_array_equal(got.top_ids[..., 0], got.argmax)
+    values = np.where(kept[..., None], np.take_along_axis(log_p, wanted, -1), 0)
+    np.testing.assert_allclose(got.top_log_probs, values, rtol=1e-5, atol=1e-5)
 
 
 def test_it_agrees_with_the_loss():
@@ -122,9 +147,9 @@ def test_what_is_left_out_leaves_no_trace():
     assert all(np.isfinite(g).all() for g in gradients)
     assert not np.asarray(gradients[0])[0, 1].any()
     found = linear_log_probs(bad[0], weight, bad[3], bias=bias, ignore_index=-100)
-    assert all(np.asarray(a)[0, 1] == 0 for a in found)
-    nothing = linear_log_probs(hidden[:0], weight, labels[:0], bias=bias)
-    assert all(a.shape == (0, 5) for a in nothing)
+    assert all(np.asarray(a)[0, 1] == 0 for a in found[:4])
+    nothing = linear_log_probs(hidden[:0], weight, labels[:0], bias=bias, top_k=3)
+    assert [a.shape for a in nothing] == [(0, 5)] * 4 + [(0, 5, 3)] * 2
 
 
 def test_a_label_out_of_range_is_an_error_or_nan():
@@ -168,7 +193,7 @@ def test_over_devices(kind):
     labels = 6 + np.asarray(labels) % 18
 
     def results(hidden, weight, bias, sharding=None):
-        return linear_log_probs(hidden, weight, labels, bias=bias, sharding=sharding)
+        return linear_log_probs(hidden, weight, labels, bias=bias, sharding=sharding, top_k=9)
 
     def derived(sharding):
         def loss(*arrays):
@@ -180,6 +205,7 @@ def test_over_devices(kind):
     (grads, got), (expected, wanted) = derived(sharding), derived(None)
     for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert got.top_ids.dtype == jnp.int32
     for a, b in zip(grads, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     mean = jax.jit(lambda h: results(h, weight, bias).entropy.mean())
@@ -209,3 +235,12 @@ def test_memory_is_that_of_a_loss_a_token():
     ours, text = temporary(bonus)
     assert ours < 1.2 * temporary(losses)[0]
     assert not re.search(r"f32\[2048,16384\]", text)
+
+
+def test_bad_top_k(users_checks):
+    hidden, weight, bias, labels = problem()
+    for k, message in ((0, "top_k must be at least 1, got 0"), (24, r"\[1, 23\], got 24")):
+        with pytest.raises(ValueError, match=message):
+            linear_log_probs(hidden, weight, labels, bias=bias, top_k=k)
+    with pytest.raises(TypeError, match="top_k must be an integer"):
+        linear_log_probs(hidden, weight, labels, bias=bias, top_k=2.0)

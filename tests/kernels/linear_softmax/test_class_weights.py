@@ -1,0 +1,120 @@
+"""``class_weights=``: a factor for each token by the class of its label."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from jaxnets.kernels import checked_loss, linear_softmax_cross_entropy
+
+BATCH, FEATURES, VOCAB = (3, 4), 5, 11
+RANDOM = np.random.default_rng(0)
+HIDDEN = RANDOM.normal(size=(*BATCH, FEATURES))
+WEIGHT = RANDOM.normal(size=(VOCAB, FEATURES))
+LABELS = np.array([[0, 1, 2, 3], [4, 4, 10, 7], [0, 9, 3, 3]], np.int8)
+BY_CLASS = RANDOM.uniform(0.5, 2.0, VOCAB)
+BY_CLASS[3] = 0
+BY_TOKEN = RANDOM.uniform(0.5, 2.0, BATCH)
+
+
+def by_torch(hidden, weight, by_class, by_token):
+    """The formula of ``torch.nn.CrossEntropyLoss(weight=)``: l_n = -w_(y_n) log p_(n, y_n)."""
+    logits = hidden @ weight.T
+    log_p = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    picked = jnp.take_along_axis(log_p, LABELS[..., None].astype(int), -1)[..., 0]
+    factors = by_token * by_class[LABELS.astype(int)]
+    return {
+        "none": -factors * picked,
+        "sum": -(factors * picked).sum(),
+        "mean": -(factors * picked).sum() / factors.sum(),
+    }
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_value_and_gradients(x64, reduction):
+    def ours(hidden, weight, by_class, by_token):
+        losses = linear_softmax_cross_entropy(
+            hidden, weight, LABELS, class_weights=by_class, token_weights=by_token,
+            reduction=reduction,
+        )  # fmt: skip
+        return (losses * jnp.cos(jnp.arange(losses.size).reshape(losses.shape))).sum(), losses
+
+    def theirs(*arrays):
+        losses = by_torch(*arrays)[reduction]
+        return (losses * jnp.cos(jnp.arange(losses.size).reshape(losses.shape))).sum(), losses
+
+    arrays = HIDDEN, WEIGHT, BY_CLASS, BY_TOKEN
+    got, wanted = (
+        jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(*arrays)
+        for loss in (ours, theirs)
+    )
+    for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(wanted[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11)
+    of_class = np.bincount(LABELS.ravel(), minlength=VOCAB) > 0
+    for a, b in zip(got[1], wanted[1], strict=True):
+        # A weight of 0 leaves no trace, not the derivative by itself either.
+        where = of_class & (BY_CLASS != 0) if b.shape == (VOCAB,) else np.ones(b.shape, bool)
+        np.testing.assert_allclose(a[where], b[where], rtol=1e-9, atol=1e-12)
+
+
+def test_weight_0_leaves_no_trace():
+    hidden = jnp.asarray(HIDDEN, jnp.float32).at[0, 3].set(jnp.nan)  # its label is 3
+    weight = jnp.asarray(WEIGHT, jnp.float32)
+    by_class = (BY_CLASS > 0).astype(np.uint8)
+
+    def loss(hidden, weight, **options):
+        return linear_softmax_cross_entropy(hidden, weight, LABELS, **options)
+
+    gradient = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    got = gradient(hidden, weight, class_weights=by_class)
+    wanted = gradient(hidden, weight, token_weights=LABELS != 3)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    assert np.isfinite(got[0])
+    assert loss(hidden, weight, class_weights=np.zeros(VOCAB)) == 0
+    error, value = jax.jit(checked_loss(linear_softmax_cross_entropy))(
+        hidden, weight, LABELS, class_weights=by_class
+    )
+    error.throw()
+    assert value == got[0]
+
+
+def test_a_label_out_of_range_is_nan_or_left_out():
+    labels = LABELS.copy()
+    labels[0, 0], labels[1, 1] = -1, VOCAB
+    losses = jax.jit(
+        lambda labels, by_class: linear_softmax_cross_entropy(
+            HIDDEN, WEIGHT, labels, class_weights=by_class, ignore_index=-1, reduction="none"
+        )
+    )(labels, np.zeros(VOCAB))
+    assert np.argwhere(np.isnan(losses)).tolist() == [[1, 1]]
+    assert not np.nan_to_num(losses).any()
+
+
+def test_on_an_explicit_mesh_without_a_sharding():
+    mesh = jax.make_mesh(
+        (3,), ("data",), axis_types=(AxisType.Explicit,), devices=jax.devices()[:3]
+    )
+    rows = jax.device_put(HIDDEN.astype(np.float32), jax.NamedSharding(mesh, jax.P("data")))
+    got = jax.jit(
+        lambda *a: linear_softmax_cross_entropy(*a, LABELS, class_weights=BY_CLASS)
+    )(rows, WEIGHT.astype(np.float32))  # fmt: skip
+    wanted = by_torch(HIDDEN, WEIGHT, BY_CLASS, np.ones(BATCH))["mean"]
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_weights": np.ones(7)}, r"class_weights must have one value a class, .*\(11,\)"),
+        ({"class_weights": ["a"] * VOCAB}, "class_weights must be numbers"),
+        (
+            {"class_weights": np.ones(VOCAB), "label_smoothing": 0.1},
+            "class_weights must come without label_smoothing",
+        ),
+    ],
+)
+def test_bad_input(users_checks, options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        linear_softmax_cross_entropy(HIDDEN, WEIGHT, LABELS, **options)
