@@ -41,9 +41,9 @@ def gbce_loss(
         \text{loss} = -\frac{1}{k + 1} \Big(\beta \log \sigma(o_y)
         + \sum_{j \in S} \log(1 - \sigma(o_j))\Big), \qquad
         \beta = \alpha \Big(t \big(1 - \tfrac{1}{\alpha}\big) + \tfrac{1}{\alpha}\Big),
-        \qquad \alpha = \frac{k}{|C| - 1}
+        \qquad \alpha = \frac{k}{n - 1}
 
-    with :math:`o_i = w_i \cdot h + b_i` and k uniform samples S of |C| classes (Petrov and
+    with :math:`o_i = w_i \cdot h + b_i` and k uniform samples S of n classes (Petrov and
     Macdonald 2023, "gSASRec: Reducing Overconfidence in Sequential Recommendation Trained with
     Negative Sampling", section 5). With t = 0 it is the BCE of SASRec over k samples, which learns
     :math:`\sigma(o_y) > p(y)`; with t = 1 it learns :math:`\sigma(o_y) = p(y)`, provided that
@@ -56,7 +56,7 @@ def gbce_loss(
 
     Args:
       calibration: t in [0, 1]; 0.75, the authors', is for 256 samples.
-      vocab_size: |C|, at least 1, where ``weight`` holds a part of the classes only, as the rows of
+      vocab_size: n, at least 1, where ``weight`` holds a part of the classes only, as the rows of
         :func:`jaxnets.kernels.gather_rows`; None: as many as ``weight``.
 
     Example:
