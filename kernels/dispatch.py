@@ -10,6 +10,10 @@ platforms, shapes and dtypes. Which is taken is said, in this order, by
 5. the platform's rule: ``Operation.preferred``;
 6. and else it is the one on XLA.
 
+XLA splits a program over devices by itself where a mesh has ``Auto`` axes, which is seen only once
+it is compiled, and it cannot split a Pallas kernel: JAX refuses the program. So 3 to 5 give a
+Pallas kernel only where there is one device, or in a ``shard_map``.
+
 The choice is made where an operation is traced, for the platform of JAX's default device.
 """
 
@@ -23,6 +27,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType
 
 from jaxnets.kernels import tuned, tuning_cache
 
@@ -160,6 +165,17 @@ def xla_only() -> Iterator[None]:
         _xla_only.reset(token)
 
 
+def _may_be_split() -> bool:
+    """Whether XLA may split what is traced here over devices by itself.
+
+    :func:`compiling_for` does not say over how many, and counts as one.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and set(mesh.axis_types) == {AxisType.Manual}:
+        return False
+    return _target.get() is None and jax.device_count() > 1
+
+
 def _is_xla_only() -> bool:
     asked = os.environ.get("JAXNETS_IMPLEMENTATION", "")
     if asked not in ("", "xla"):
@@ -200,9 +216,12 @@ def choose(
     if _is_xla_only():
         return Choice(operation.default, None, "only XLA was asked for", where)
 
+    may_be_split = _may_be_split()
+
     def can_run(name):
         known = implementations.get(name)
-        return known is not None and known(where, dtype, sizes) is None
+        fits = known is not None and known(where, dtype, sizes) is None
+        return fits and not (name == "pallas" and may_be_split)
 
     measured = None if where.interpret else tuning_cache.look_up(operation.name, dtype, sizes)
     if measured is not None and can_run(measured.implementation):
@@ -216,6 +235,8 @@ def choose(
         why = f"the default on {where.platform}; nothing was measured on this device"
         return Choice(preferred, None, why, where)
     why = "the default; nothing was measured on this device"
+    if preferred == "pallas" and may_be_split:
+        why = "XLA may split the program over these devices, and cannot split a Pallas kernel"
     return Choice(operation.default, None, why, where)
 
 

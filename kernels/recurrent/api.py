@@ -109,8 +109,9 @@ def lstm(
       implementation: "scan", on XLA, has reverse-mode derivatives of first and second order;
         "reference", a plain loop, also has forward mode and higher orders. "pallas" (GPU with a
         small hidden size, and TPU) and "cudnn" (NVIDIA, float32) have the scan's derivatives, and
-        not all of the options. None is "scan", on TPU "pallas" where it can run, unless the tuner
-        measured another to be faster; :func:`jaxnets.kernels.explain` says what runs, and why.
+        not all of the options. None is "scan", on one TPU "pallas" where it can run, unless the
+        tuner measured another to be faster; :func:`jaxnets.kernels.explain` says what runs, and
+        why.
 
     Returns:
       :class:`Recurrence`: outputs, [batch, time, output], in the dtype of inputs and kernels; and

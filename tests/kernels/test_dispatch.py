@@ -3,10 +3,11 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxnets.kernels import compiling_for, explain, pointwise_conv, tuned, xla_only
+from jaxnets.kernels import compiling_for, dispatch, explain, pointwise_conv, tuned, xla_only
 from jaxnets.kernels.dispatch import operation_named, target
 from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.tuning_cache import Measured, cache_path, forget, keep, look_up
@@ -194,6 +195,28 @@ def test_xla_only_goes_before_tables_tuner_and_rule_and_after_a_name(monkeypatch
     monkeypatch.setenv("JAXNETS_IMPLEMENTATION", "pallas")
     with pytest.raises(ValueError, match="JAXNETS_IMPLEMENTATION must be 'xla' or not set, got 'p"):
         explain("lstm", **LSTM)
+
+
+def test_no_pallas_kernel_unasked_where_xla_may_split_the_program(monkeypatch):
+    """JAX refuses such a program: "Mosaic kernels cannot be automatically partitioned"."""
+    monkeypatch.setattr(dispatch, "target", lambda: dispatch.Target("tpu"))
+    monkeypatch.setattr(dispatch, "_kind_of_device", lambda: None)
+    assert jax.device_count() > 1
+    assert "scan: chosen (XLA may split the program" in explain("lstm", **LSTM)
+    keep("lstm", "float32", LSTM | {"extras": ()}, Measured("pallas", None), 1e-3)
+    assert "scan: chosen (XLA may split the program" in explain("lstm", **LSTM)
+    found = []
+
+    def on_each(inputs):
+        found.append(explain("lstm", **LSTM))
+        return inputs
+
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.P("data")
+    jax.jit(jax.shard_map(on_each, mesh=mesh, in_specs=spec, out_specs=spec))(jnp.ones(4))
+    assert "pallas: chosen (fastest when measured" in found[0]
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert "pallas: chosen (fastest when measured" in explain("lstm", **LSTM)
 
 
 @pytest.fixture
