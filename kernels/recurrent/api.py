@@ -100,7 +100,8 @@ def lstm(
       recurrent_dropout: the share of h that is dropped before its matmul, the same at each step of
         a row (Gal and Ghahramani 2016); kept values are scaled by 1 / (1 - share). Needs ``key``.
       remat: keep one carry a chunk for the gradient and compute the gates again, in memory that
-        grows with the square root of the time; False: keep all gates; None: chosen by shape.
+        grows with the square root of the time; False: keep all gates, as "pallas" does; None:
+        chosen by shape.
       truncate_steps: the gradient does not cross from one window of so many steps to another; the
         carry does (truncated backpropagation through time, Williams and Peng 1990). Padding counts
         in a window with lengths only.
