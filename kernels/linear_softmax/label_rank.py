@@ -25,6 +25,7 @@ from jaxnets.kernels.linear_softmax.excluded import (
 from jaxnets.kernels.linear_softmax.projection import prepared
 from jaxnets.kernels.linear_softmax.sharded import own_logits, specs
 from jaxnets.kernels.linear_softmax.tiles import (
+    TOKENS,
     Options,
     Tiles,
     check_tiles,
@@ -44,7 +45,6 @@ from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
-_TOKENS = 512  # at a time, as in top_k.py
 _NO_RANK = -1
 
 
@@ -200,7 +200,7 @@ def _count(
     of this device's classes; ``own [tokens]``: it has the label.
     """
     tokens, dtype = hidden.shape[0], accumulator_dtype(hidden, weight)
-    size = min(_TOKENS, tokens)
+    size = min(TOKENS, tokens)
     tiles = jnp.arange(tile_count(bias.shape[0], options))
     nothing = jnp.zeros(size, dtype), (jnp.zeros(size, jnp.int32),) * 3
 

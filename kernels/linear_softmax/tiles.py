@@ -45,6 +45,10 @@ class Tiles:
         object.__setattr__(self, "vocab_tile", as_int("vocab_tile", vocab_tile, 1))
 
 
+# Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by that
+# many tokens while it is in cache.
+TOKENS = 512
+
 # Tiles of tokens that may add to a gradient in the table's own dtype, each rounding it once: the
 # error then is about twice that of one rounding.
 MOST_ROUNDINGS = 8

@@ -19,6 +19,7 @@ from jaxnets.kernels.linear_softmax.excluded import (
 )
 from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import (
+    TOKENS,
     Options,
     Tiles,
     check_tiles,
@@ -31,8 +32,6 @@ from jaxnets.kernels.losses import check_projection, vocab_size_of
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
-
-_TOKENS = 512
 
 
 class TopK(NamedTuple):
@@ -188,7 +187,7 @@ def _best(
     shape = (*hidden.shape[:-1], k)
     if not tokens:
         return jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32)
-    size = min(_TOKENS, tokens)
+    size = min(TOKENS, tokens)
     # The first tile has k classes or more: what is best so far are classes of data from the start,
     # and no sentinel competes with a logit of -inf. Nor do classes seen before, which stand behind
     # the best, and of equal logits the first is taken.

@@ -24,20 +24,16 @@ from jax import lax
 
 from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all, specs
 from jaxnets.kernels.linear_softmax.tiles import (
+    TOKENS,
     Options,
     VocabTile,
-    add_slice,
-    table_gradient,
     tile_count,
     tile_logits,
-    times_tile,
     token_tiles,
     vocab_tile,
 )
-from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
+from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine, gradients_by_tile
 from jaxnets.kernels.vocab_sharding import VocabSharding
-
-_TOKENS = 512  # at a time, as in xla_two_pass.py
 
 
 class Both(NamedTuple):
@@ -107,7 +103,7 @@ def _forward(
             own = TiledEngine().statistics(options, rows, weight, bias, none).log_sum_exp
             flat.append(rows)
             sums.append(log_sum_exp_of_all(sharding, own))
-        size = min(_TOKENS, flat[0].shape[0])
+        size = min(TOKENS, flat[0].shape[0])
         tiles = [token_tiles(a, size) for a in (*flat, *sums)]
 
         def over_tokens(xs):
@@ -186,42 +182,24 @@ def student_gradients(
         where the cotangent is 0 they may be anything.
     """
     hidden, weight, bias = student
-    dtype, shape = options.accumulator(hidden, weight), hidden.shape
+    shape = hidden.shape
     flat, cotangent = options.rounded(hidden.reshape(-1, shape[-1])), cotangent.reshape(-1)
     flat = jnp.where((cotangent == 0)[:, None], 0, flat)
-    tokens = flat.shape[0]
-    size = min(_TOKENS, tokens)
-    tiles = tuple(token_tiles(a, size) for a in (cotangent, flat, *numbers))
+    size = min(TOKENS, flat.shape[0])
+    tiles, *others = (token_tiles(a, size) for a in (flat, cotangent, *numbers))
 
-    def over_vocab(index, gradients):
-        d_hidden, d_weight, d_bias = gradients
-        tile = vocab_tile(weight, bias, index, options)
+    def weighted(index, tile):
         slope = slopes(index, tile)
 
-        def over_tokens(tile_gradients, xs):
-            rows, offsets = tile_gradients
-            (cotangent, hidden, *numbers), d_hidden = xs
+        def gradient(hidden, others):
+            cotangent, *numbers = others
             factor = cotangent[:, None]
-            gradient = jnp.where(factor == 0, 0, factor * slope(hidden, *numbers))
-            if tile.fresh is not None:
-                gradient = jnp.where(tile.fresh[None], gradient, 0)
-            offsets += gradient.sum(0)
-            gradient = gradient.astype(hidden.dtype)
-            rows += table_gradient(gradient, hidden, options)
-            return (rows, offsets), d_hidden + times_tile(gradient, tile, options)
+            return jnp.where(factor == 0, 0, factor * slope(hidden, *numbers))
 
-        zeros = jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype)
-        (rows, offsets), d_hidden = lax.scan(over_tokens, zeros, (tiles, d_hidden))
-        return (
-            d_hidden,
-            add_slice(d_weight, rows, tile.start, options.vocab_axis),
-            add_slice(d_bias, offsets, tile.start),
-        )
+        return gradient
 
-    start = tuple(jnp.zeros(a.shape, dtype) for a in (tiles[1], weight, bias))
-    count = tile_count(bias.shape[0], options)
-    d_hidden, d_weight, d_bias = lax.fori_loop(0, count, over_vocab, start)
-    d_hidden = sharding.sum_over_vocab(d_hidden.reshape(-1, shape[-1])[:tokens])
+    d_hidden, d_weight, d_bias = gradients_by_tile(options, tiles, weight, bias, others, weighted)
+    d_hidden = sharding.sum_over_vocab(d_hidden[: flat.shape[0]])
     d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))
     found = d_hidden.reshape(shape), d_weight, d_bias
     return tuple(g.astype(a.dtype) for g, a in zip(found, student, strict=True))

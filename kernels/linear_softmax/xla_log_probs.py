@@ -29,6 +29,7 @@ from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.per_token import Factors, gradients_on_device
 from jaxnets.kernels.linear_softmax.sharded import own_logits, specs
 from jaxnets.kernels.linear_softmax.tiles import (
+    TOKENS,
     Options,
     label_logits,
     tile_count,
@@ -40,8 +41,6 @@ from jaxnets.kernels.linear_softmax.top_k import better, largest_of_all
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
-
-_TOKENS = 512  # at a time, as in xla_two_pass.py
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -98,7 +97,7 @@ def _passes(
     The latter [tokens, k], or of as many classes as there are, and None without ``top_k``.
     """
     tokens, dtype = hidden.shape[0], options.accumulator(hidden, weight)
-    size = min(_TOKENS, tokens)
+    size = min(TOKENS, tokens)
     lowest = jnp.finfo(dtype).min
     k = min(top_k, bias.shape[0])
     options = options._replace(vocab_tile=max(k, options.vocab_tile))

@@ -22,6 +22,7 @@ from jax import lax
 from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import (
+    TOKENS,
     Options,
     VocabTile,
     largest_of,
@@ -33,8 +34,6 @@ from jaxnets.kernels.linear_softmax.tiles import (
 from jaxnets.kernels.linear_softmax.xla_divergence import student_gradients
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
-
-_TOKENS = 512  # at a time, as in xla_two_pass.py
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -76,7 +75,7 @@ def _forward(
         hidden, weight, bias = student
         flat = options.rounded(hidden.reshape(-1, hidden.shape[-1]))
         tokens, count = flat.shape[0], bias.shape[0]
-        dtype, size = options.accumulator(hidden, weight), min(_TOKENS, tokens)
+        dtype, size = options.accumulator(hidden, weight), min(TOKENS, tokens)
         flat_ids, flat_p = (a.reshape(tokens, -1) for a in (ids - sharding.start(count), p))
 
         def over_tokens(xs):

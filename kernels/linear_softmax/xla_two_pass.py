@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from jax import lax
 from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
+    TOKENS,
     Options,
+    VocabTile,
     add_at,
     add_slice,
     label_logits,
@@ -27,10 +30,6 @@ from jaxnets.kernels.linear_softmax.tiles import (
 )
 from jaxnets.kernels.losses import safe_ids
 from jaxnets.kernels.numerics import log_of_sum
-
-# Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by
-# that many tokens while it is in cache.
-_TOKENS = 512
 
 
 class TiledEngine(NamedTuple):
@@ -65,7 +64,7 @@ def _statistics(
     """Online, over tiles of the vocabulary."""
     tokens = hidden.shape[0]
     dtype = options.accumulator(hidden, weight)
-    size = min(_TOKENS, tokens)
+    size = min(TOKENS, tokens)
 
     def over_tokens(hidden):
         def over_vocab(carry, index):
@@ -103,20 +102,13 @@ def _gradient(
     factors: Factors,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     tokens, vocab_size = hidden.shape[0], bias.shape[0]
-    dtype = options.accumulator(hidden, weight)
-    size = min(_TOKENS, tokens)
-    hidden_tiles = token_tiles(hidden, size)
+    size = min(TOKENS, tokens)
     numbers = jax.tree.map(lambda x: token_tiles(x, size), factors)
-    tiles = (token_tiles(log_sum_exp, size, jnp.inf), hidden_tiles, numbers)
 
-    def over_vocab(index, gradients):
-        hidden_gradient, weight_gradient, bias_gradient = gradients
-        tile = vocab_tile(weight, bias, index, options)
-
-        def over_tokens(tile_gradients, xs):
-            weight_rows, bias_rows = tile_gradients
-            (log_sum_exp, hidden, factors), hidden_gradient = xs
-            logits, slope = tile_logits(hidden, tile, options)
+    def slopes(_index, tile):
+        def slope(hidden, numbers):
+            log_sum_exp, factors = numbers
+            logits, bend = tile_logits(hidden, tile, options)
             log_p = logits - log_sum_exp[:, None]
             p = jnp.exp(log_p)
             gradient = factors.softmax[:, None] * p
@@ -124,8 +116,58 @@ def _gradient(
                 gradient -= factors.entropy[:, None] * jnp.where(p == 0, 0, p * log_p)
             if options.label_smoothing:
                 gradient -= jnp.where(tile.inside[None], factors.uniform[:, None], 0)
-            if slope is not None:
-                gradient *= slope
+            return gradient if bend is None else gradient * bend
+
+        return slope
+
+    hidden_gradient, weight_gradient, bias_gradient = gradients_by_tile(
+        options, token_tiles(hidden, size), weight, bias,
+        (token_tiles(log_sum_exp, size, jnp.inf), numbers), slopes,
+    )  # fmt: skip
+    hidden_gradient = hidden_gradient[:tokens]
+
+    inside = in_range(labels, vocab_size)
+    _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
+    label_factor = jnp.where(inside, factors.label * label_slope, 0)
+    hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
+    labels = safe_ids(labels, vocab_size)
+    rows = -label_factor[:, None] * hidden.astype(hidden_gradient.dtype)
+    weight_gradient = add_at(weight_gradient, labels, rows, options)
+    bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
+    return hidden_gradient, weight_gradient, bias_gradient
+
+
+def gradients_by_tile(
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    numbers: Any,
+    slopes: Callable[[jax.Array, VocabTile], Callable[[jax.Array, Any], jax.Array]],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The gradients of hidden [tokens, features], weight and bias, by those of the logits.
+
+    Args:
+      options: the layout and the tiles of classes.
+      hidden: [tiles, size, features], with which the tokens are padded.
+      weight: as the options lay it out.
+      bias: [vocab].
+      numbers: a pytree of what else the slopes depend on, [tiles, size, ...] each.
+      slopes: of the index of a tile and the tile, a function of hidden states [size, features] and
+        the numbers that gives the gradient by the logits, [size, classes]; for classes that an
+        earlier tile saw it may be anything.
+    """
+    dtype = options.accumulator(hidden, weight)
+
+    def over_vocab(index, gradients):
+        hidden_gradient, weight_gradient, bias_gradient = gradients
+        tile = vocab_tile(weight, bias, index, options)
+        slope = slopes(index, tile)
+
+        def over_tokens(tile_gradients, xs):
+            weight_rows, bias_rows = tile_gradients
+            hidden, numbers, hidden_gradient = xs
+            gradient = slope(hidden, numbers)
             if tile.fresh is not None:
                 gradient = jnp.where(tile.fresh[None], gradient, 0)
             bias_rows += gradient.sum(0)
@@ -136,7 +178,7 @@ def _gradient(
 
         zeros = (jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype))
         (weight_rows, bias_rows), hidden_gradient = lax.scan(
-            over_tokens, zeros, (tiles, hidden_gradient)
+            over_tokens, zeros, (hidden, numbers, hidden_gradient)
         )
         return (
             hidden_gradient,
@@ -144,25 +186,12 @@ def _gradient(
             add_slice(bias_gradient, bias_rows, tile.start),
         )
 
-    hidden_gradient, weight_gradient, bias_gradient = lax.fori_loop(
-        0,
-        tile_count(vocab_size, options),
-        over_vocab,
-        (
-            jnp.zeros(hidden_tiles.shape, dtype),
-            # Each tile is put there once, in the table's own dtype: no float32 copy, and no zeros.
-            unset_like(weight, weight.dtype),
-            jnp.zeros(bias.shape, dtype),
-        ),
+    start = (
+        jnp.zeros(hidden.shape, dtype),
+        # Each tile is put there once, in the table's own dtype: no float32 copy, and no zeros.
+        unset_like(weight, weight.dtype),
+        jnp.zeros(bias.shape, dtype),
     )
-    hidden_gradient = hidden_gradient.reshape(-1, hidden.shape[1])[:tokens]
-
-    inside = in_range(labels, vocab_size)
-    _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
-    label_factor = jnp.where(inside, factors.label * label_slope, 0)
-    hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
-    labels = safe_ids(labels, vocab_size)
-    rows = -label_factor[:, None] * hidden.astype(dtype)
-    weight_gradient = add_at(weight_gradient, labels, rows, options)
-    bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
-    return hidden_gradient, weight_gradient, bias_gradient
+    count = tile_count(bias.shape[0], options)
+    hidden_gradient, *others = lax.fori_loop(0, count, over_vocab, start)
+    return (hidden_gradient.reshape(-1, hidden.shape[-1]), *others)

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnets.kernels import Tiles, compiling_for, linear_softmax_cross_entropy
+from jaxnets.kernels import (
+    Tiles,
+    compiling_for,
+    linear_divergence,
+    linear_softmax_cross_entropy,
+)
 from jaxnets.kernels.linear_softmax.tiles import MOST_ROUNDINGS, default_tiles
 
 TOKENS, FEATURES, VOCAB = 64, 24, 90  # the last of the tiles of 32 classes is moved back
@@ -97,3 +102,12 @@ def test_in_two_passes_each_tile_of_classes_is_rounded_once():
     wanted = reference(weight, hidden, labels)
     # Of a tile, of the labels' rows, and the gradient's of the logits.
     np.testing.assert_allclose(got, wanted, atol=4 * 2.0**-9 * np.abs(wanted).max())
+
+
+def test_a_divergence_has_no_float32_copy():
+    weight, hidden, _ = problem(jnp.bfloat16)
+
+    def loss(weight, hidden):
+        return linear_divergence((hidden, weight), (hidden, weight + 1), tiles=Tiles(vocab_tile=32))
+
+    assert not carried_in_float32(jax.jit(jax.grad(loss)), weight, hidden)
