@@ -88,7 +88,7 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
     function, arrays = PROBLEMS[operation](dtype, **sizes)
     wanted = None
     timings, programs = [], []
-    for implementation, tiles in _candidates(found):
+    for implementation, tiles in candidates(found):
         obstacle = found.implementations[implementation](dispatch.target(), jnp.dtype(dtype), sizes)
         if obstacle is not None:
             timings.append(Timing(implementation, tiles, None, obstacle))
@@ -130,7 +130,7 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def _candidates(operation: dispatch.Operation) -> Iterator[tuple[str, tuple[int, ...] | None]]:
+def candidates(operation: dispatch.Operation) -> Iterator[tuple[str, tuple[int, ...] | None]]:
     """Implementations, the default first and no reference, each with the tiles to try."""
     platform = dispatch.target().platform
     for implementation in operation.implementations:

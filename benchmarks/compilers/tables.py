@@ -24,8 +24,7 @@ from benchmarks.compilers.records import TpuRecord
 from benchmarks.compilers.worker import Worker
 from benchmarks.harness import progress
 from jaxnets.kernels import dispatch, tuned
-from jaxnets.kernels.pallas.fused_matmul import DEFAULT_TILES
-from jaxnets.kernels.tuning import PROBLEMS, value_and_gradients
+from jaxnets.kernels.tuning import PROBLEMS, candidates, value_and_gradients
 
 _MARGIN = 2 / 3
 
@@ -56,10 +55,12 @@ def questions() -> Iterator[Question]:
         yield Question("linear_softmax_cross_entropy", "bfloat16", sizes)
 
 
-def program(question: Question, implementation: str, *arrays: jax.Array) -> Any:
-    """Value and gradients of the tuner's problem, by an implementation."""
+def program(
+    question: Question, implementation: str, tiles: tuple[int, ...] | None, *arrays: jax.Array
+) -> Any:
+    """Value and gradients of the tuner's problem, by an implementation with its tiles."""
     function, _ = PROBLEMS[question.operation](question.dtype, **question.sizes)
-    with dispatch.with_tiles(_tiles(question, implementation)):
+    with dispatch.with_tiles(tiles):
         return value_and_gradients(partial(function, implementation))(*arrays)
 
 
@@ -68,18 +69,17 @@ def arguments(question: Question) -> tuple[jax.ShapeDtypeStruct, ...]:
     return jax.eval_shape(lambda: PROBLEMS[question.operation](question.dtype, **question.sizes)[1])
 
 
-def _tiles(question: Question, implementation: str) -> tuple[int, ...] | None:
-    by_tiles = implementation == "pallas" and question.operation != "lstm"
-    return tuple(DEFAULT_TILES["tpu"]) if by_tiles else None
-
-
 def answer(worker: Worker, device: str, question: Question) -> dict[str, Any] | None:
     """Which implementation, and what each costs; None where the rule's does not compile."""
     operation = dispatch.operation_named(question.operation)
     cycles: dict[str, float] = {}
-    for name in operation.implementations.keys() - {"reference"}:
+    tiles: dict[str, tuple[int, ...] | None] = {}
+    with dispatch.compiling_for("tpu"):
+        for name, own in candidates(operation):
+            tiles.setdefault(name, own)  # its default; the others would take hours
+    for name, own in tiles.items():
         # What cannot run there is refused where it is traced, and no record has its cycles.
-        function, shapes = partial(program, question, name), partial(arguments, question)
+        function, shapes = partial(program, question, name, own), partial(arguments, question)
         record = worker.estimate(device, function, shapes)
         if isinstance(record, TpuRecord) and not record.error:
             cycles[name] = record.cycles
@@ -91,7 +91,7 @@ def answer(worker: Worker, device: str, question: Question) -> dict[str, Any] | 
         cheapest = usual
     return {
         "operation": question.operation, "dtype": question.dtype, "sizes": question.sizes,
-        "implementation": cheapest, "tiles": _tiles(question, cheapest),
+        "implementation": cheapest, "tiles": tiles[cheapest],
         "source": f"compiler, libtpu {importlib.metadata.version('libtpu')}",
         "estimated_cycles": {name: round(n) for name, n in cycles.items()},
     }  # fmt: skip
