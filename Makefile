@@ -6,6 +6,8 @@ PYTHON ?= $(call python,3.13 3.12 3.11)
 OLDEST ?= $(call python,3.11 3.12 3.13)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+# Modules are compiled when they are first imported, and most never are: half of the time.
+INSTALL := -m pip install --quiet --no-compile --editable
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
 COMPILED := test_bars.py test_every_kernel.py test_known_programs.py
 
@@ -13,12 +15,13 @@ COMPILED := test_bars.py test_every_kernel.py test_known_programs.py
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --editable '.[dev]'
+	$(RUN) $(INSTALL) '.[dev]'
 	touch $@
 
-$(VENV)-oldest/installed: pyproject.toml .ci/oldest.txt
+# After the other: both write the package's metadata to this folder.
+$(VENV)-oldest/installed: pyproject.toml .ci/oldest.txt | $(VENV)/installed
 	$(OLDEST) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --editable '.[dev]' --constraint .ci/oldest.txt
+	$(VENV)-oldest/bin/python $(INSTALL) '.[dev]' --constraint .ci/oldest.txt
 	touch $@
 
 # Before a commit: lint, types and the smoke tests.
@@ -26,7 +29,10 @@ check: lint
 	$(RUN) -m pytest --numprocesses=2 -m smoke
 
 # Lint, types and all tests; the smoke tests again on the oldest Python, jax, flax, optax and orbax.
-test: lint smoke-oldest
+# The second environment is installed beside lint: each keeps one core busy.
+test:
+	$(MAKE) --jobs=2 --output-sync=target lint $(VENV)-oldest/installed
+	$(MAKE) smoke-oldest
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal $(addprefix --ignore=tests/compilers/,$(COMPILED))
 
 lint: $(VENV)/installed
@@ -40,7 +46,7 @@ smoke-oldest: $(VENV)-oldest/installed
 
 # Every kernel through the vendors' compilers for TPU and GPU, which weigh 1.3 GB: Linux on x86-64.
 compilers: $(VENV)/installed
-	$(RUN) -m pip install --quiet --editable '.[compilers]'
+	$(RUN) $(INSTALL) '.[compilers]'
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal tests/compilers
 
 # All comparisons: 16 minutes at most on 2 cores. bench-quick takes 3: fewer shapes, rounds and
@@ -54,17 +60,17 @@ bench bench-quick bench-full: $(VENV)/installed
 
 # The documentation site, in results/docs; a warning is an error.
 docs: $(VENV)/installed
-	$(RUN) -m pip install --quiet --editable '.[docs]'
+	$(RUN) $(INSTALL) '.[docs]'
 	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet docs results/docs
 
 # Every example on real data, one after the other: 40 minutes on 2 cores. Pictures in results/.
 examples: $(VENV)/installed
-	$(RUN) -m pip install --quiet --editable '.[examples]'
+	$(RUN) $(INSTALL) '.[examples]'
 	for name in $(EXAMPLES); do $(RUN) -m examples.$$name || exit 1; done
 
 # Keras, TensorFlow and PyTorch, to be compared with where they are installed.
 peers: $(VENV)/installed
-	$(RUN) -m pip install --quiet --editable '.[peers]'
+	$(RUN) $(INSTALL) '.[peers]'
 
 clean:
 	rm -rf $(VENV) $(VENV)-oldest results
