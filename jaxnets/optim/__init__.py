@@ -1,8 +1,11 @@
 """Optimizers for row-sparse gradients: a step costs the rows it touches, not the table."""
 
+from jaxnets.optim.adagrad import adagrad, rowwise_adagrad
+from jaxnets.optim.adam import lazy_adam
+from jaxnets.optim.apply import apply_updates
 from jaxnets.optim.clipping import clip_by_norm, global_norm
 from jaxnets.optim.partition import partition
-from jaxnets.optim.rows import adagrad, apply_updates, lazy_adam, momentum, rowwise_adagrad, sgd
+from jaxnets.optim.sgd import momentum, sgd
 from jaxnets.optim.sharded import sharded_init, sharded_update
 
 __all__ = [

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxnets.kernels.checks import as_number, is_known
 from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.optim.rows import is_rows
+from jaxnets.optim.by_rows import is_rows
 
 
 def global_norm(gradient: Any) -> jax.Array:

@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.rows.sharded import local_rows
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
-from jaxnets.optim.rows import RowState, apply_updates, is_rows
+from jaxnets.optim.apply import apply_updates
+from jaxnets.optim.by_rows import RowState, is_rows
 
 
 def sharded_init(
