@@ -7,8 +7,21 @@ from jaxnets.optim.clipping import clip_by_norm, global_norm
 from jaxnets.optim.partition import partition
 from jaxnets.optim.sgd import momentum, sgd
 from jaxnets.optim.sharded import sharded_init, sharded_update
+from jaxnets.optim.transformations import add_decayed_weights, clip_by_global_norm, scale
 
 __all__ = [
-    "adagrad", "apply_updates", "clip_by_norm", "global_norm", "lazy_adam", "momentum", "partition",
-    "rowwise_adagrad", "sgd", "sharded_init", "sharded_update",
-]  # fmt: skip
+    "adagrad",
+    "add_decayed_weights",
+    "apply_updates",
+    "clip_by_global_norm",
+    "clip_by_norm",
+    "global_norm",
+    "lazy_adam",
+    "momentum",
+    "partition",
+    "rowwise_adagrad",
+    "scale",
+    "sgd",
+    "sharded_init",
+    "sharded_update",
+]
