@@ -1,5 +1,6 @@
 """Optimizers for row-sparse gradients: a step costs the rows it touches, not the table."""
 
+from jaxnets.optim.accumulate import accumulate
 from jaxnets.optim.adagrad import adagrad, rowwise_adagrad
 from jaxnets.optim.adam import lazy_adam
 from jaxnets.optim.apply import apply_updates
@@ -10,6 +11,7 @@ from jaxnets.optim.sharded import sharded_init, sharded_update
 from jaxnets.optim.transformations import add_decayed_weights, clip_by_global_norm, scale
 
 __all__ = [
+    "accumulate",
     "adagrad",
     "add_decayed_weights",
     "apply_updates",

@@ -132,5 +132,5 @@ def test_wrong_links(users_checks):
         with pytest.raises(ValueError, match=words):
             build()
     rows = SparseRows([1], jnp.ones((1, FEATURES)))
-    with pytest.raises(ValueError, match="parameters must be given, as optimizer.update"):
+    with pytest.raises(ValueError, match="parameters must be given, as optimizer"):
         optim.add_decayed_weights(0.1).update(rows, optax.EmptyState())
