@@ -40,7 +40,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnets.kernels.checks import as_floats
+from jaxnets.kernels.checks import as_floats, is_known
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.rows.dense import set_rows
 from jaxnets.kernels.rows.rows import SparseRows
@@ -52,16 +52,16 @@ class Touched(NamedTuple):
 
     Attributes:
       gradient: [rows, ...].
-      state: of the optimizer, a dict of arrays [rows, ...] or [rows].
+      state: of the optimizer, a dict of arrays [rows, ...] or [rows]; 0 where an id fills up.
       rate: the learning rate of this step.
-      count: of steps, this one included, int32.
+      steps: how many there were, this one included, int32.
       parameters: [rows, ...], 0 where an id fills up; None where the rule does not ask for them.
     """
 
     gradient: jax.Array
     state: dict[str, jax.Array]
     rate: jax.Array
-    count: jax.Array
+    steps: jax.Array
     parameters: Any
 
 
@@ -114,12 +114,12 @@ def by_rows(
                     f"gradients must be SparseRows for each table, got {type(rows).__name__}"
                 )
             _check_values(rows.values, arrays)
-            ids, dtype = rows.ids, accumulator_dtype(rows.values, *arrays.values())
+            dtype = accumulator_dtype(rows.values, *arrays.values())
             touched = Touched(
                 gradient=rows.values.astype(dtype),
-                state={name: a.at[ids].get(mode="clip") for name, a in arrays.items()},
+                state={name: read_touched(array, rows) for name, array in arrays.items()},
                 rate=jnp.asarray(rate).astype(dtype),
-                count=count,
+                steps=count,
                 parameters=None if table is None else read_touched(table, rows).astype(dtype),
             )
             values, states = rule(touched)
@@ -146,6 +146,16 @@ def check_given(parameters: Any) -> Any:
             "optimizer reads the rows that it moves; got None"
         )
     return parameters
+
+
+def decayed(at: Touched, update: jax.Array, weight_decay: Any) -> jax.Array:
+    """``update`` before the learning rate, with decoupled decay of the rows, if there is any."""
+    return update if at.parameters is None else update + weight_decay * at.parameters
+
+
+def decays(weight_decay: Any) -> bool:
+    """Whether parameters are needed: not with a decay that is known to be 0."""
+    return not (is_known(weight_decay) and weight_decay == 0)
 
 
 def _parameters(parameters: Any, count: int) -> list[jax.Array]:

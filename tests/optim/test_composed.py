@@ -54,6 +54,14 @@ TWINS = {
             groups(optax.sgd(0.1, momentum=0.9), optax.sgd(0.1)),
         ),
     ),
+    "adamw": (
+        optim.partition(optim.lazy_adamw(0.1, weight_decay=0.2), optax.sgd(0.1), is_table),
+        groups(optax.adamw(0.1, weight_decay=0.2), optax.sgd(0.1)),
+    ),
+    "lion": (
+        optim.partition(optim.lazy_lion(0.1, 0.8, 0.9, 0.2), optax.sgd(0.1), is_table),
+        groups(optax.lion(0.1, 0.8, 0.9, weight_decay=0.2), optax.sgd(0.1)),
+    ),
     "groups of optax": (
         optax.apply_if_finite(groups(optim.lazy_adam(0.1), optax.sgd(0.1)), 3),
         groups(optax.adam(0.1), optax.sgd(0.1)),
