@@ -437,7 +437,7 @@ def test_a_dense_gradient_is_no_rows():
         optim.sharded_update(sharding, optim.sgd(0.1), table, state, table)
     chain = optax.chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1))
     with pytest.raises(
-        TypeError, match=r"optimizer must be one .* alone, got one whose state is tu"
+        TypeError, match=r"optimizer must be one by rows alone, .* whose state is tuple"
     ):
         optim.sharded_init(sharding, chain, table)
 
