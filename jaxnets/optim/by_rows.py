@@ -113,7 +113,7 @@ def by_rows(
                 raise TypeError(
                     f"gradients must be SparseRows for each table, got {type(rows).__name__}"
                 )
-            _check_values(rows.values, arrays)
+            _check_values(rows.values, [*arrays.values(), *([] if table is None else [table])])
             dtype = accumulator_dtype(rows.values, *arrays.values())
             touched = Touched(
                 gradient=rows.values.astype(dtype),
@@ -165,9 +165,9 @@ def _parameters(parameters: Any, count: int) -> list[jax.Array]:
     return leaves
 
 
-def _check_values(values: Any, arrays: dict[str, jax.Array]) -> None:
+def _check_values(values: Any, arrays: list[jax.Array]) -> None:
     as_floats("gradients", values)
-    for array in arrays.values():
+    for array in arrays:
         if array.ndim > 1 and array.shape[1:] != values.shape[1:]:
             raise ValueError(
                 f"gradients must have values [rows, ...] of the shape of the table's rows, "

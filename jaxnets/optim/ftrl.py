@@ -47,8 +47,6 @@ def ftrl(
       >>> optim.apply_updates(table, updates).round(3).tolist()
       [[0.0, 0.0], [0.0, 0.0], [-0.3..., 0.0]]
     """
-    if callable(learning_rate):
-        raise TypeError(f"learning_rate must be a number, not a schedule, got {learning_rate}")
     alpha = as_option(
         "learning_rate", learning_rate, lambda x: (x > 0) & (x < jnp.inf), "a number above 0"
     )

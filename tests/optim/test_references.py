@@ -112,6 +112,7 @@ def test_a_bfloat16_table_of_ftrl_adds_no_roundings_up():
 def test_wrong_numbers(users_checks):
     for build, error, words in (
         (lambda: optim.ftrl(lambda step: 0.1), TypeError, "learning_rate must be a number, not a"),
+        (lambda: optim.lazy_lion(0.1, lambda step: 0.9), TypeError, "b1 must be a number, not a"),
         (lambda: optim.ftrl(0.0), ValueError, "learning_rate must be a number above 0, got 0.0"),
         (lambda: optim.ftrl(0.1, beta=0.0), ValueError, "beta must be a number above 0, got 0.0"),
         (lambda: optim.ftrl(0.1, l1=-1.0), ValueError, "l1 must be a number of at least 0"),
@@ -125,5 +126,7 @@ def test_wrong_numbers(users_checks):
     state = optimizer.init(table)
     with pytest.raises(ValueError, match="parameters must be given, as optimizer"):
         optimizer.update(rows, state)
+    with pytest.raises(ValueError, match=r"of the shape of the table's rows, \(1,\), got \(3,\)"):
+        optimizer.update(rows, state, table[:, :1])
     with pytest.raises(ValueError, match="parameters must be the 1 tables of gradients, got 2"):
         optimizer.update(rows, state, [table, table])
