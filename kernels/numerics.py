@@ -25,6 +25,19 @@ def accumulator_dtype(*arrays: Any) -> jnp.dtype:
     return dtype if jnp.finfo(dtype).bits > 32 else jnp.dtype(jnp.float32)
 
 
+def stochastic_bfloat16(array: jax.Array, key: jax.Array) -> jax.Array:
+    """``array`` as bfloat16, up or down at random, so that the mean is ``array``.
+
+    Gupta et al. 2015, section 3.1. bfloat16 is the upper half of float32: random bits are added to
+    the lower half, which carry over with the chance that it says, and it is cut off.
+    """
+    bits = lax.bitcast_convert_type(array.astype(jnp.float32), jnp.uint32)
+    noise = jax.random.bits(key, array.shape, jnp.uint16).astype(jnp.uint32)
+    upper = ((bits + noise) >> 16).astype(jnp.uint16)
+    rounded = lax.bitcast_convert_type(upper, jnp.bfloat16)
+    return jnp.where(jnp.isfinite(array), rounded, array.astype(jnp.bfloat16))
+
+
 def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
     """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64)."""
     dtype = result_dtype(a, b)

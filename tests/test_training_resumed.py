@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxnets import optim, rows
 from tests.small_run import Model, after, kernel, run, scores
 
 OTHERS = {
@@ -177,3 +178,47 @@ def test_weak_types_do_not_change_a_resumed_run(tmp_path):
     run(10, model=half(), folder=tmp_path, **options)
     actual = after(20, model=half(), folder=tmp_path, **options)
     np.testing.assert_array_equal(actual, after(20, model=half(), **options))
+
+
+BY_ROWS = {
+    "adagrad": optim.adagrad(0.1),
+    "lazy_adamw": optim.lazy_adamw(0.1),
+    "rowwise_adam": optim.rowwise_adam(0.1),
+    "lazy_lion": optim.lazy_lion(0.1),
+    "ftrl": optim.ftrl(0.1, l1=0.01),
+}
+
+
+class Tables(nnx.Module):
+    """A table for each optimizer by rows, and what is dense."""
+
+    def __init__(self):
+        for name in BY_ROWS:
+            setattr(self, name, nnx.Param(jnp.ones((9, 2))))
+        self.scale = nnx.Param(jnp.ones(2))
+
+
+def test_states_of_optimizers_by_rows(tmp_path):
+    """All of them in one chain, cut between the mini-batches of an update."""
+
+    def loss(model, ids, key):
+        read = [getattr(model, name)[...][ids] for name in BY_ROWS]
+        return ((jnp.stack(read) * model.scale[...]) ** 2).mean()
+
+    optimizer = optax.chain(
+        optim.clip_by_global_norm(0.5),
+        optax.partition(
+            BY_ROWS | {"scale": optax.adamw(0.1)}, {name: name for name in [*BY_ROWS, "scale"]}
+        ),
+    )
+    options = {
+        "loss": None,
+        "gradients": rows.value_and_grad(loss),
+        "batch_at": lambda step: np.arange(3) * (step + 1) % 9,
+        "optimizer": optim.accumulate(optimizer, 3, lambda path: 4 * (path != ("scale",))),
+    }
+    run(4, model=Tables(), folder=tmp_path, **options)
+    found, _ = run(6, model=Tables(), folder=tmp_path, **options)
+    whole, _ = run(6, model=Tables(), **options)
+    jax.tree.map(np.testing.assert_array_equal, nnx.state(found), nnx.state(whole))
+    assert all((leaf != 1).any() for leaf in jax.tree.leaves(nnx.state(whole, nnx.Param)))

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.checks import as_number, is_known
 from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.optim.rows import is_rows
+from jaxnets.optim.by_rows import is_rows
+from jaxnets.optim.options import as_option
 
 
 def global_norm(gradient: Any) -> jax.Array:
@@ -50,11 +50,10 @@ def clip_by_norm(gradient: Any, limit: Any) -> tuple[Any, jax.Array]:
       >>> clipped[0].round(3).tolist(), float(norm)
       ([0.6..., 0.8...], 5.0)
     """
-    if is_known(limit) and not as_number("limit", limit) > 0:
-        raise ValueError(f"limit must be above 0, got {limit}")
+    limit = as_limit(limit)
     largest, root = _norm(gradient)
     limit = jnp.asarray(limit).astype(root.dtype)
-    limit = jnp.where((limit > 0) & jnp.isfinite(largest), limit, jnp.nan)
+    limit = jnp.where(jnp.isfinite(largest), limit, jnp.nan)
     # Of entries by the largest, that no overflow of the norm reaches.
     clips = ~(root <= limit / largest)  # true of NaN
     factor = jnp.where(clips, limit / jnp.where(clips, root, 1), 1)
@@ -62,7 +61,7 @@ def clip_by_norm(gradient: Any, limit: Any) -> tuple[Any, jax.Array]:
     def scale(leaf):
         if is_rows(leaf):
             return leaf._replace(values=scale(leaf.values))
-        if not _is_float(leaf):
+        if not is_float(leaf):
             return leaf
         wide = accumulator_dtype(leaf, root)
         return (_over(leaf.astype(wide), jnp.where(clips, largest, 1)) * factor).astype(leaf.dtype)
@@ -77,7 +76,7 @@ def _norm(gradient: Any) -> tuple[jax.Array, jax.Array]:
         jnp.asarray(leaf.values if is_rows(leaf) else leaf)
         for leaf in jax.tree.leaves(gradient, is_leaf=is_rows)
     ]
-    leaves = [leaf for leaf in leaves if leaf.size and _is_float(leaf)]
+    leaves = [leaf for leaf in leaves if leaf.size and is_float(leaf)]
     if not leaves:
         return jnp.ones((), jnp.float32), jnp.zeros((), jnp.float32)
     dtype = accumulator_dtype(*leaves)
@@ -95,5 +94,11 @@ def _over(array: jax.Array, divisor: jax.Array) -> jax.Array:
     return (array * quarter) / (divisor * quarter)
 
 
-def _is_float(leaf: Any) -> bool:
+def as_limit(limit: Any) -> Any:
+    """The largest norm, checked: above 0, and NaN if a traced one is not."""
+    return as_option("limit", limit, lambda x: x > 0, "above 0")
+
+
+def is_float(leaf: Any) -> bool:
+    """Whether a leaf is floating point."""
     return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -17,6 +17,8 @@ def as_option(
     words: str = "a number of at least 0",
 ) -> Any:
     """A known number as a float, of whatever dtype it meets; a traced one, NaN if not right."""
+    if callable(number):
+        raise TypeError(f"{name} must be a number, not a schedule, got {number!r}")
     if jnp.shape(number) != ():
         raise ValueError(f"{name} must be {words}, got shape {jnp.shape(number)}")
     if not is_known(number):

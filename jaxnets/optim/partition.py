@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 from flax.core.meta import AxisMetadata
 
-from jaxnets.optim.rows import is_rows
+from jaxnets.optim.by_rows import is_rows
 
 
 def partition(

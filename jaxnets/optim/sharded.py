@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.rows.sharded import local_rows
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
-from jaxnets.optim.rows import RowState, apply_updates, is_rows
+from jaxnets.optim.apply import apply_updates
+from jaxnets.optim.by_rows import RowState, is_rows
 
 
 def sharded_init(
@@ -22,11 +23,12 @@ def sharded_init(
 
     Args:
       sharding: over which axes the tables' first axis is split.
-      optimizer: of this package, for example :func:`jaxnets.optim.adagrad`.
+      optimizer: by rows, for example :func:`jaxnets.optim.adagrad`. No chain and no
+        :func:`accumulate`: a device would see the norm and the rows of its own part alone.
       tables: of arrays [vocab, ...].
 
     Raises:
-      TypeError: ``sharding`` is none, or tables that are not floating point.
+      TypeError: ``sharding`` is none, another optimizer, or tables that are not floating point.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -37,6 +39,12 @@ def sharded_init(
       ((4, 2), 0)
     """
     sharding = as_sharding(sharding)
+    state = jax.eval_shape(optimizer.init, tables)
+    if not isinstance(state, RowState):
+        raise TypeError(
+            "optimizer must be one by rows alone, as optim.adagrad, got one whose state is "
+            f"{type(state).__name__}; clip with clip_by_norm before sharded_update"
+        )
     return sharding.run(optimizer.init, (sharding.table_spec,), _split(sharding), tables)
 
 
@@ -58,7 +66,7 @@ def sharded_update(
 
     Args:
       sharding: over which axes the tables' first axis is split.
-      optimizer: of this package.
+      optimizer: by rows, as for :func:`sharded_init`.
       gradients: like ``tables`` with :class:`jaxnets.kernels.SparseRows`, on all devices.
       state: of :func:`sharded_init`; it and ``tables`` are donated.
       tables: of arrays [vocab, ...].

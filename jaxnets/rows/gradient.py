@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.kernels.rows.distinct import check_tables, distinct_ids
+from jaxnets.kernels.rows.distinct import check_tables, summed_rows
 from jaxnets.kernels.rows.rows import SparseRows
 from jaxnets.optim.partition import names_of_leaves
 from jaxnets.rows.reads import Read, Reader, Table
@@ -196,10 +196,7 @@ def _summed(table: jax.Array, reads: list[tuple[jax.Array, jax.Array]]) -> Spars
     # Weight and bias, read at the same ids in another order, share one sort of them by this.
     reads = sorted(reads, key=lambda read: read[0].shape)
     vocab_size = check_tables(table, [ids for ids, _ in reads])
-    row_ids, local_ids = distinct_ids([ids for ids, _ in reads], vocab_size)
-    shape = row_ids.shape + table.shape[1:]
-    total = jnp.zeros(shape, accumulator_dtype(table))
-    for at, (_, rows) in zip(local_ids, reads, strict=True):
-        rows = rows.reshape(-1, *shape[1:]).astype(total.dtype)
-        total = total.at[at.reshape(-1)].add(rows, mode="drop")
-    return SparseRows(row_ids, total.astype(table.dtype))
+    if not reads:
+        return SparseRows(jnp.zeros(0, jnp.int32), table[:0])
+    total = summed_rows(reads, vocab_size, accumulator_dtype(table))
+    return total._replace(values=total.values.astype(table.dtype))

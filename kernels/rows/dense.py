@@ -10,7 +10,7 @@ from jaxtyping import ArrayLike, Shaped
 
 from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import INT32_MAX, as_int, is_known
-from jaxnets.kernels.numerics import result_dtype
+from jaxnets.kernels.numerics import accumulator_dtype, result_dtype, stochastic_bfloat16
 from jaxnets.kernels.rows.rows import SparseRows
 
 
@@ -57,10 +57,13 @@ def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> SparseRows:
 
 
 @jax.named_scope("add_rows")
-def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: SparseRows) -> jax.Array:
+def add_rows(
+    table: Shaped[ArrayLike, "vocab ..."], rows: SparseRows, *, key: jax.Array | None = None
+) -> jax.Array:
     """``table [vocab, ...]`` with ``rows`` added; in place where the table is donated.
 
-    Added in the wider of the two dtypes, and rounded once.
+    Added in the wider of the two dtypes, and rounded once: to the nearest, or with a random ``key``
+    and a table in bfloat16 up or down at random, so that the sum is right on average.
 
     Raises:
       TypeError: what is not ``SparseRows``, or floats for a table of integers.
@@ -72,11 +75,14 @@ def add_rows(table: Shaped[ArrayLike, "vocab ..."], rows: SparseRows) -> jax.Arr
       [1.0, 3.0, 1.0, 6.0]
     """
     table = _check(table, rows)
-    dtype = result_dtype(table, rows.values)
+    key = key if table.dtype == jnp.bfloat16 else None
+    dtype = (result_dtype if key is None else accumulator_dtype)(table, rows.values)
     whole, ids, values = meshes.replicated((table, *rows))
     if dtype != table.dtype:
-        old = whole.at[ids].get(mode="clip").astype(dtype)
-        return set_rows(table, rows._replace(values=old + values.astype(dtype)))
+        new = whole.at[ids].get(mode="clip").astype(dtype) + values.astype(dtype)
+        if key is not None:
+            new = stochastic_bfloat16(new, key)
+        return set_rows(table, rows._replace(values=new))
     whole = whole.at[ids].add(
         values.astype(table.dtype),
         mode="drop",

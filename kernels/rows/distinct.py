@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxnets.kernels.checks import INT32_MAX, as_integers
 from jaxnets.kernels.losses import safe_ids
+from jaxnets.kernels.rows.rows import SparseRows
 
 
 def as_ids(ids: Any) -> Any:
@@ -81,6 +82,23 @@ def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     distinct = fillers.at[rank].set(ordered)
     local = jnp.zeros(ids.shape, jnp.int32).at[order].set(rank, unique_indices=True)
     return distinct, local
+
+
+def summed_rows(reads: list[tuple[Any, Any]], vocab_size: int, dtype: Any) -> SparseRows:
+    """One gradient of pairs (ids [...], values [..., features]), those of equal ids summed.
+
+    Args:
+      reads: at least one; an id outside [0, vocab_size) is dropped.
+      vocab_size: ids from there on fill up, to the number of all ids together.
+      dtype: of the sum.
+    """
+    row_ids, local_ids = distinct_ids([ids for ids, _ in reads], vocab_size)
+    shape = row_ids.shape + reads[0][1].shape[reads[0][0].ndim :]
+    total = jnp.zeros(shape, dtype)
+    for at, (_, values) in zip(local_ids, reads, strict=True):
+        values = values.reshape(-1, *shape[1:]).astype(dtype)
+        total = total.at[at.reshape(-1)].add(values, mode="drop")
+    return SparseRows(row_ids, total)
 
 
 def sort_ids(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -40,9 +40,9 @@ def _in_order(ids: Any) -> Any:
 class SparseRows:
     """Rows of a table: ``values[i]`` belongs to row ``ids[i]``; what is not named is 0.
 
-    Optimizers of ``jaxnets.optim`` take it; to scale or clip it use ``_replace(values=...)``, a
-    learning rate that is a schedule, or ``jaxnets.optim.clip_by_norm``. Transformations of optax
-    are refused with a TypeError that names the ids.
+    Optimizers and transformations of ``jaxnets.optim`` take it, as ``clip_by_global_norm``,
+    ``scale`` and ``accumulate``; by hand, ``_replace(values=...)``. Those of optax that compute
+    with a gradient are refused with a TypeError that names the ids.
 
     Attributes:
       ids: [rows] int32, distinct and sorted, at least 0; ids of vocab and above (out of bounds)

@@ -88,15 +88,17 @@ def test_no_rows_at_all():
 
 
 @pytest.mark.parametrize(
-    "make", [optim.sgd, optim.momentum, optim.adagrad, optim.rowwise_adagrad, optim.lazy_adam]
-)
+    "make",
+    [optim.sgd, optim.momentum, optim.adagrad, optim.rowwise_adagrad, optim.lazy_adam,
+     optim.lazy_lion],
+)  # fmt: skip
 def test_traced_rates(make):
     rows = SparseRows([1], jnp.ones((1, 2)))
 
     @jax.jit
     def moved(rate):
         fixed, scheduled = make(rate), make(lambda step: rate)
-        updates = [o.update(rows, o.init(TABLE))[0].values for o in (fixed, scheduled)]
+        updates = [o.update(rows, o.init(TABLE), TABLE)[0].values for o in (fixed, scheduled)]
         return jnp.stack(updates)
 
     assert np.isfinite(moved(0.5)).all()

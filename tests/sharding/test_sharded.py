@@ -5,6 +5,7 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from scipy import stats
@@ -211,6 +212,8 @@ OPTIMIZERS = {
     "adagrad": optim.adagrad(0.3),
     "rowwise_adagrad": optim.rowwise_adagrad(0.3),
     "lazy_adam": optim.lazy_adam(0.3),
+    "rowwise_adam": optim.rowwise_adam(0.3),
+    "ftrl": optim.ftrl(0.3, l1=0.01),
 }
 
 
@@ -232,7 +235,7 @@ def row_gradients(tables, hidden, labels, samples, sharding=None):
 
 
 def row_update(optimizer, gradients, state, tables):
-    updates, state = optimizer.update(gradients, state)
+    updates, state = optimizer.update(gradients, state, tables)
     return optim.apply_updates(tables, updates), state
 
 
@@ -432,6 +435,11 @@ def test_a_dense_gradient_is_no_rows():
     state = optim.sharded_init(sharding, optim.sgd(0.1), table)
     with pytest.raises(TypeError, match=r"must be SparseRows for each table, got \(8, 2\)"):
         optim.sharded_update(sharding, optim.sgd(0.1), table, state, table)
+    chain = optax.chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1))
+    with pytest.raises(
+        TypeError, match=r"optimizer must be one by rows alone, .* whose state is tuple"
+    ):
+        optim.sharded_init(sharding, chain, table)
 
 
 def test_a_mesh_is_no_sharding(users_checks):

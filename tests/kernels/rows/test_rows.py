@@ -122,13 +122,15 @@ def test_optimizers_equal_their_dense_twins(x64, ours, theirs, all_rows):
         np.testing.assert_allclose(table, dense_table, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("optimizer", [optim.momentum(0.1), optim.lazy_adam(0.1)])
+@pytest.mark.parametrize(
+    "optimizer", [optim.momentum(0.1), optim.lazy_adamw(0.1), optim.lazy_lion(0.1)]
+)
 def test_lazy_optimizers_leave_untouched_rows(optimizer):
     table = jnp.ones((VOCAB, FEATURES))
     state = optimizer.init(table)
     for ids in ([3, 5], [5, 7]):  # outside of jit
         updates, state = optimizer.update(
-            SparseRows(jnp.array(ids, jnp.int32), jnp.ones((2, FEATURES))), state
+            SparseRows(jnp.array(ids, jnp.int32), jnp.ones((2, FEATURES))), state, table
         )
         before = table
         table = optim.apply_updates(table, updates)
@@ -163,7 +165,7 @@ def test_a_dense_gradient_is_refused():
 
 OPTIMIZERS = [
     optim.sgd(0.1), optim.momentum(0.1), optim.adagrad(0.1), optim.rowwise_adagrad(0.1),
-    optim.lazy_adam(0.1),
+    optim.lazy_adam(0.1), optim.lazy_adamw(0.1), optim.ftrl(0.1),
 ]  # fmt: skip
 
 
@@ -183,7 +185,7 @@ def test_a_donated_step_copies_no_table(optimizer):
         gradient = jax.grad(sampled_softmax_cross_entropy, 1)(
             hidden, rows, own, samples._replace(ids=ids)
         )
-        updates, state = optimizer.update(SparseRows(row_ids, gradient), state)
+        updates, state = optimizer.update(SparseRows(row_ids, gradient), state, table)
         return optim.apply_updates(table, updates), state
 
     arrays = (np.ones((16, 64), np.float32), np.arange(16), jax.random.key(0))
