@@ -65,6 +65,7 @@ def read_sharded(
     return jnp.where(jnp.expand_dims(inside, range(ids.ndim, rows.ndim)), rows, jnp.nan)
 
 
+@partial(jax.jit, static_argnums=0)
 def take_sharded(sharding: VocabSharding, table: jax.Array, ids: jax.Array) -> jax.Array:
     """``table[ids]`` on all devices, of a split table; NaN (0) where an id is out of range."""
     vocab_size = table.shape[0]
