@@ -13,7 +13,17 @@ import typer
 from rich.console import Console
 
 from benchmarks import accelerators as accelerator_cases
-from benchmarks import epochs, evaluation, exact, profiling, quality, recurrent, steps, vowels
+from benchmarks import (
+    epochs,
+    evaluation,
+    exact,
+    noise,
+    profiling,
+    quality,
+    recurrent,
+    steps,
+    vowels,
+)
 from benchmarks import pointwise as pointwise_cases
 from benchmarks import report as reports
 from benchmarks.compare import compare as compare_results
@@ -182,7 +192,8 @@ def finish(
 ) -> None:
     """Prints and writes the report."""
     result |= {
-        "machine_info": machine() | limits.rates(), "notes": notes + limits.notes(),
+        "machine_info": machine() | limits.rates(),
+        "notes": notes + limits.notes() + noise.notes(result["benchmarks"]),
         "datetime": datetime.now(UTC).isoformat(timespec="seconds"), "version": "jaxnets 1",
     }  # fmt: skip
     reports.print_tables(result, console)

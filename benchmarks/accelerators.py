@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.bars import bar
+from benchmarks.bars import bar, ratio
 from benchmarks.exact import naive_loss
 from benchmarks.harness import Case, compiled_case, difference, measure
 from benchmarks.limits import Limits
@@ -86,13 +86,10 @@ def run(limits: Limits) -> tuple[list[dict], list[dict]]:
         group = f"{operation}, {dtype}: {listed}"
         new = measure(group, made, 5, limits)
         rows += new
-        seconds = {row["name"]: row["stats"]["median"] for row in new}
         default = made[0].name
-        for case, result in zip(made[1:], results[1:], strict=True):
+        for case, row, result in zip(made[1:], new[1:], results[1:], strict=True):
             bars += [
-                bar(
-                    f"{group}: {case.name} / {default}, time", seconds[case.name] / seconds[default]
-                ),
+                bar(f"{group}: {case.name} / {default}, time", ratio(row, new[0])),
                 bar(
                     f"{group}: {case.name} against {default}, relative difference",
                     difference(result, results[0]),

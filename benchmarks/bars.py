@@ -21,6 +21,20 @@ def bar(
     return {"name": name, "values": list(values), **given}
 
 
+def ratio(above: dict[str, Any], below: dict[str, Any]) -> float:
+    """The median time of a case over another's; an error where they did not run in turn.
+
+    >>> rows = [{"fullname": n, "stats": {"median": s}, "extra_info": {"turn": 0}}
+    ...         for n, s in (("a", 3.0), ("b", 2.0))]
+    >>> ratio(*rows)
+    1.5
+    """
+    if above["extra_info"]["turn"] != below["extra_info"]["turn"]:
+        names = f"{above['fullname']} and {below['fullname']}"
+        raise ValueError(f"a ratio must be of two cases that ran in turn, got {names}")
+    return above["stats"]["median"] / below["stats"]["median"]
+
+
 def goal(row: dict[str, Any]) -> str:
     """The goal in words, empty where there is none."""
     return " and ".join(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.bars import bar
+from benchmarks.bars import bar, ratio
 from benchmarks.harness import Case, Suite, compiled_case, measure
 from benchmarks.limits import Limits
 from jaxnets.kernels import linear_label_rank, linear_top_k
@@ -84,15 +84,19 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     rounds = 1 if suite == "quick" else 3
     group = f"evaluation, {users} users x {features}, {items} items"
     rows = measure(group, cases, rounds, limits)
-    seconds = {row["name"]: row["stats"]["median"] for row in rows}
+    by_name = {row["name"]: row for row in rows}
     memory = {row["name"]: row["extra_info"].get("temp_bytes") for row in rows}
-    ratios = [
-        [of[f"naive {name}"] / of[f"tiled {name}"] for name in ("top-k", "rank")]
-        for of in (seconds, memory)
-    ]
-    torch = [seconds["torch matmul, topk"] / seconds["tiled top-k"]] if peers["torch"] else []
+    pairs = [(f"naive {name}", f"tiled {name}") for name in ("top-k", "rank")]
+    torch = [ratio(by_name["torch matmul, topk"], by_name["tiled top-k"])] if peers["torch"] else []
     return rows, [
-        bar("evaluation: naive / tiled, time of the best and of the rank", *ratios[0]),
-        bar("evaluation: naive / tiled, temporary memory of both", *ratios[1], at_least=5),
+        bar(
+            "evaluation: naive / tiled, time of the best and of the rank",
+            *(ratio(by_name[naive], by_name[tiled]) for naive, tiled in pairs),
+        ),
+        bar(
+            "evaluation: naive / tiled, temporary memory of both",
+            *(memory[naive] / memory[tiled] for naive, tiled in pairs),
+            at_least=5,
+        ),
         bar("evaluation: torch / tiled, time of the best", *torch),
     ]

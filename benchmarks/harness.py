@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from pytest_benchmark.stats import Stats
 
+from benchmarks import noise
 from benchmarks.limits import Limits
 
 Suite = Literal["quick", "standard", "full"]
 
 _START = time.perf_counter()
 _SLICE_S = 0.1  # of a round, for one case
+_MOST_TIMES = 3  # as many rounds as asked for, where they are noisy
+_turns = itertools.count()
 
 
 def progress(text: str) -> None:
@@ -80,10 +85,12 @@ def measure(group: str, cases: list[Case], rounds: int, limits: Limits | None = 
 
     In a round a short case runs several times, for about a tenth of a second, and its mean counts:
     a training step repeats, and is not to be charged for the caches that another case emptied.
-    ``limits`` are probed in each round, and told of each case's fastest. The rows have the fields
-    of pytest-benchmark's JSON, so that its own tools read them.
+    Where the rounds of a case spread by more than a tenth (of three rounds or more), all cases run
+    on, in turn, up to three times as often. ``limits`` are probed in each round, and told of each
+    case's fastest. The rows have the fields of pytest-benchmark's JSON, so that its own tools read
+    them; those of one call have one ``turn``, and what others did meanwhile.
     """
-    stats = [Stats() for _ in cases]
+    times: list[list[float]] = [[] for _ in cases]
     iterations = []
     for case in cases:
         progress(f"{group}: {case.name} starts")
@@ -91,15 +98,23 @@ def measure(group: str, cases: list[Case], rounds: int, limits: Limits | None = 
         if seconds < 1:  # the first run warms up; a long one need not run twice to tell its length
             seconds = _seconds(case, 1)
         iterations.append(max(1, min(20, round(_SLICE_S / seconds))))
-    for _ in range(rounds):
+    others = noise.Others()
+    for done in range(1, _MOST_TIMES * rounds + 1):
         if limits is not None:
             limits.probe()
-        for case, stat, count in zip(cases, stats, iterations, strict=True):
-            stat.update(_seconds(case, count))
+        for case, taken, count in zip(cases, times, iterations, strict=True):
+            taken.append(_seconds(case, count))
+        noisy = rounds >= 3 and any(noise.spread(each) > noise.NOISY for each in times)
+        if done >= rounds and not noisy:
+            break
+    turn, busy = next(_turns), others.cores()
     rows = []
-    for case, stat, count in zip(cases, stats, iterations, strict=True):
-        progress(f"{group}: {case.name} took {stat.median * 1e3:.2f} ms, rounds: {rounds}")
-        info = dict(case.info)
+    for case, taken, count in zip(cases, times, iterations, strict=True):
+        stat = Stats()
+        for each in taken:
+            stat.update(each)
+        progress(f"{group}: {case.name} took {stat.median * 1e3:.2f} ms, rounds: {stat.rounds}")
+        info = case.info | {"turn": turn, "spread": noise.spread(taken), "others_cores": busy}
         if case.flops:
             info["flops"] = case.flops
         names = {"group": group, "name": case.name, "fullname": f"{group}::{case.name}"}
@@ -147,6 +162,25 @@ def recycle_memory() -> bool:
     return all(mallopt(*setting) == 1 for setting in settings)
 
 
+def _cores() -> int | None:
+    """How many this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _caches() -> dict[str, str]:
+    """The sizes of the first core's caches by level, without that of instructions."""
+    found = {}
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        kind, level, size = (
+            (cache / name).read_text().strip() for name in ("type", "level", "size")
+        )
+        if kind != "Instruction":
+            found[f"L{level}"] = size
+    return found
+
+
 def machine() -> dict:
     """What the figures were measured on."""
     cpu = platform.processor()
@@ -155,6 +189,7 @@ def machine() -> dict:
             cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), cpu)
     device = jax.devices()[0]
     return {
-        "device": f"{device.platform} {device.device_kind}", "cpu": cpu, "cores": os.cpu_count(),
+        "device": f"{device.platform} {device.device_kind}", "cpu": cpu, "cores": _cores(),
+        "caches": _caches(),
         "python": platform.python_version(), "jax": jax.__version__, "system": platform.system(),
     }  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from benchmarks.bars import bar
+from benchmarks.bars import bar, ratio
 from benchmarks.harness import Case, Suite, compiled_case, difference, measure
 from benchmarks.limits import Limits
 from jaxnets.convert import dense_to_conv
@@ -230,11 +230,11 @@ def run(
         parts = _compare(shape, out, limits, rounds, peers["torch"], tuple(LAYERS))
         rows, points = rows + parts[0], points + parts[1]
         differences.append(parts[2])
-    seconds = {(row["group"], row["name"]): row["stats"]["median"] for row in rows}
+    by_name = {(row["group"], row["name"]): row for row in rows}
 
     def ratios(what, slower, faster):
         groups = [f"{list(shape)} to {out}, {what}" for shape, out in shapes]
-        return [seconds[group, slower] / seconds[group, faster] for group in groups]
+        return [ratio(by_name[group, slower], by_name[group, faster]) for group in groups]
 
     bars = [
         bar(
@@ -256,12 +256,14 @@ def run(
             bar(f"{what}: ours / PyTorch, geometric mean", *mean),
         ]
     loops, windows = _loops(limits, rounds), _windows(limits, rounds)
-    looped, written_out = (row["stats"]["median"] for row in loops)
-    _, shifts, convolution, _ = (row["stats"]["median"] for row in windows)
+    _, shifts, convolution, _ = windows
     bars += [
         bar("largest relative difference between any two", max(differences)),
-        bar("channels first: in a loop / written out", looped / written_out, at_most=1.1),
-        bar("separable 3x3, gradient: XLA's depthwise convolution / ours", convolution / shifts),
+        bar("channels first: in a loop / written out", ratio(*loops), at_most=1.1),
+        bar(
+            "separable 3x3, gradient: XLA's depthwise convolution / ours",
+            ratio(convolution, shifts),
+        ),
     ]
     rows += windows + loops
     if suite != "quick":

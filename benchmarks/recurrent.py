@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.bars import bar
+from benchmarks.bars import bar, ratio
 from benchmarks.harness import Case, Suite, compiled_case, difference, measure
 from benchmarks.limits import Limits
 from jaxnets import convert
@@ -166,9 +166,7 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
         for case, row in zip(cases, new, strict=True):
             if isinstance(case, KerasCase):
                 case.close()
-            ratios.setdefault(row["name"], []).append(
-                row["stats"]["median"] / new[0]["stats"]["median"]
-            )
+            ratios.setdefault(row["name"], []).append(ratio(row, new[0]))
         if quick:
             continue
         rows += measure(
@@ -179,7 +177,7 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
             ],
             5, limits,
         )  # fmt: skip
-    to_torch = [1 / ratio for ratio in ratios.get("PyTorch nn.LSTM", [])]
+    to_torch = [1 / value for value in ratios.get("PyTorch nn.LSTM", [])]
     torch_mean = [geometric_mean(to_torch)] if to_torch else []
     to_flax = ratios["flax"]
     bars = [
@@ -233,12 +231,11 @@ def _skipping(limits: Limits, rounds: int, torch: bool) -> tuple[list[dict], lis
         cases.append(torch_case(arrays, lengths=lengths))
     group = f"padding skipped: mean length {lengths.mean():.0f} of {time}"
     rows = measure(group, cases, rounds, limits)
-    medians = [row["stats"]["median"] for row in rows]
-    packed = [medians[2] / medians[1]] if torch else []
+    packed = [ratio(rows[2], rows[1])] if torch else []
     return rows, [
         bar(
             "mean length a quarter: with / without lengths, time",
-            medians[1] / medians[0],
+            ratio(rows[1], rows[0]),
             at_most=0.5,
         ),
         bar("the same: PyTorch packed sequences / ours with lengths, time", *packed),
@@ -255,7 +252,6 @@ def _long(limits: Limits) -> tuple[list[dict], list[dict]]:
     ]
     rows = measure(f"long sequences, {LONG}", cases, 3, limits)
     memory = [row["extra_info"]["temp_bytes"] for row in rows]
-    medians = [row["stats"]["median"] for row in rows]
     return rows, [
         bar(
             "18,000 steps: all gates kept / recomputed, temporary memory",
@@ -264,7 +260,7 @@ def _long(limits: Limits) -> tuple[list[dict], list[dict]]:
         ),
         bar(
             "18,000 steps: recomputed / all gates kept, time",
-            medians[1] / medians[0],
+            ratio(rows[1], rows[0]),
             at_most=1.4,
         ),
     ]

@@ -40,7 +40,7 @@ def bar_rows(result: dict) -> list[list[str]]:
 
 
 def timing_rows(result: dict) -> list[list[str]]:
-    """Group, name, median, spread, compile, temporaries, shares of matmul peak and copy."""
+    """Group, name, median, range, spread, compile, temporaries, shares of matmul peak and copy."""
     rows = []
 
     def share(info, work, seconds, limit):
@@ -54,6 +54,7 @@ def timing_rows(result: dict) -> list[list[str]]:
                 row["name"],
                 f"{stats['median'] * 1e3:.2f}",
                 f"{stats['min'] * 1e3:.2f} - {stats['max'] * 1e3:.2f}",
+                f"{info['spread']:.0%}" if "spread" in info else "",
                 f"{info['compile_s']:.2f}" if "compile_s" in info else "",
                 f"{info['temp_bytes'] / 1e6:.1f}" if "temp_bytes" in info else "",
                 share(info, "flops", stats["median"], "matmul_flops"),
@@ -147,7 +148,7 @@ BARS = Table("What the suite is held to", ["ratio", "value", "goal", "verdict"],
 TIMES = Table(
     "Times",
     [
-        "group", "case", "median ms", "min - max ms", "compile s", "temporaries MB",
+        "group", "case", "median ms", "min - max ms", "spread", "compile s", "temporaries MB",
         "of matmul peak", "of copy bandwidth",
     ],
     timing_rows,
@@ -262,8 +263,10 @@ def page(result: dict) -> str:
     """The report as one HTML page that needs nothing else."""
     machine, comparison = result["machine_info"], COMPARISONS[result["name"]]
     absent = [name for name, here in result["peers"].items() if not here]
+    caches = ", ".join(f"{level} {size}" for level, size in machine.get("caches", {}).items())
     about = (
-        f"{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
+        f"{machine['cpu']}, {machine['cores']} cores{caches and f' ({caches})'}, "
+        f"device {machine['device']}, "
         f"jax {machine['jax']}, Python {machine['python']}. Suite: {result['suite']}. Measured in "
         f"this run: matmul {machine['matmul_flops'] / 1e9:.0f} GFLOP/s (2048 cubed, float32), copy "
         f"{machine['copy_bytes_per_s'] / 1e9:.1f} GB/s. "

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import corpus, evaluation, exact, quality, report
+from benchmarks import corpus, evaluation, exact, noise, quality, report
 from benchmarks.__main__ import app
 from benchmarks.bars import bar, goal, verdict
 from benchmarks.harness import Case, compiled_case, measure
@@ -76,7 +77,8 @@ def test_the_real_corpus_has_over_20_000_word_types():
     assert counts.sum() == len(stream)
 
 
-def test_rounds_are_interleaved_and_state_is_carried():
+def test_rounds_are_interleaved_and_state_is_carried(monkeypatch):
+    monkeypatch.setattr(noise, "NOISY", math.inf)
     order = []
     cases = [Case(name, lambda name=name: order.append(name)) for name in "ab"]
     rows = measure("group", cases, rounds=3)
@@ -273,6 +275,14 @@ def test_compare_says_what_got_slower(tmp_path):
     better = runner.invoke(app, ["compare", *map(str, reversed(paths))])
     assert better.exit_code == 0
     assert better.output.count("faster") == 2
+    elsewhere = small_result(1.5)
+    elsewhere["machine_info"]["cpu"] = "y"
+    paths[1].write_text(json.dumps(elsewhere))
+    apart = runner.invoke(app, ["compare", *map(str, paths)])
+    assert apart.exit_code == 0
+    assert "Two machines: cpu x and y" in apart.output
+    assert apart.output.count("1.50") >= 2
+    assert "slower" not in apart.output
 
 
 def test_the_samplers_of_the_suite_are_all_there():
