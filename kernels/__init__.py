@@ -4,11 +4,13 @@ from jaxnets.kernels.checked import checked_loss
 from jaxnets.kernels.dispatch import compiling_for, explain, xla_only
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
 from jaxnets.kernels.linear_softmax.divergence import Head, linear_divergence
+from jaxnets.kernels.linear_softmax.fused_update import LinearSoftmaxUpdate, linear_softmax_update
 from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_rank
 from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
 from jaxnets.kernels.linear_softmax.tiles import Tiles
 from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
 from jaxnets.kernels.linear_softmax.top_k_teacher import TopKTeacher
+from jaxnets.kernels.linear_softmax.update_rules import SGD, RowwiseAdagrad
 from jaxnets.kernels.losses import LossAndLogSumExp
 from jaxnets.kernels.pointwise.api import pointwise_conv
 from jaxnets.kernels.pointwise.batch_norm import FoldedBatchNorm, fold_batch_norm
@@ -39,6 +41,7 @@ from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 __all__ = [
+    "SGD",
     "FoldedBatchNorm",
     "GRUParameters",
     "GatheredRows",
@@ -47,11 +50,13 @@ __all__ = [
     "LabelRank",
     "LayerNorm",
     "LearnedUnigram",
+    "LinearSoftmaxUpdate",
     "LogProbs",
     "LogUniform",
     "LossAndLogSumExp",
     "Mixture",
     "Recurrence",
+    "RowwiseAdagrad",
     "Samples",
     "ShardedUnigram",
     "SparseRows",
@@ -79,6 +84,7 @@ __all__ = [
     "linear_label_rank",
     "linear_log_probs",
     "linear_softmax_cross_entropy",
+    "linear_softmax_update",
     "linear_top_k",
     "lstm",
     "mixed_samples",

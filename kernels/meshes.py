@@ -178,6 +178,12 @@ def draw_rows(draw: Callable[[tuple[int, ...]], jax.Array], shape: tuple[int, ..
     return lax.dynamic_slice_in_dim(whole, lax.axis_index(split.axes) * shape[0], shape[0])
 
 
+def sum_over_rows(arrays: Any) -> Any:
+    """``arrays`` as they are, inside :func:`over_rows` the sums of all devices' own."""
+    split = _current.get()
+    return arrays if split is None else lax.psum(arrays, split.axes)
+
+
 def eager_gradients(function: Callable) -> Callable:
     """``function`` with scalars that ``jax.grad`` outside of ``jit`` takes.
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxnets.convert.arrays import (
@@ -151,6 +152,39 @@ def gru_to_flax(parameters: GRUParameters) -> dict[str, dict[str, Any]]:
             params[f"i{gate}"] = {"kernel": kernel, "bias": bias + recurrent_bias}
             params[f"h{gate}"] = {"kernel": recurrent}
     return params
+
+
+def gru_to_nnx(parameters: GRUParameters) -> dict[str, dict[str, Any]]:
+    """To the pure state of an ``nnx.GRUCell``, whose biases are all on the input side.
+
+    Raises:
+      TypeError: what is not :class:`jaxnets.kernels.GRUParameters`.
+      ValueError: arrays that do not fit together, or a recurrent bias of n that is not 0: it stands
+        within the reset, where this cell has none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from jaxnets.kernels import GRUParameters
+      >>> parameters = GRUParameters(
+      ...     jnp.ones((3, 6)), jnp.ones((2, 6)), jnp.zeros(6), jnp.array([1.0, 1, 1, 1, 0, 0])
+      ... )
+      >>> cell = nnx.GRUCell(3, 2, rngs=nnx.Rngs(0))
+      >>> nnx.update(cell, gru_to_nnx(parameters))
+      >>> cell.dense_i.bias[...].tolist()
+      [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    """
+    check_plain_gru(parameters)
+    kernel, recurrent, bias, recurrent_bias = parameters
+    if np.asarray(recurrent_bias[2 * recurrent.shape[0] :]).any():
+        raise ValueError(
+            "recurrent_bias must be 0 for n, the last third, of which nnx.GRUCell has none; "
+            "linen's GRUCell has it: gru_to_flax"
+        )
+    return {
+        "dense_i": {"kernel": kernel, "bias": bias + recurrent_bias},
+        "dense_h": {"kernel": recurrent},
+    }
 
 
 def _read(params: Mapping[str, Any] | nnx.Module, gates: str) -> tuple[jax.Array, ...]:

@@ -158,6 +158,43 @@ def gru_to_keras(parameters: GRUParameters, *, reset_after: bool = True) -> list
     return [kernel, recurrent, np.stack(biases) if reset_after else biases[0] + biases[1]]
 
 
+def read_layer(kind: str, layer: Any) -> tuple[list[Any], list[dict[str, str]], dict[str, Any]]:
+    """The weights of a Keras layer, the activations of its directions, and what it says of itself.
+
+    That is ``merge_mode`` of a ``Bidirectional``, and ``reset_after`` of a GRU.
+    """
+    config, name, said = layer.get_config(), type(layer).__name__, dict[str, Any]()
+    halves = [config]
+    if name == "Bidirectional":
+        said["merge_mode"] = config["merge_mode"]
+        if said["merge_mode"] is None:
+            raise ValueError(
+                "layer must merge its directions, got a Bidirectional with merge_mode=None"
+            )
+        name, forward = config["layer"]["class_name"], config["layer"]["config"]
+        # Without a layer of its own the way back is the way forth's, but for where it starts.
+        back = config.get("backward_layer", config["layer"])
+        if back["class_name"] != name:
+            raise ValueError(
+                f"layer must be of one kind in both directions, got {name} and {back['class_name']}"
+            )
+        halves = [forward, back["config"]]
+    if name != kind:
+        raise ValueError(f"layer must be a Keras {kind} or a Bidirectional of one, got {name}")
+    if halves[0].get("go_backwards"):
+        raise ValueError(
+            "layer must not have go_backwards=True, got it: convert its weights, and say "
+            "reverse=True to jaxnets.kernels, whose outputs stay where their inputs are"
+        )
+    resets = {half["reset_after"] for half in halves if "reset_after" in half}
+    if len(resets) > 1:
+        raise ValueError("reset_after must be one of both directions, got True and False")
+    if resets:
+        (said["reset_after"],) = resets
+    names = ("activation", "recurrent_activation")
+    return list(layer.get_weights()), [{n: half[n] for n in names} for half in halves], said
+
+
 def _check_activations(activation: str, recurrent_activation: str) -> None:
     if activation != "tanh":
         raise ValueError(f"activation must be 'tanh', got {activation!r}")

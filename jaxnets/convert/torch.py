@@ -158,8 +158,8 @@ def _suffix(layer: SupportsIndex | None, reverse: bool) -> str:
 
 def _read(state: State, layer: SupportsIndex | None, reverse: bool, prefix: str | None, gates: int):
     """Kernel, recurrent kernel, both biases (zeros where there are none) and the projection."""
-    named = _named(state)
-    start, suffix = _find(named, layer, reverse, prefix)
+    named = named_arrays(state)
+    start, suffix = find_module(named, layer, reverse, prefix)
     names = {field: f"{start}{field}{suffix}" for field in FIELDS}
     arrays = {
         field: as_array(name, named[name]) if name in named else None
@@ -195,7 +195,8 @@ def _checked(gates, names, weight_ih, weight_hh, bias_ih, bias_hh, weight_hr):
     return weight_ih.T, weight_hh.T, bias_ih, bias_hh, None if weight_hr is None else weight_hr.T
 
 
-def _named(state: State) -> dict[str, Any]:
+def named_arrays(state: State) -> dict[str, Any]:
+    """``state`` as a dict."""
     if hasattr(state, "state_dict"):
         raise TypeError("state must map names to tensors, got a module: give module.state_dict()")
     named = dict(state)
@@ -207,7 +208,7 @@ def _named(state: State) -> dict[str, Any]:
     return named
 
 
-def _find(
+def find_module(
     named: Mapping[str, Any], layer: SupportsIndex | None, reverse: bool, prefix: str | None
 ) -> tuple[str, str]:
     """What stands before and behind the field in the names of the one module that is meant."""

@@ -7,10 +7,12 @@ from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer
 
+from jaxnets.convert.tables import dense_from_keras, table_from_torch
 from jaxnets.kernels import (
     LabelRank,
     LogProbs,
@@ -125,13 +127,81 @@ class OutputProjection(nnx.Module):
         """
         if not isinstance(linear, nnx.Linear):
             raise TypeError(f"linear must be an nnx.Linear, got {type(linear).__name__}")
-        features, vocab_size = linear.kernel.shape
+        return cls._holding(linear.kernel, linear.bias, True, linear.dtype)
+
+    @classmethod
+    def from_torch(
+        cls, source: Any, *, prefix: str | None = None, dtype: DTypeLike | None = None
+    ) -> OutputProjection:
+        """Of an ``nn.Linear``, whose weight [out, in] is a table [vocab, features].
+
+        Args:
+          source: the module, its ``state_dict()`` or a larger model's; of bfloat16 too.
+          prefix: of the module in a larger model, as "decoder"; None: the only weight there is.
+          dtype: as in the class.
+
+        Raises:
+          TypeError: weights that are not floating point.
+          ValueError: no such weight or several, or shapes that do not fit.
+
+        Example:
+          >>> import numpy as np
+          >>> state = {"decoder.weight": np.ones((1000, 8)), "decoder.bias": np.zeros(1000)}
+          >>> head = OutputProjection.from_torch(state, prefix="decoder")
+          >>> head.vocab_size, sorted(head.to_torch(prefix="decoder"))
+          (1000, ['decoder.bias', 'decoder.weight'])
+        """
+        weight, bias = table_from_torch(source, prefix)
+        return cls._holding(*_copied(weight, bias), False, dtype)
+
+    @classmethod
+    def from_keras(cls, source: Any, *, dtype: DTypeLike | None = None) -> OutputProjection:
+        """Of a Keras ``Dense``, whose kernel stays [features, vocab].
+
+        Args:
+          source: the layer, without an activation or with the softmax, which is the loss's; or its
+            ``get_weights()``.
+          dtype: as in the class.
+
+        Raises:
+          TypeError: weights that are not floating point.
+          ValueError: another layer or activation, or shapes that do not fit.
+
+        Example:
+          >>> import numpy as np
+          >>> head = OutputProjection.from_keras([np.ones((8, 1000)), np.zeros(1000)])
+          >>> head.vocab_size, [array.shape for array in head.to_keras()]
+          (1000, [(8, 1000), (1000,)])
+        """
+        return cls._holding(*_copied(*dense_from_keras(source)), True, dtype)
+
+    def to_torch(self, *, prefix: str | None = None) -> dict[str, np.ndarray]:
+        """The state dict of an ``nn.Linear``, of NumPy's arrays."""
+        start = f"{prefix.removesuffix('.')}." if prefix else ""
+        weight = np.asarray(self.weight[...])
+        arrays = {"weight": weight.T if self.features_first else weight}
+        if self.bias is not None:
+            arrays["bias"] = np.asarray(self.bias[...])
+        return {f"{start}{name}": array for name, array in arrays.items()}
+
+    def to_keras(self) -> list[np.ndarray]:
+        """The argument of ``set_weights`` of a Keras ``Dense``."""
+        weight = np.asarray(self.weight[...])
+        kernel = weight if self.features_first else weight.T
+        return [kernel] if self.bias is None else [kernel, np.asarray(self.bias[...])]
+
+    @classmethod
+    def _holding(
+        cls, weight: nnx.Param, bias: nnx.Param | None, features_first: bool,
+        dtype: DTypeLike | None,
+    ) -> OutputProjection:  # fmt: skip
+        """Of these very variables."""
+        features, vocab_size = weight.shape if features_first else weight.shape[::-1]
         embed = nnx.eval_shape(lambda: nnx.Embed(vocab_size, features, rngs=nnx.Rngs(0)))
-        has_bias = linear.bias is not None
-        head = cls(features, vocab_size, use_bias=has_bias, tied=embed, dtype=linear.dtype)
-        head.weight, head.features_first = linear.kernel, True
-        if has_bias:
-            head.bias = linear.bias
+        head = cls(features, vocab_size, use_bias=bias is not None, tied=embed, dtype=dtype)
+        head.weight, head.features_first = weight, features_first
+        if bias is not None:
+            head.bias = bias
         return head
 
     def _arrays(self, hidden: Any) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -246,3 +316,8 @@ class OutputProjection(nnx.Module):
         return linear_label_rank(
             hidden, weight, labels, bias=bias, features_first=self.features_first, **options
         )
+
+
+def _copied(weight: jax.Array, bias: jax.Array | None) -> tuple[nnx.Param, nnx.Param | None]:
+    """Variables with buffers of their own, for what they come of may live in another library."""
+    return nnx.Param(jnp.array(weight)), None if bias is None else nnx.Param(jnp.array(bias))

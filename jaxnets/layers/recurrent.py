@@ -2,136 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, SupportsIndex, get_args
+from typing import Any, ClassVar, SupportsIndex
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import ArrayLike, Float, Integer, Shaped
 
-from jaxnets.kernels import (
-    GRUParameters,
-    LayerNorm,
-    LSTMParameters,
-    Recurrence,
-    recurrent_layers,
-)
+from jaxnets.convert import stacks
+from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters
 from jaxnets.kernels.checks import as_int
 from jaxnets.kernels.recurrent.layers import MergeMode
-from jaxnets.layers.initial import as_computed, computing_dtype, draw, float_dtype
-
-MERGE_MODES = get_args(MergeMode)
-
-
-class Direction(nnx.Module):
-    """The parameters of one layer and one direction, by the names of their tuple."""
-
-    def __init__(self, parameters: LSTMParameters | GRUParameters):
-        self.kind = type(parameters)
-        norm = getattr(parameters, "layer_norm", None)
-        self.layer_norm = None if norm is None else nnx.Dict(_params(norm))
-        for name, param in _params(parameters).items():
-            if name != "layer_norm":
-                setattr(self, name, param)
-
-    def parameters(self) -> LSTMParameters | GRUParameters:
-        """The tuple that the kernels take."""
-        fields = {
-            name: getattr(self, name)[...]
-            for name in self.kind._fields
-            if name != "layer_norm" and getattr(self, name, None) is not None
-        }
-        if self.layer_norm is not None:
-            fields["layer_norm"] = LayerNorm(**{n: p[...] for n, p in self.layer_norm.items()})
-        return self.kind(**fields)
+from jaxnets.layers.directions import Recurrent, check_merge_mode
+from jaxnets.layers.initial import draw, float_dtype
 
 
-def _params(fields) -> dict[str, nnx.Param]:
-    return {
-        name: nnx.Param(array)
-        for name, array in fields._asdict().items()
-        if array is not None and not isinstance(array, LayerNorm)
-    }
-
-
-class _Recurrent(nnx.Module):
-    """What LSTM and GRU share: layers of directions, and one call of ``recurrent_layers``."""
-
-    def __init__(
-        self, layers: Sequence[Sequence[LSTMParameters | GRUParameters]], merge_mode: MergeMode,
-        dropout: float, input_dropout: float, recurrent_dropout: float,
-        dtype: DTypeLike | None, rngs: nnx.Rngs,
-    ):  # fmt: skip
-        shares = {
-            "dropout": dropout,
-            "input_dropout": input_dropout,
-            "recurrent_dropout": recurrent_dropout,
-        }
-        for name, share in shares.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {share}")
-        self.in_features = layers[0][0].input_kernel.shape[0]
-        self.dtype = computing_dtype(dtype)
-        self.layers = nnx.List(
-            [nnx.List([Direction(direction) for direction in layer]) for layer in layers]
-        )
-        self.merge_mode: MergeMode = merge_mode
-        self.dropout, self.input_dropout = dropout, input_dropout
-        self.recurrent_dropout = recurrent_dropout
-        self.deterministic = False
-        self.rngs = rngs.dropout.fork() if any(shares.values()) else None
-
-    def parameters(self) -> list[list[Any]]:
-        """The parameters as :func:`jaxnets.kernels.recurrent_layers` takes them."""
-        return [[direction.parameters() for direction in layer] for layer in self.layers]
-
-    def __call__(
-        self,
-        inputs: Float[ArrayLike, "..."],
-        carries: Sequence[Sequence] | None = None,
-        *,
-        lengths: Integer[ArrayLike, "..."] | Sequence[int] | None = None,
-        segment_ids: Integer[ArrayLike, "..."] | Sequence | None = None,
-        mask: Shaped[ArrayLike, "..."] | Sequence | None = None,
-        deterministic: bool | None = None,
-        **options,
-    ) -> Recurrence:
-        """:class:`jaxnets.kernels.Recurrence`: outputs, and each direction's last carry.
-
-        Args:
-          inputs: [batch, time, features]; [time, batch, features] with ``time_first=True``,
-            [time, features] with ``batched=False``.
-          carries: for each layer one a direction, as they are returned; None: zeros.
-          lengths, segment_ids, mask: at most one of them; see :func:`jaxnets.kernels.lstm`.
-          deterministic: no dropout; None: as ``train()`` and ``eval()`` have set it.
-          options: the others of :func:`jaxnets.kernels.lstm`, as ``masked_outputs``,
-            ``time_first``, ``batched`` or ``implementation``.
-
-        Raises:
-          TypeError, ValueError: as :func:`jaxnets.kernels.recurrent_layers`.
-        """
-        deterministic = self.deterministic if deterministic is None else deterministic
-        drops: dict[str, Any] = {}
-        if self.rngs is not None and not deterministic:
-            drops = {
-                "dropout": self.dropout,
-                "input_dropout": self.input_dropout,
-                "recurrent_dropout": self.recurrent_dropout,
-                "key": self.rngs(),
-            }
-        inputs, parameters = as_computed(self.dtype, (inputs, self.parameters()))
-        return recurrent_layers(
-            inputs, carries, parameters, lengths=lengths, segment_ids=segment_ids,
-            mask=mask, merge_mode=self.merge_mode, **self._cell_options(), **drops,
-            **options,
-        )  # fmt: skip
-
-    def _cell_options(self) -> dict[str, Any]:
-        return {}
-
-
-class LSTM(_Recurrent):
+class LSTM(Recurrent):
     """LSTM layers over padded, packed or very long sequences.
 
     Args:
@@ -183,6 +68,8 @@ jnp.swapaxes(inputs, 1, 2)
       (32,)
     """
 
+    kind = stacks.LSTM
+
     def __init__(
         self,
         in_features: SupportsIndex,
@@ -228,7 +115,7 @@ jnp.swapaxes(inputs, 1, 2)
         super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, dtype, rngs)
 
 
-class GRU(_Recurrent):
+class GRU(Recurrent):
     """GRU layers; arguments as those of :class:`LSTM`.
 
     Args:
@@ -246,6 +133,9 @@ class GRU(_Recurrent):
       >>> linen.apply(variables, nnx_method="parameters")[0][0].bias.shape
       (24,)
     """
+
+    kind = stacks.GRU
+    cell_defaults: ClassVar[dict[str, Any]] = {"reset_after": True}
 
     def __init__(
         self,
@@ -278,16 +168,12 @@ class GRU(_Recurrent):
         layers = _stack(direction, in_features, hidden, num_layers, bidirectional, merge_mode)
         super().__init__(layers, merge_mode, dropout, input_dropout, recurrent_dropout, dtype, rngs)
 
-    def _cell_options(self) -> dict[str, Any]:
-        return {"reset_after": self.reset_after}
-
 
 def _stack(direction, in_features, output: int, num_layers, bidirectional: bool, merge_mode: str):
     """The parameters of each layer and direction."""
     in_features = as_int("in_features", in_features, 1)
     num_layers = as_int("num_layers", num_layers, 1)
-    if merge_mode not in MERGE_MODES:
-        raise ValueError(f"merge_mode must be one of {MERGE_MODES}, got {merge_mode!r}")
+    check_merge_mode(merge_mode)
     directions = 2 if bidirectional else 1
     width = directions * output if merge_mode == "concat" else output
     sizes = [in_features] + [width] * (num_layers - 1)

@@ -105,24 +105,10 @@ def _gradient(
     size = min(TOKENS, tokens)
     numbers = jax.tree.map(lambda x: token_tiles(x, size), factors)
 
-    def slopes(_index, tile):
-        def slope(hidden, numbers):
-            log_sum_exp, factors = numbers
-            logits, bend = tile_logits(hidden, tile, options)
-            log_p = logits - log_sum_exp[:, None]
-            p = jnp.exp(log_p)
-            gradient = factors.softmax[:, None] * p
-            if factors.entropy is not None:
-                gradient -= factors.entropy[:, None] * jnp.where(p == 0, 0, p * log_p)
-            if options.label_smoothing:
-                gradient -= jnp.where(tile.inside[None], factors.uniform[:, None], 0)
-            return gradient if bend is None else gradient * bend
-
-        return slope
-
     hidden_gradient, weight_gradient, bias_gradient = gradients_by_tile(
         options, token_tiles(hidden, size), weight, bias,
-        (token_tiles(log_sum_exp, size, jnp.inf), numbers), slopes,
+        (token_tiles(log_sum_exp, size, jnp.inf), numbers),
+        lambda _, tile: slope_of(options, tile),
     )  # fmt: skip
     hidden_gradient = hidden_gradient[:tokens]
 
@@ -135,6 +121,29 @@ def _gradient(
     weight_gradient = add_at(weight_gradient, labels, rows, options)
     bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
     return hidden_gradient, weight_gradient, bias_gradient
+
+
+def slope_of(
+    options: Options, tile: VocabTile
+) -> Callable[[jax.Array, tuple[jax.Array, Factors]], jax.Array]:
+    """The gradient by a tile's logits, [size, classes], but for what is the labels'.
+
+    Of hidden states [size, features], their log-sum-exp and their factors, [size] each.
+    """
+
+    def slope(hidden, numbers):
+        log_sum_exp, factors = numbers
+        logits, bend = tile_logits(hidden, tile, options)
+        log_p = logits - log_sum_exp[:, None]
+        p = jnp.exp(log_p)
+        gradient = factors.softmax[:, None] * p
+        if factors.entropy is not None:
+            gradient -= factors.entropy[:, None] * jnp.where(p == 0, 0, p * log_p)
+        if options.label_smoothing:
+            gradient -= jnp.where(tile.inside[None], factors.uniform[:, None], 0)
+        return gradient if bend is None else gradient * bend
+
+    return slope
 
 
 def gradients_by_tile(
@@ -162,23 +171,8 @@ def gradients_by_tile(
     def over_vocab(index, gradients):
         hidden_gradient, weight_gradient, bias_gradient = gradients
         tile = vocab_tile(weight, bias, index, options)
-        slope = slopes(index, tile)
-
-        def over_tokens(tile_gradients, xs):
-            weight_rows, bias_rows = tile_gradients
-            hidden, numbers, hidden_gradient = xs
-            gradient = slope(hidden, numbers)
-            if tile.fresh is not None:
-                gradient = jnp.where(tile.fresh[None], gradient, 0)
-            bias_rows += gradient.sum(0)
-            gradient = gradient.astype(hidden.dtype)
-            weight_rows += table_gradient(gradient, hidden, options)
-            hidden_gradient += times_tile(gradient, tile, options)
-            return (weight_rows, bias_rows), hidden_gradient
-
-        zeros = (jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype))
-        (weight_rows, bias_rows), hidden_gradient = lax.scan(
-            over_tokens, zeros, (hidden, numbers, hidden_gradient)
+        hidden_gradient, weight_rows, bias_rows = gradients_of_tile(
+            options, hidden, tile, numbers, slopes(index, tile), hidden_gradient
         )
         return (
             hidden_gradient,
@@ -195,3 +189,37 @@ def gradients_by_tile(
     count = tile_count(bias.shape[0], options)
     hidden_gradient, *others = lax.fori_loop(0, count, over_vocab, start)
     return (hidden_gradient.reshape(-1, hidden.shape[-1]), *others)
+
+
+def gradients_of_tile(
+    options: Options,
+    hidden: jax.Array,
+    tile: VocabTile,
+    numbers: Any,
+    slope: Callable[[jax.Array, Any], jax.Array],
+    hidden_gradient: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``hidden_gradient`` with what a tile of classes adds, and the gradients of its rows and bias.
+
+    Arguments are those of :func:`gradients_by_tile`; the rows are those of all tokens, 0 for
+    classes that an earlier tile saw.
+    """
+    dtype = hidden_gradient.dtype
+
+    def over_tokens(tile_gradients, xs):
+        weight_rows, bias_rows = tile_gradients
+        hidden, numbers, hidden_gradient = xs
+        gradient = slope(hidden, numbers)
+        if tile.fresh is not None:
+            gradient = jnp.where(tile.fresh[None], gradient, 0)
+        bias_rows += gradient.sum(0)
+        gradient = gradient.astype(hidden.dtype)
+        weight_rows += table_gradient(gradient, hidden, options)
+        hidden_gradient += times_tile(gradient, tile, options)
+        return (weight_rows, bias_rows), hidden_gradient
+
+    zeros = (jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype))
+    (weight_rows, bias_rows), hidden_gradient = lax.scan(
+        over_tokens, zeros, (hidden, numbers, hidden_gradient)
+    )
+    return hidden_gradient, weight_rows, bias_rows

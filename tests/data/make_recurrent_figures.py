@@ -51,6 +51,23 @@ def keras_arrays(kind, inputs):
     return arrays | {f"weights/{i}": array for i, array in enumerate(layer.get_weights())}
 
 
+def keras_bidirectional(inputs):
+    """Two layers, each a Bidirectional whose directions are added, and their last states."""
+    keras.utils.set_random_seed(0)
+    outputs, arrays = inputs.astype(np.float32), {}
+    for number in range(2):
+        layer = keras.layers.Bidirectional(
+            keras.layers.LSTM(
+                HIDDEN, return_sequences=True, return_state=True, bias_initializer="random_normal"
+            ),
+            merge_mode="sum",
+        )
+        outputs, *states = layer(outputs)
+        arrays |= {f"states/{number}/{i}": np.asarray(array) for i, array in enumerate(states)}
+        arrays |= {f"weights/{number}/{i}": a for i, a in enumerate(layer.get_weights())}
+    return arrays | {"outputs": np.asarray(outputs)}
+
+
 if __name__ == "__main__":
     inputs = np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES))
     inputs[np.arange(TIME) >= LENGTHS[:, None]] = 0
@@ -60,6 +77,7 @@ if __name__ == "__main__":
         "torch_gru": torch_arrays("GRU", inputs),
         "keras_lstm": keras_arrays("LSTM", inputs),
         "keras_gru": keras_arrays("GRU", inputs),
+        "keras_bidirectional": keras_bidirectional(inputs),
     }
     arrays = {f"{case}/{n}": a for case, named in cases.items() for n, a in named.items()}
     np.savez_compressed(

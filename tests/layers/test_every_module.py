@@ -17,18 +17,20 @@ LAYERS = {
     "LSTM": lambda **o: layers.LSTM(3, 4, peepholes=True, **o),
     "LSTM with layer_norm": lambda **o: layers.LSTM(3, 4, projection=2, layer_norm=True, **o),
     "GRU": lambda **o: layers.GRU(3, 4, bidirectional=True, **o),
+    "Embedding": lambda **o: layers.Embedding(7, 3, **o),
     "OutputProjection": lambda **o: layers.OutputProjection(3, 7, **o),
     "PointwiseConv": lambda **o: layers.PointwiseConv(3, 4, **o),
     "SeparableConv": lambda **o: layers.SeparableConv(3, 4, (3, 3), **o),
     "ResizeConv": lambda **o: layers.ResizeConv(3, 4, **o),
 }
 CALLS = {
+    "Embedding": lambda layer: layer(jnp.zeros((2, 4), jnp.int32)),
     "OutputProjection": lambda layer: layer.loss(SIGNAL, jnp.zeros((2, 4), jnp.int32)),
     "PointwiseConv": lambda layer: layer(IMAGE),
     "SeparableConv": lambda layer: layer(IMAGE),
     "ResizeConv": lambda layer: layer(IMAGE, (7, 3)),
 }
-FLAX_S = ("OutputProjection", "ResizeConv")  # no draw, or no dtype, of ours
+FLAX_S = ("Embedding", "OutputProjection", "ResizeConv")  # no draw, or no dtype, of ours
 # Few sizes: an array's draw is compiled once for each.
 MODELS = {
     "Autoencoder": lambda **o: models.Autoencoder((8, 8), (8, 8), code=3, features=(3, 3), **o),

@@ -25,6 +25,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels import (
+    SGD,
     GRUParameters,
     LearnedUnigram,
     LogUniform,
@@ -52,6 +53,7 @@ from jaxnets.kernels import (
     linear_label_rank,
     linear_log_probs,
     linear_softmax_cross_entropy,
+    linear_softmax_update,
     linear_top_k,
     lstm,
     mixed_samples,
@@ -201,6 +203,9 @@ SUBJECTS = {
         Subject("in_batch_softmax_cross_entropy",
                 lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
                 (_SOFTMAX[0], _SOFTMAX[0])),
+        Subject("linear_softmax_update",
+                lambda h, w, b: linear_softmax_update(h, w, LABELS, SGD(0.5), bias=b)[:4],
+                _SOFTMAX, False),
         Subject("linear_log_probs", lambda h, w, b: linear_log_probs(h, w, LABELS, bias=b)[:3],
                 _SOFTMAX),
         Subject("linear_divergence",
