@@ -49,8 +49,9 @@ compilers: $(VENV)/installed
 	$(RUN) $(INSTALL) '.[compilers]'
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal tests/compilers
 
-# All comparisons: 16 minutes on 2 cores that do nothing else, and longer where rounds are noisy. bench-quick takes 3: fewer shapes, rounds and
-# steps. bench-full is the whole suite: more sweeps, longer training, ten million classes.
+# All comparisons: 16 minutes on 2 cores that do nothing else, and longer where rounds are noisy.
+# bench-quick takes 3: fewer shapes, rounds and steps. bench-full is the whole suite: more sweeps,
+# longer training, ten million classes.
 bench-quick: SUITE := --quick
 bench-full: SUITE := --full
 bench bench-quick bench-full: $(VENV)/installed
