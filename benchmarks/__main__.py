@@ -22,6 +22,7 @@ from benchmarks import (
     quality,
     recurrent,
     steps,
+    threads,
     vowels,
 )
 from benchmarks import pointwise as pointwise_cases
@@ -69,7 +70,9 @@ def softmax(
 ) -> None:  # fmt: skip
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
     console = Console()
-    suite, notes = chosen(quick, full, exact.QUICK, steps.QUICK, evaluation.QUICK, quality.QUICK)
+    suite, notes = chosen(
+        quick, full, exact.QUICK, steps.QUICK, evaluation.QUICK, threads.QUICK, quality.QUICK
+    )
     peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
         trace(profiling.sampled_case().run, profile)
@@ -79,9 +82,10 @@ def softmax(
     for part in (steps, evaluation):
         more_rows, more_bars = part.run(limits, suite, peers)
         benchmarks, bars = benchmarks + more_rows, bars + more_bars
+    on_cores, by_cores = threads.run(limits, suite, ("exact loss", "sampled step"))
     finish(
         console, output, name="softmax", suite=suite, limits=limits, notes=notes, peers=peers,
-        benchmarks=benchmarks, bars=bars, quality=quality.run(suite),
+        benchmarks=benchmarks + on_cores, bars=bars + by_cores, quality=quality.run(suite),
     )  # fmt: skip
 
 
@@ -92,18 +96,20 @@ def sequences(
 ) -> None:  # fmt: skip
     """LSTM beside its peers; padded versus bucketed versus packed sequences, on real text."""
     console = Console()
-    suite, notes = chosen(quick, full, recurrent.QUICK, epochs.QUICK, vowels.QUICK)
+    suite, notes = chosen(quick, full, recurrent.QUICK, threads.QUICK, epochs.QUICK, vowels.QUICK)
     peers = find_peers(console, "keras", "tensorflow", "torch")
     if profile is not None:
         trace(profiling.lstm_case().run, profile)
         console.print(f"trace of ten steps of an LSTM, {recurrent.SHAPES[0]}: {profile}")
     limits = Limits()
     benchmarks, bars = recurrent.run(limits, suite, peers)
+    on_cores, by_cores = threads.run(limits, suite, ["LSTM"])
     epoch_result, epoch_bars = epochs.run(suite)
     accuracies = [] if suite == "quick" else vowels.run()
     finish(
         console, output, name="sequences", suite=suite, limits=limits, notes=notes, peers=peers,
-        benchmarks=benchmarks, bars=bars + epoch_bars + accuracies, epochs=epoch_result,
+        benchmarks=benchmarks + on_cores, bars=bars + by_cores + epoch_bars + accuracies,
+        epochs=epoch_result,
     )  # fmt: skip
 
 
@@ -114,7 +120,7 @@ def pointwise(
 ) -> None:  # fmt: skip
     """Dense versus 1x1 versus general convolution: time by shape, beside the machine's limits."""
     console = Console()
-    suite, notes = chosen(quick, full, pointwise_cases.QUICK)
+    suite, notes = chosen(quick, full, pointwise_cases.QUICK, threads.QUICK)
     peers = find_peers(console, "torch")
     recycled = recycle_memory()
     if profile is not None:
@@ -122,9 +128,11 @@ def pointwise(
         console.print(f"trace of ten steps of {pointwise_cases.SHAPES[0]}: {profile}")
     limits = Limits()
     benchmarks, bars, roofline = pointwise_cases.run(limits, suite, peers)
+    on_cores, by_cores = threads.run(limits, suite, ["1x1 convolution"])
     finish(
         console, output, name="pointwise", suite=suite, limits=limits, notes=notes, peers=peers,
-        benchmarks=benchmarks, bars=bars, roofline=roofline, recycled_memory=recycled,
+        benchmarks=benchmarks + on_cores, bars=bars + by_cores, roofline=roofline,
+        recycled_memory=recycled,
     )  # fmt: skip
 
 

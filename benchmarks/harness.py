@@ -162,7 +162,7 @@ def recycle_memory() -> bool:
     return all(mallopt(*setting) == 1 for setting in settings)
 
 
-def _cores() -> int | None:
+def cores() -> int | None:
     """How many this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -189,7 +189,7 @@ def machine() -> dict:
             cpu = next((s.split(":")[1].strip() for s in lines if s.startswith("model name")), cpu)
     device = jax.devices()[0]
     return {
-        "device": f"{device.platform} {device.device_kind}", "cpu": cpu, "cores": _cores(),
+        "device": f"{device.platform} {device.device_kind}", "cpu": cpu, "cores": cores(),
         "caches": _caches(),
         "python": platform.python_version(), "jax": jax.__version__, "system": platform.system(),
     }  # fmt: skip

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -17,6 +14,7 @@ from flax import nnx
 from benchmarks.bars import bar, ratio
 from benchmarks.harness import Case, Suite, compiled_case, difference, measure
 from benchmarks.limits import Limits
+from benchmarks.workers import WorkerCase
 from jaxnets import convert
 from jaxnets.kernels import LSTMParameters, lstm
 
@@ -111,31 +109,11 @@ def torch_case(arrays, lengths=None, work=None) -> Case:
     return Case(name, run, work)
 
 
-class KerasCase(Case):
+def keras_case(name: str, shape: tuple[int, ...], work: float) -> WorkerCase:
     """A Keras LSTM in a process of its own, since Keras has one backend a process."""
-
-    def __init__(self, name: str, shape: tuple[int, ...], work: float):
-        backend = "jax" if name.endswith("JAX") else "tensorflow"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.keras_worker", *map(str, shape)],
-            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        )  # fmt: skip
-        super().__init__(name, self._ask, work)
-
-    def _ask(self) -> str:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.name} ended with {self.process.wait()}")
-        return answer
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.communicate("")
+    backend = "jax" if name.endswith("JAX") else "tensorflow"
+    environment = {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    return WorkerCase(name, "benchmarks.keras_worker", *shape, flops=work, environment=environment)
 
 
 def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict], list[dict]]:
@@ -157,14 +135,14 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
         errors += [difference(other, expected) for other in others]
         if peers["keras"] and (suite == "full" or (suite == "standard" and shape == SHAPES[0])):
             cases += [
-                KerasCase(name, shape, work)
+                keras_case(name, shape, work)
                 for name, peer in zip(KERAS, ("keras", "tensorflow"), strict=True)
                 if peers[peer]
             ]
         new = measure(f"LSTM with gradient, {shape}", cases, rounds, limits)
         rows += new
         for case, row in zip(cases, new, strict=True):
-            if isinstance(case, KerasCase):
+            if isinstance(case, WorkerCase):
                 case.close()
             ratios.setdefault(row["name"], []).append(ratio(row, new[0]))
         if quick:
