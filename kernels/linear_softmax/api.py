@@ -210,7 +210,7 @@ def linear_softmax_cross_entropy(
     labels = check_labels(labels, batch, vocab_size, ignore_index, token_weights)
     check_reduction(reduction)
     class_weights = check_weights(class_weights, (vocab_size,), "class_weights", "class")
-    kept = known_as_kept(labels, ignore_index, token_weights)
+    kept = known_as_kept(batch, labels, ignore_index, token_weights)
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)

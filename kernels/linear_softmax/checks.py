@@ -96,10 +96,13 @@ def check_temperature(temperature: Any, shape: tuple[int, ...], kept: Any) -> ja
 
 
 def known_as_kept(
-    labels: jax.Array, ignore_index: int | None, token_weights: jax.Array | None
+    batch: tuple[int, ...],
+    labels: jax.Array | None,
+    ignore_index: int | None,
+    token_weights: jax.Array | None,
 ) -> np.ndarray | None:
-    """Which tokens are not left out, [...] bool; None where the values are not known."""
+    """Which tokens are not left out, ``batch`` bool; None where the values are not known."""
     if not is_known(labels) or not is_known(token_weights):
         return None
-    kept = np.ones(labels.shape, bool) if token_weights is None else np.asarray(token_weights) != 0
+    kept = np.ones(batch, bool) if token_weights is None else np.asarray(token_weights) != 0
     return kept if ignore_index is None else kept & (np.asarray(labels) != ignore_index)

@@ -141,7 +141,9 @@ def linear_log_probs(
     vocab_size, batch = vocab_size_of(weight, features_first), hidden.shape[:-1]
     ignore_index = check_ignore_index(ignore_index)
     labels = check_labels(labels, batch, vocab_size, ignore_index)
-    divisor = check_temperature(temperature, batch, known_as_kept(labels, ignore_index, None))
+    divisor = check_temperature(
+        temperature, batch, known_as_kept(batch, labels, ignore_index, None)
+    )
     best = 0 if top_k is None else as_int("top_k", top_k, 1)
     if best > vocab_size:
         raise ValueError(f"top_k must lie in [1, vocab_size] = [1, {vocab_size}], got {best}")

@@ -207,6 +207,13 @@ def class_count(bias: jax.Array) -> jax.Array:
     return is_in(bias).sum(dtype=accumulator_dtype(bias))
 
 
+def scaled(array: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """``array [tokens, ...]`` times ``scale [tokens]``; None is 1."""
+    if scale is None:
+        return array
+    return array * jnp.expand_dims(scale, range(1, array.ndim))
+
+
 def largest_of(logits: jax.Array) -> jax.Array:
     """The maximum of each token, [tokens], finite where a whole tile is -inf: no class is in it.
 
