@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from jaxnets.kernels import meshes
-from jaxnets.kernels.checks import as_floats, as_integers, in_range
+from jaxnets.kernels.checks import as_floats, as_int, as_integers, in_range
 from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
 from jaxnets.kernels.losses import check_ignore_index, check_weights, vocab_size_of
 from jaxnets.kernels.vocab_sharding import as_sharding
@@ -89,6 +89,8 @@ def _check(given: dict[str, Any]) -> checkify.Error:
     token_weights = check_weights(given.get("token_weights"), hidden.shape[:-1])
     ignore_index = check_ignore_index(given.get("ignore_index"))
     vocab_size = vocab_size_of(given["weight"], bool(given.get("features_first")))
+    if given.get("num_classes") is not None:
+        vocab_size = as_int("num_classes", given["num_classes"])
     if given.get("class_weights") is not None:
         class_weights = check_weights(
             given["class_weights"], (vocab_size,), "class_weights", "class"

@@ -151,13 +151,16 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
 
 
-def safe_ids(ids: jax.Array, vocab_size: int) -> jax.Array:
-    """``ids`` as int32 with anything outside [0, vocab_size) sent to ``vocab_size``.
+def safe_ids(ids: jax.Array, vocab_size: int, num_classes: int | None = None) -> jax.Array:
+    """``ids`` as int32 with anything outside [0, num_classes) sent to ``vocab_size``.
+
+    ``num_classes``: None is ``vocab_size``.
 
     JAX wraps a negative index around to the end of an array; sent to ``vocab_size`` it is out of
     bounds instead, so that ``mode="fill"`` gives NaN and ``mode="drop"`` drops it.
     """
-    return jnp.where(in_range(ids, vocab_size), ids, vocab_size).astype(jnp.int32)
+    known = in_range(ids, vocab_size if num_classes is None else num_classes)
+    return jnp.where(known, ids, vocab_size).astype(jnp.int32)
 
 
 def read_rows(table: jax.Array, ids: jax.Array, features_first: bool = False) -> jax.Array:
@@ -197,6 +200,7 @@ def leave_out(
     ignore_index: int | None,
     vocab_size: int,
     dtype: jnp.dtype,
+    num_classes: int | None = None,
 ) -> tuple[jax.Array | None, jax.Array]:
     """Weights [...] of ``dtype`` that are 0 at ignored labels, or None; and safe labels [...].
 
@@ -205,7 +209,7 @@ def leave_out(
     kept = kept_weights(labels, token_weights, ignore_index, labels.shape, dtype)
     if kept is not None:
         labels = jnp.where(kept == 0, 0, labels)
-    return kept, safe_ids(labels, vocab_size)
+    return kept, safe_ids(labels, vocab_size, num_classes)
 
 
 def reduce_losses(losses: jax.Array, token_weights: jax.Array | None, reduction: str) -> jax.Array:

@@ -23,6 +23,7 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
+    check_num_classes,
     check_options,
     check_temperature,
     known_as_kept,
@@ -68,6 +69,7 @@ def linear_softmax_cross_entropy(
     labels: ArrayLike | Sequence,
     *,
     bias: ArrayLike | None = ...,
+    num_classes: SupportsIndex | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
@@ -92,6 +94,7 @@ def linear_softmax_cross_entropy(
     labels: ArrayLike | Sequence,
     *,
     bias: ArrayLike | None = ...,
+    num_classes: SupportsIndex | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
@@ -115,8 +118,9 @@ def linear_softmax_cross_entropy(
     labels: Integer[ArrayLike, "*batch"] | Sequence,
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
+    num_classes: SupportsIndex | None = None,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    class_weights: Shaped[ArrayLike, " vocab"] | Sequence | None = None,
+    class_weights: Shaped[ArrayLike, " classes"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     z_loss: SupportsFloat = 0.0,
@@ -151,9 +155,11 @@ def linear_softmax_cross_entropy(
         label whose class is out is infinite.
       bias: [vocab] or None. A class of bias -inf is out, as padding of the vocabulary is: the cap
         does not bring it back, and V is the number of classes that are in.
+      num_classes: how many rows of ``weight`` are classes, where it is padded at the end so that
+        devices divide it; None: all. The others are out, and labels lie in [0, num_classes).
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
         hidden state and label are.
-      class_weights: [vocab], a factor for the loss of each token by its label's class, beside
+      class_weights: [num_classes], a factor for the loss of each token by its label's class, beside
         ``token_weights``; 0 leaves the tokens of a class out, and "mean" divides by the sum of the
         products, as in torch. Not with label smoothing. The same on every device.
       ignore_index: a label that leaves its token out, for example -1 for padding.
@@ -174,7 +180,7 @@ def linear_softmax_cross_entropy(
       sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
         their gradients; value and gradients are those of one device up to rounding. Where the
-        vocabulary is no multiple of the shards, pad with classes of bias -inf.
+        vocabulary is no multiple of the shards, pad the table and say ``num_classes``.
       implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU and always takes
         two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
 
@@ -207,9 +213,10 @@ def linear_softmax_cross_entropy(
     vocab_size, batch = vocab_size_of(weight, features_first), hidden.shape[:-1]
     ignore_index = check_ignore_index(ignore_index)
     token_weights = check_weights(token_weights, batch)
-    labels = check_labels(labels, batch, vocab_size, ignore_index, token_weights)
+    classes = check_num_classes(num_classes, vocab_size)
+    labels = check_labels(labels, batch, classes, ignore_index, token_weights)
     check_reduction(reduction)
-    class_weights = check_weights(class_weights, (vocab_size,), "class_weights", "class")
+    class_weights = check_weights(class_weights, (classes,), "class_weights", "class")
     kept = known_as_kept(batch, labels, ignore_index, token_weights)
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
@@ -217,7 +224,7 @@ def linear_softmax_cross_entropy(
     tokens = labels.size // sharding.token_shards
     options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
-    options = options._replace(compute_dtype=computed)
+    options = options._replace(compute_dtype=computed, num_classes=classes)
     sizes = {
         "tokens": tokens,
         "features": hidden.shape[-1],
@@ -267,7 +274,9 @@ def _loss(
         nothing = jnp.zeros(batch, accumulator)
         return LossAndLogSumExp(losses, nothing) if return_log_sum_exp else losses
     hidden, labels, token_weights = sharding.place_tokens(hidden, labels, token_weights)
-    kept, labels = leave_out(token_weights, labels, ignore_index, vocab_size, accumulator)
+    kept, labels = leave_out(
+        token_weights, labels, ignore_index, vocab_size, accumulator, options.num_classes
+    )
     hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.checks import as_number, is_known
+from jaxnets.kernels.checks import as_int, as_number, is_known
 from jaxnets.kernels.linear_softmax.tiles import Options, check_tiles, default_tiles
 from jaxnets.kernels.numerics import result_dtype
 
@@ -37,6 +37,18 @@ def check_options(
     return Options(
         smoothing, z_loss, soft_cap, tiles.token_tile, tiles.vocab_tile, bool(features_first)
     )
+
+
+def check_num_classes(num_classes: Any, vocab_size: int) -> int:
+    """``num_classes``, by default ``vocab_size``, as an int."""
+    if num_classes is None:
+        return vocab_size
+    classes = as_int("num_classes", num_classes)
+    if not 1 <= classes <= vocab_size:
+        raise ValueError(
+            f"num_classes must lie in [1, vocab_size] = [1, {vocab_size}], got {classes}"
+        )
+    return classes
 
 
 def check_compute_dtype(compute_dtype: Any, hidden: jax.Array, weight: jax.Array) -> Any:

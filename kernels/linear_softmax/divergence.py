@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 from jaxnets.kernels.checks import as_number
 from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
+    check_num_classes,
     check_options,
     check_temperature,
     known_as_kept,
@@ -40,6 +41,7 @@ from jaxnets.kernels.losses import (
     check_weights,
     leave_out,
     reduce_losses,
+    vocab_size_of,
 )
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
@@ -96,6 +98,7 @@ def linear_divergence(
     kind: Kind = ...,
     beta: SupportsFloat = ...,
     temperature: ArrayLike | Sequence = ...,
+    num_classes: SupportsIndex | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     reduction: Reduction = ...,
     compute_dtype: DTypeLike | None = ...,
@@ -114,6 +117,7 @@ def linear_divergence(
     kind: Kind = ...,
     beta: SupportsFloat = ...,
     temperature: ArrayLike | Sequence = ...,
+    num_classes: SupportsIndex | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     reduction: Reduction = ...,
     compute_dtype: DTypeLike | None = ...,
@@ -131,6 +135,7 @@ def linear_divergence(
     kind: Kind = "forward",
     beta: SupportsFloat = 0.5,
     temperature: Shaped[ArrayLike, ""] | Shaped[ArrayLike, "*batch"] | Sequence = 1.0,
+    num_classes: SupportsIndex | None = None,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     reduction: Reduction = "mean",
     compute_dtype: DTypeLike | None = None,
@@ -161,6 +166,7 @@ def linear_divergence(
       beta: in (0, 1), of "jsd".
       temperature: above 0, one for all tokens or [...], one a token, without a gradient; the
         logits of both are divided by it. What is on record is taken as it is.
+      num_classes: how many rows of both tables are classes, the others being padding; None: all.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out.
       reduction: "mean" (by weight), "sum" or "none" (one a token).
       compute_dtype, tiles: as of :func:`linear_softmax_cross_entropy`, and of both heads.
@@ -210,16 +216,20 @@ def linear_divergence(
     tokens = math.prod(heads[0].hidden.shape[:-1])
     options = [
         check_options(0.0, 0.0, None, tiles, head.features_first, tokens)._replace(
-            compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight)
+            compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight),
+            num_classes=check_num_classes(
+                num_classes, vocab_size_of(head.weight, head.features_first)
+            ),
         )
         for head in heads
     ]
     batch, sharding = heads[0].hidden.shape[:-1], as_sharding(sharding)
     sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
+    classes = options[0].classes(sizes[0])
     token_weights = check_weights(token_weights, batch)
     ignore_index = check_ignore_index(ignore_index)
     if labels is not None:
-        labels = check_labels(labels, batch, sizes[0], ignore_index, token_weights)
+        labels = check_labels(labels, batch, classes, ignore_index, token_weights)
     elif ignore_index is not None:
         raise ValueError(f"ignore_index must come with labels, got {ignore_index} without")
     kept = known_as_kept(batch, labels, ignore_index, token_weights)
@@ -227,7 +237,7 @@ def linear_divergence(
     sharding.check(sizes[0], batch)
     arrays = [tuple(head[:3]) for head in heads]
     if isinstance(teacher, TopKTeacher):
-        arrays.append(tuple(check_teacher(teacher, batch, sizes[0], kept)))
+        arrays.append(tuple(check_teacher(teacher, batch, classes, kept)))
     else:
         if sizes[0] != sizes[1]:
             raise ValueError(f"teacher must have the student's {sizes[0]} classes, got {sizes[1]}")
@@ -275,7 +285,9 @@ def _divergence(
     kept = None if token_weights is None else token_weights.astype(accumulator)
     kept, labels = sharding.place_tokens(kept, labels)
     if labels is not None:
-        kept, labels = leave_out(kept, labels, ignore_index, vocab_size, accumulator)
+        kept, labels = leave_out(
+            kept, labels, ignore_index, vocab_size, accumulator, options[0].num_classes
+        )
     scale = scale_of(sharding, temperature, kept, batch, accumulator)
 
     def ready(options, hidden, weight, bias):
@@ -285,7 +297,8 @@ def _divergence(
     head, scale = ready(options[0], *student), jax.lax.stop_gradient(scale)
     if len(options) == 1:
         record = TopKTeacher(*sharding.place_tokens(*teacher))
-        known = jax.lax.stop_gradient(probabilities(record, vocab_size, kept, accumulator))
+        classes = options[0].classes(vocab_size)
+        known = jax.lax.stop_gradient(probabilities(record, classes, kept, accumulator))
         losses = top_k_divergence_per_token(sharding, options[0], head, known, scale, labels)
     else:
         other = jax.lax.stop_gradient(ready(options[1], *teacher))

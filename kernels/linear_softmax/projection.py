@@ -42,11 +42,26 @@ def prepared(
         if temperature.ndim:
             (temperature,) = sharding.place_tokens(temperature)
         hidden, weight, bias = _divided(options, hidden, weight, bias, temperature, kept)
+    return hidden, weight, whole_bias(sharding, options, hidden, weight, bias)
+
+
+def whole_bias(
+    sharding: VocabSharding,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """``bias``, zeros where there is none; -inf for what pads the classes."""
+    vocab_size, (_, _, classes) = weight.shape[options.vocab_axis], specs(sharding, options)
     if bias is None:
-        accumulator = options.accumulator(hidden, weight)
-        zeros = jnp.zeros(weight.shape[options.vocab_axis], accumulator)
-        bias = sharding.place(zeros, classes)
-    return hidden, weight, bias
+        bias = jnp.zeros(vocab_size, options.accumulator(hidden, weight))
+    bias = sharding.place(bias, classes)
+    count = options.classes(vocab_size)
+    if count == vocab_size:
+        return bias
+    padding = sharding.place(jnp.arange(vocab_size) >= count, classes)
+    return jnp.where(padding, -jnp.inf, bias)
 
 
 def scale_of(

@@ -81,6 +81,7 @@ class Options(NamedTuple):
 
     ``features_first``: tables are [features, vocab], and so are their tiles and gradients.
     ``compute_dtype``: what the operands of the matmuls are rounded to; None: nothing is.
+    ``num_classes``: how many of a table's rows are classes, the others being padding; None: all.
     """
 
     label_smoothing: float = 0.0
@@ -90,11 +91,16 @@ class Options(NamedTuple):
     vocab_tile: int = 1024
     features_first: bool = False
     compute_dtype: jnp.dtype | None = None
+    num_classes: int | None = None
 
     @property
     def vocab_axis(self) -> int:
         """Of a table."""
         return 1 if self.features_first else 0
+
+    def classes(self, vocab_size: int) -> int:
+        """How many classes there are in a table of ``vocab_size`` rows."""
+        return vocab_size if self.num_classes is None else self.num_classes
 
     def rounded(self, array: jax.Array) -> jax.Array:
         """``array`` in the dtype that is computed in."""
