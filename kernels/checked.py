@@ -97,7 +97,10 @@ def _check(given: dict[str, Any]) -> checkify.Error:
         )
         sharding = as_sharding(given.get("sharding"))
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
-    return _error(vocab_size, ignore_index, hidden, labels, token_weights)
+    label_weights = given.get("label_weights")
+    if label_weights is not None:
+        label_weights = check_weights(label_weights, labels.shape, "label_weights", "label")
+    return _error(vocab_size, ignore_index, hidden, labels, token_weights, label_weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # outside of it checkify knows no mesh
@@ -114,6 +117,7 @@ def _check_values(
     hidden: jax.Array,
     labels: jax.Array,
     token_weights: jax.Array | None,
+    label_weights: jax.Array | None,
 ) -> None:
     several = labels.ndim == hidden.ndim
     left_out = jnp.zeros(labels.shape, bool)
@@ -121,6 +125,8 @@ def _check_values(
         left_out = labels == ignore_index
     if token_weights is not None:
         left_out |= (token_weights == 0)[..., None] if several else token_weights == 0
+    if label_weights is not None:
+        left_out |= label_weights == 0
     wrong = ~in_range(labels, vocab_size) & ~left_out
     if labels.size:
         worst = jnp.where(wrong, labels, jnp.iinfo(jnp.int32).min).max()

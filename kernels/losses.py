@@ -96,7 +96,7 @@ def check_labels(
     shape: tuple[int, ...],
     vocab_size: int,
     ignore_index: int | None = None,
-    token_weights: jax.Array | None = None,
+    token_weights: Any = None,
 ) -> jax.Array:
     """``labels`` as int32; raises unless they have ``shape`` and, where known, are in range.
 
@@ -180,14 +180,18 @@ def kept_weights(
     ignore_index: int | None,
     batch: tuple[int, ...],
     dtype: jnp.dtype,
+    label_weights: jax.Array | None = None,
 ) -> jax.Array | None:
     """Weights ``batch`` of ``dtype``, 0 for a token without a label but ``ignore_index``.
 
-    ``labels``: ``batch`` or [..., num_true]. None where nothing can be left out.
+    ``labels``: ``batch`` or [..., num_true]; one of weight 0 is none. None where nothing can be
+    left out.
     """
-    if ignore_index is None:
+    if ignore_index is None and label_weights is None:
         return None if token_weights is None else token_weights.astype(dtype)
-    present = labels != ignore_index
+    present = jnp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    if label_weights is not None:
+        present &= label_weights != 0
     if labels.ndim > len(batch):
         present = present.any(-1)
     token_weights = jnp.ones(batch, dtype) if token_weights is None else token_weights.astype(dtype)

@@ -11,6 +11,7 @@ The public function and its equation are here; the gradient is computed in one o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, SupportsFloat, SupportsIndex, overload
@@ -29,6 +30,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     known_as_kept,
 )
 from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
+from jaxnets.kernels.linear_softmax.labels import Labels, check_soft_labels, soft_labels
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
@@ -43,6 +45,7 @@ from jaxnets.kernels.losses import (
     check_projection,
     check_reduction,
     check_weights,
+    kept_weights,
     leave_out,
     reduce_losses,
     vocab_size_of,
@@ -70,6 +73,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: ArrayLike | None = ...,
     num_classes: SupportsIndex | None = ...,
+    label_weights: ArrayLike | Sequence | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
@@ -95,6 +99,7 @@ def linear_softmax_cross_entropy(
     *,
     bias: ArrayLike | None = ...,
     num_classes: SupportsIndex | None = ...,
+    label_weights: ArrayLike | Sequence | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
@@ -115,10 +120,11 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     hidden: Float[ArrayLike, "*batch features"],
     weight: Float[ArrayLike, "vocab features"] | Float[ArrayLike, "features vocab"],
-    labels: Integer[ArrayLike, "*batch"] | Sequence,
+    labels: Integer[ArrayLike, "*batch"] | Integer[ArrayLike, "*batch n"] | Sequence,
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
     num_classes: SupportsIndex | None = None,
+    label_weights: Shaped[ArrayLike, "*batch n"] | Sequence | None = None,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     class_weights: Shaped[ArrayLike, " classes"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
@@ -146,17 +152,23 @@ def linear_softmax_cross_entropy(
     with temperature :math:`\tau`, soft cap :math:`c` (none: the tanh is left out), label smoothing
     :math:`\varepsilon` (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7)
     and z-loss :math:`\zeta` (Chowdhery et al. 2022, "PaLM", section 5). The log-sum-exp is
-    accumulated online over tiles of the vocabulary (Milakov and Gimelshein 2018).
+    accumulated online over tiles of the vocabulary (Milakov and Gimelshein 2018). Of several labels
+    with weights, as of mixup or of a distribution over few classes, it is :math:`\sum_i w_i
+    \text{loss}(y_i)`, which with one pass over the logits and :math:`\varepsilon = \zeta = 0` is
+    :math:`z \sum_i w_i - \sum_i w_i l_{y_i}`.
 
     Args:
       hidden: [..., features], float; bfloat16 and float16 are accumulated in float32.
       weight: [vocab, features], float; or, by ``features_first``, [features, vocab].
       labels: [...], integers of any width in [0, vocab_size), or ``ignore_index``. The loss of a
-        label whose class is out is infinite.
+        label whose class is out is infinite. With ``label_weights`` [..., n].
       bias: [vocab] or None. A class of bias -inf is out, as padding of the vocabulary is: the cap
         does not bring it back, and V is the number of classes that are in.
       num_classes: how many rows of ``weight`` are classes, where it is padded at the end so that
         devices divide it; None: all. The others are out, and labels lie in [0, num_classes).
+      label_weights: [..., n], at least 0, of n labels a token, without a gradient. A label of
+        weight 0 may be anything; a token without another is left out. Not with class weights, and
+        on XLA only.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
         hidden state and label are.
       class_weights: [num_classes], a factor for the loss of each token by its label's class, beside
@@ -214,14 +226,20 @@ def linear_softmax_cross_entropy(
     ignore_index = check_ignore_index(ignore_index)
     token_weights = check_weights(token_weights, batch)
     classes = check_num_classes(num_classes, vocab_size)
-    labels = check_labels(labels, batch, classes, ignore_index, token_weights)
+    if label_weights is None:
+        labels = check_labels(labels, batch, classes, ignore_index, token_weights)
+        kept = known_as_kept(batch, labels, ignore_index, token_weights)
+    else:
+        labels, label_weights = check_soft_labels(
+            labels, label_weights, batch, classes, ignore_index, token_weights
+        )
+        kept = known_as_kept(batch, None, None, token_weights)
     check_reduction(reduction)
     class_weights = check_weights(class_weights, (classes,), "class_weights", "class")
-    kept = known_as_kept(batch, labels, ignore_index, token_weights)
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
-    tokens = labels.size // sharding.token_shards
+    tokens = math.prod(batch) // sharding.token_shards
     options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
     options = options._replace(compute_dtype=computed, num_classes=classes)
@@ -231,19 +249,25 @@ def linear_softmax_cross_entropy(
         "vocab_size": vocab_size // sharding.shards,
     }
     if class_weights is not None:
+        if label_weights is not None:
+            raise ValueError("class_weights must come without label_weights, got both")
         if options.label_smoothing:
             raise ValueError(
                 "class_weights must come without label_smoothing, of which a token has several "
                 f"classes, got label_smoothing={options.label_smoothing}"
             )
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
+    if label_weights is not None:
+        if implementation == "pallas":
+            raise ValueError("implementation must be 'tiled' or None with label_weights")
+        implementation = "tiled"
     call = PallasOptions.of(
         dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)
     )
     engine: Engine = TiledEngine() if call is None else FusedEngine(call)
     return _loss(
         engine, sharding, options, reduction, bool(return_log_sum_exp), ignore_index,
-        hidden, weight, bias, labels, token_weights, divisor,
+        hidden, weight, bias, labels, label_weights, token_weights, divisor,
     )  # fmt: skip
 
 
@@ -251,8 +275,9 @@ def linear_softmax_cross_entropy(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 @jax.named_scope("linear_softmax_cross_entropy")
 @losses_over_rows(
-    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, token_weights=0, temperature=temperature_axis
-)
+    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, label_weights=0, token_weights=0,
+    temperature=temperature_axis,
+)  # fmt: skip
 def _loss(
     engine: Engine,
     sharding: VocabSharding,
@@ -264,19 +289,28 @@ def _loss(
     weight: jax.Array,
     bias: jax.Array | None,
     labels: jax.Array,
+    label_weights: jax.Array | None,
     token_weights: jax.Array | None,
     temperature: jax.Array | None,
 ) -> jax.Array | LossAndLogSumExp:
-    batch, vocab_size = labels.shape, weight.shape[options.vocab_axis]
+    batch, vocab_size = hidden.shape[:-1], weight.shape[options.vocab_axis]
     accumulator = options.accumulator(hidden, weight)
     if not labels.size:
         losses = jnp.zeros(batch if reduction == "none" else (), accumulator)
         nothing = jnp.zeros(batch, accumulator)
         return LossAndLogSumExp(losses, nothing) if return_log_sum_exp else losses
-    hidden, labels, token_weights = sharding.place_tokens(hidden, labels, token_weights)
-    kept, labels = leave_out(
-        token_weights, labels, ignore_index, vocab_size, accumulator, options.num_classes
+    hidden, labels, label_weights, token_weights = sharding.place_tokens(
+        hidden, labels, label_weights, token_weights
     )
+    mass, classes = None, options.classes(vocab_size)
+    targets: Labels
+    if label_weights is None:
+        kept, targets = leave_out(
+            token_weights, labels, ignore_index, vocab_size, accumulator, classes
+        )
+    else:
+        kept = kept_weights(labels, token_weights, ignore_index, batch, accumulator, label_weights)
+        targets, mass = soft_labels(labels, label_weights, kept, ignore_index, vocab_size, classes)
     hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
@@ -290,8 +324,11 @@ def _loss(
         if reduction == "mean":
             total = factors.sum()
             factors = jnp.where(total == 0, 0, factors / jnp.where(total == 0, 1, total))
-        return weighted_sum(sharding, options, hidden, weight, bias, labels, factors)
-    losses, log_sum_exp = per_token(sharding, engine, options, hidden, weight, bias, labels)
+        factors = factors if mass is None else factors * mass
+        return weighted_sum(sharding, options, hidden, weight, bias, targets, factors)
+    losses, log_sum_exp = per_token(sharding, engine, options, hidden, weight, bias, targets)
+    if mass is not None:
+        losses = jnp.where(mass == 0, 0, losses) * mass
     loss = reduce_losses(losses, kept, reduction)
     if kept is not None:
         log_sum_exp = jnp.where(kept == 0, 0, log_sum_exp)

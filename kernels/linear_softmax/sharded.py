@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from jaxnets.kernels.checks import in_range
-from jaxnets.kernels.linear_softmax.tiles import Options, class_count, label_logits
+from jaxnets.kernels.linear_softmax.tiles import Options, class_count
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
@@ -51,21 +50,6 @@ def own_logits(sharding: VocabSharding, own: jax.Array, label_logit: jax.Array) 
     if not sharding.vocab_axes:
         return label_logit
     return sharding.sum_over_vocab(jnp.where(own, label_logit, 0))
-
-
-def label_logits_of_all(
-    sharding: VocabSharding,
-    options: Options,
-    hidden: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array,
-    labels: jax.Array,
-) -> jax.Array:
-    """The logits at ``labels``, ids of all classes, [tokens]; NaN where one is out of range."""
-    local, own = sharding.local_ids(labels, bias.shape[0])
-    own_logit, _, _ = label_logits(hidden, weight, bias, local, options)
-    logits = own_logits(sharding, own, own_logit)
-    return jnp.where(in_range(labels, sharding.shards * bias.shape[0]), logits, jnp.nan)
 
 
 def classes_of_all(sharding: VocabSharding, options: Options, bias: jax.Array) -> jax.Array | int:

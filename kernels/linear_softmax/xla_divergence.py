@@ -25,12 +25,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.linear_softmax.per_token import mark_bad_labels
-from jaxnets.kernels.linear_softmax.sharded import (
+from jaxnets.kernels.linear_softmax.labels import (
     label_logits_of_all,
-    log_sum_exp_of_all,
-    specs,
+    less_labels,
+    local_labels,
+    mark_bad_labels,
 )
+from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all, specs
 from jaxnets.kernels.linear_softmax.tiles import (
     TOKENS,
     Options,
@@ -41,11 +42,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     token_tiles,
     vocab_tile,
 )
-from jaxnets.kernels.linear_softmax.xla_two_pass import (
-    gradients_by_tile,
-    less_labels,
-    log_sum_exps,
-)
+from jaxnets.kernels.linear_softmax.xla_two_pass import gradients_by_tile, log_sum_exps
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
@@ -271,12 +268,12 @@ def student_gradients(
 
         return gradient
 
-    found = gradients_by_tile(options, tiles, weight, bias, others, weighted)
+    d_hidden, d_weight, d_bias = gradients_by_tile(options, tiles, weight, bias, others, weighted)
+    d_hidden = d_hidden[: flat.shape[0]]
     if labels is not None:
-        local, _ = sharding.local_ids(labels, bias.shape[0])
-        found = less_labels(options, flat, weight, bias, local, of_loss, found)
-    d_hidden, d_weight, d_bias = found
-    d_hidden = sharding.sum_over_vocab(d_hidden[: flat.shape[0]])
+        local, found = local_labels(sharding, labels, bias.shape[0]), (d_hidden, d_weight, d_bias)
+        d_hidden, d_weight, d_bias = less_labels(options, flat, weight, bias, local, of_loss, found)
+    d_hidden = sharding.sum_over_vocab(d_hidden)
     if labels is not None:
         d_hidden = mark_bad_labels(d_hidden, labels, vocab_size, of_loss == 0)
     d_weight, d_bias = sharding.sum_over_tokens((d_weight, d_bias))

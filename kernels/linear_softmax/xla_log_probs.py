@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.linear_softmax.labels import label_logits_of_all
 from jaxnets.kernels.linear_softmax.per_token import Factors, gradients_on_device
-from jaxnets.kernels.linear_softmax.sharded import label_logits_of_all, specs
+from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import (
     TOKENS,
     Options,

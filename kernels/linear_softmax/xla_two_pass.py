@@ -9,15 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.checks import in_range
+from jaxnets.kernels.linear_softmax.labels import Labels, less_labels, own_label_logits
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
     TOKENS,
     Options,
     VocabTile,
-    add_at,
     add_slice,
-    label_logits,
     largest_of,
     put_or_add,
     scaled,
@@ -29,7 +27,6 @@ from jaxnets.kernels.linear_softmax.tiles import (
     unset_like,
     vocab_tile,
 )
-from jaxnets.kernels.losses import safe_ids
 from jaxnets.kernels.numerics import log_of_sum
 
 
@@ -42,7 +39,7 @@ class TiledEngine(NamedTuple):
         hidden: jax.Array,
         weight: jax.Array,
         bias: jax.Array,
-        labels: jax.Array,
+        labels: Labels,
     ) -> Statistics:
         return _statistics(options, hidden, weight, bias, labels)
 
@@ -52,7 +49,7 @@ class TiledEngine(NamedTuple):
         hidden: jax.Array,
         weight: jax.Array,
         bias: jax.Array,
-        labels: jax.Array,
+        labels: Labels,
         log_sum_exp: jax.Array,
         factors: Factors,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -60,10 +57,10 @@ class TiledEngine(NamedTuple):
 
 
 def _statistics(
-    options: Options, hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: jax.Array
+    options: Options, hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: Labels
 ) -> Statistics:
     (log_sum_exp,), logit_sum = log_sum_exps(options, hidden, weight, bias, [None])
-    label_logit, _, _ = label_logits(hidden, weight, bias, labels, options)
+    label_logit = own_label_logits(options, hidden, weight, bias, labels)
     return Statistics(log_sum_exp, logit_sum, label_logit)
 
 
@@ -120,7 +117,7 @@ def _gradient(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
     log_sum_exp: jax.Array,
     factors: Factors,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -142,37 +139,12 @@ def _gradient(
 
         return slope
 
-    gradients = gradients_by_tile(
+    hidden_gradient, weight_gradient, bias_gradient = gradients_by_tile(
         options, token_tiles(hidden, size), weight, bias,
         (token_tiles(log_sum_exp, size, jnp.inf), numbers), slopes,
     )  # fmt: skip
+    gradients = hidden_gradient[: hidden.shape[0]], weight_gradient, bias_gradient
     return less_labels(options, hidden, weight, bias, labels, factors.label, gradients)
-
-
-def less_labels(
-    options: Options,
-    hidden: jax.Array,
-    weight: jax.Array,
-    bias: jax.Array,
-    labels: jax.Array,
-    factors: jax.Array,
-    gradients: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``gradients`` less those of the labels' logits times ``factors [tokens]``.
-
-    Of hidden states, those of tokens that fill up a tile may come after the others'.
-    """
-    hidden_gradient, weight_gradient, bias_gradient = gradients
-    hidden_gradient, vocab_size = hidden_gradient[: hidden.shape[0]], bias.shape[0]
-    inside = in_range(labels, vocab_size)
-    _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
-    label_factor = jnp.where(inside, factors * label_slope, 0)
-    hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
-    labels = safe_ids(labels, vocab_size)
-    rows = -label_factor[:, None] * hidden.astype(hidden_gradient.dtype)
-    weight_gradient = add_at(weight_gradient, labels, rows, options)
-    bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
-    return hidden_gradient, weight_gradient, bias_gradient
 
 
 def gradients_by_tile(
