@@ -18,6 +18,7 @@ from typing import Literal, SupportsFloat, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
@@ -26,6 +27,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
     check_num_classes,
     check_options,
+    check_precision,
     check_temperature,
     known_as_kept,
 )
@@ -85,6 +87,7 @@ def linear_softmax_cross_entropy(
     return_log_sum_exp: Literal[True],
     features_first: bool = ...,
     compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -111,6 +114,7 @@ def linear_softmax_cross_entropy(
     return_log_sum_exp: Literal[False] = ...,
     features_first: bool = ...,
     compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -136,6 +140,7 @@ def linear_softmax_cross_entropy(
     return_log_sum_exp: bool = False,
     features_first: bool = False,
     compute_dtype: DTypeLike | None = None,
+    precision: lax.Precision | str | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
     implementation: Literal["tiled", "pallas"] | None = None,
@@ -188,6 +193,8 @@ def linear_softmax_cross_entropy(
         rounded to it, ``weight`` tile by tile, so that a float32 table needs no copy. Sums, softmax
         and gradients are float32, and gradients come in the dtypes of what they belong to. None:
         the wider of the two dtypes.
+      precision: of the matmuls, a ``jax.lax.Precision`` or its name, "highest" say, on XLA only;
+        None: ``jax_default_matmul_precision``, by which TPUs round float32 to bfloat16.
       tiles: of the XLA implementation; None: what serves the platform best, as far as is known.
       sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
@@ -242,7 +249,9 @@ def linear_softmax_cross_entropy(
     tokens = math.prod(batch) // sharding.token_shards
     options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
-    options = options._replace(compute_dtype=computed, num_classes=classes)
+    options = options._replace(
+        compute_dtype=computed, precision=check_precision(precision), num_classes=classes
+    )
     sizes = {
         "tokens": tokens,
         "features": hidden.shape[-1],
@@ -257,9 +266,10 @@ def linear_softmax_cross_entropy(
                 f"classes, got label_smoothing={options.label_smoothing}"
             )
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
-    if label_weights is not None:
+    only_tiled = {"label_weights": label_weights, "precision": precision}
+    for name in (name for name, given in only_tiled.items() if given is not None):
         if implementation == "pallas":
-            raise ValueError("implementation must be 'tiled' or None with label_weights")
+            raise ValueError(f"implementation must be 'tiled' or None with {name}, got 'pallas'")
         implementation = "tiled"
     call = PallasOptions.of(
         dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)

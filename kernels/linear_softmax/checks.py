@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.checks import as_int, as_number, is_known
@@ -49,6 +50,19 @@ def check_num_classes(num_classes: Any, vocab_size: int) -> int:
             f"num_classes must lie in [1, vocab_size] = [1, {vocab_size}], got {classes}"
         )
     return classes
+
+
+def check_precision(precision: Any) -> lax.Precision | None:
+    """``precision``, or its name, as JAX's; raises unless it is one."""
+    if precision is None:
+        return None
+    try:
+        return lax.Precision(precision)
+    except ValueError:
+        raise ValueError(
+            "precision must be None, a jax.lax.Precision or the name of one: 'default', 'high' or "
+            f"'highest', got {precision!r}"
+        ) from None
 
 
 def check_compute_dtype(compute_dtype: Any, hidden: jax.Array, weight: jax.Array) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex, get_a
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
@@ -20,6 +21,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
     check_num_classes,
     check_options,
+    check_precision,
     check_temperature,
     known_as_kept,
 )
@@ -102,6 +104,7 @@ def linear_divergence(
     token_weights: ArrayLike | Sequence | None = ...,
     reduction: Reduction = ...,
     compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
 ) -> jax.Array: ...
@@ -121,6 +124,7 @@ def linear_divergence(
     token_weights: ArrayLike | Sequence | None = ...,
     reduction: Reduction = ...,
     compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
 ) -> DivergenceAndCrossEntropy: ...
@@ -139,6 +143,7 @@ def linear_divergence(
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     reduction: Reduction = "mean",
     compute_dtype: DTypeLike | None = None,
+    precision: lax.Precision | str | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
 ) -> Float[Array, "..."] | DivergenceAndCrossEntropy:
@@ -169,7 +174,7 @@ def linear_divergence(
       num_classes: how many rows of both tables are classes, the others being padding; None: all.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out.
       reduction: "mean" (by weight), "sum" or "none" (one a token).
-      compute_dtype, tiles: as of :func:`linear_softmax_cross_entropy`, and of both heads.
+      compute_dtype, precision, tiles: as of :func:`linear_softmax_cross_entropy`, of both heads.
       sharding: over which axes classes and tokens are split, of both heads alike.
 
     Returns:
@@ -217,6 +222,7 @@ def linear_divergence(
     options = [
         check_options(0.0, 0.0, None, tiles, head.features_first, tokens)._replace(
             compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight),
+            precision=check_precision(precision),
             num_classes=check_num_classes(
                 num_classes, vocab_size_of(head.weight, head.features_first)
             ),
@@ -294,14 +300,14 @@ def _divergence(
         (hidden,) = sharding.place_tokens(hidden)
         return prepared(sharding, options, hidden, weight, bias, None, kept)
 
-    head, scale = ready(options[0], *student), jax.lax.stop_gradient(scale)
+    head, scale = ready(options[0], *student), lax.stop_gradient(scale)
     if len(options) == 1:
         record = TopKTeacher(*sharding.place_tokens(*teacher))
         classes = options[0].classes(vocab_size)
-        known = jax.lax.stop_gradient(probabilities(record, classes, kept, accumulator))
+        known = lax.stop_gradient(probabilities(record, classes, kept, accumulator))
         losses = top_k_divergence_per_token(sharding, options[0], head, known, scale, labels)
     else:
-        other = jax.lax.stop_gradient(ready(options[1], *teacher))
+        other = lax.stop_gradient(ready(options[1], *teacher))
         both = Both(kind, beta, *options)
         losses = divergence_per_token(sharding, both, head, other, scale, labels)
     return [a if a is None else reduce_losses(a, kept, reduction) for a in losses]

@@ -11,6 +11,7 @@ from typing import NamedTuple, SupportsFloat, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Float, Integer, Shaped
 
@@ -19,6 +20,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
     check_num_classes,
     check_options,
+    check_precision,
     check_temperature,
     known_as_kept,
 )
@@ -79,6 +81,7 @@ def linear_log_probs(
     top_k: SupportsIndex | None = None,
     features_first: bool = False,
     compute_dtype: DTypeLike | None = None,
+    precision: lax.Precision | str | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
 ) -> LogProbs:
@@ -101,7 +104,7 @@ def linear_log_probs(
       soft_cap: above 0; logits stay within (-soft_cap, soft_cap).
       temperature: above 0, one for all tokens or [...], one a token.
       top_k: also give so many of the best classes, with their log-probabilities.
-      num_classes, features_first, compute_dtype, tiles, sharding: as of
+      num_classes, features_first, compute_dtype, precision, tiles, sharding: as of
         :func:`linear_softmax_cross_entropy`.
 
     Returns:
@@ -156,7 +159,9 @@ def linear_log_probs(
     tokens = labels.size // sharding.token_shards
     options = check_options(0.0, 0.0, soft_cap, tiles, features_first, tokens)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
-    options = options._replace(compute_dtype=computed, num_classes=classes)
+    options = options._replace(
+        compute_dtype=computed, precision=check_precision(precision), num_classes=classes
+    )
     return LogProbs(
         *_log_probs(sharding, options, ignore_index, best, hidden, weight, bias, labels, divisor)
     )

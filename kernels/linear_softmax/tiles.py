@@ -81,6 +81,7 @@ class Options(NamedTuple):
 
     ``features_first``: tables are [features, vocab], and so are their tiles and gradients.
     ``compute_dtype``: what the operands of the matmuls are rounded to; None: nothing is.
+    ``precision``: of the matmuls; None: as ``jax_default_matmul_precision`` has it.
     ``num_classes``: how many of a table's rows are classes, the others being padding; None: all.
     """
 
@@ -91,6 +92,7 @@ class Options(NamedTuple):
     vocab_tile: int = 1024
     features_first: bool = False
     compute_dtype: jnp.dtype | None = None
+    precision: lax.Precision | None = None
     num_classes: int | None = None
 
     @property
@@ -176,7 +178,7 @@ def tile_logits(
 
     -inf where a class is not fresh or is out, which a cap would bring back.
     """
-    logits = matmul(hidden, tile.weight, (1, 1 - options.vocab_axis))
+    logits = matmul(hidden, tile.weight, (1, 1 - options.vocab_axis), options.precision)
     logits = logits + tile.bias[None].astype(logits.dtype)
     logits, slope = cap_logits(logits, options.soft_cap)
     counts = tile.fresh
@@ -230,13 +232,13 @@ def largest_of(logits: jax.Array) -> jax.Array:
 
 def times_tile(gradient: jax.Array, tile: VocabTile, options: Options) -> jax.Array:
     """``gradient [tokens, size]`` of a tile's logits as its share of the hidden states'."""
-    return matmul(gradient, tile.weight, (1, options.vocab_axis))
+    return matmul(gradient, tile.weight, (1, options.vocab_axis), options.precision)
 
 
 def table_gradient(gradient: jax.Array, hidden: jax.Array, options: Options) -> jax.Array:
     """``gradient [tokens, size]`` of a tile's logits as that of the tile, in the table's layout."""
     a, b = (hidden, gradient) if options.features_first else (gradient, hidden)
-    return matmul(a, b, (0, 0))
+    return matmul(a, b, (0, 0), options.precision)
 
 
 def add_slice(array: jax.Array, part: jax.Array, start: jax.Array, axis: int = 0) -> jax.Array:

@@ -122,6 +122,7 @@ def _on_device(
     labels, factors = flat_labels(labels), factors.reshape(-1)
     tokens, vocab_size = hidden.shape[0], bias.shape[0]
     smoothing = options.label_smoothing
+    product = partial(jnp.matmul, precision=options.precision)
     size = min(options.token_tile, tokens)
     if smoothing:
         # The mean logit is linear in the mean row, so smoothing costs no pass over the logits.
@@ -173,7 +174,7 @@ def _on_device(
             by_softmax *= jnp.exp(own_max - row_max)
         hidden_gradient = hidden_gradient * by_softmax[:, None]
         if smoothing:
-            losses -= sharding.sum_over_vocab(hidden.astype(dtype) @ mean_row + mean_bias)
+            losses -= sharding.sum_over_vocab(product(hidden.astype(dtype), mean_row) + mean_bias)
             hidden_gradient -= factors[:, None] * mean_row[None]
         losses = jnp.where(left_out, 0, losses)
 
@@ -189,7 +190,9 @@ def _on_device(
             by_scale = lax.optimization_barrier(by_scale)
             part = table_gradient(here, by_scale, options)
             weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
-            bias_gradient = add_slice(bias_gradient, scaled @ here.astype(dtype), tile.start)
+            bias_gradient = add_slice(
+                bias_gradient, product(scaled, here.astype(dtype)), tile.start
+            )
             return weight_gradient, bias_gradient
 
         weight_gradient, bias_gradient = lax.fori_loop(
@@ -214,7 +217,7 @@ def _on_device(
     )
     if smoothing:
         clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)
-        every_row = jnp.expand_dims(share * (factors @ clean), options.vocab_axis)
+        every_row = jnp.expand_dims(share * product(factors, clean), options.vocab_axis)
         weight_gradient -= jnp.where(columns, every_row, 0).astype(weight_gradient.dtype)
         bias_gradient -= jnp.where(inside, share * factors.sum(), 0)
     weight_gradient, bias_gradient = sharding.sum_over_tokens((weight_gradient, bias_gradient))
