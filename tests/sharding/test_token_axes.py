@@ -12,10 +12,8 @@ from jax.sharding import PartitionSpec as P
 from jaxnets.kernels import (
     Tiles,
     VocabSharding,
-    linear_divergence,
     linear_log_probs,
     linear_softmax_cross_entropy,
-    linear_top_k,
 )
 
 TOKEN_AXES, CLASSES, ROWS, FEATURES = ("data", "fsdp"), 150, 160, 8
@@ -39,12 +37,6 @@ def two_passes(hidden, weight, **options):
     return (EACH * found.log_prob + found.entropy).sum()
 
 
-def distilled(hidden, weight, features_first, sharding=None):
-    heads = [(h, weight, None, features_first) for h in (hidden, hidden[::-1])]
-    found = linear_divergence(*heads, labels=LABELS, temperature=EACH, sharding=sharding, **OPTIONS)
-    return found.divergence + found.cross_entropy
-
-
 def gathers(text):
     """Of a compiled program, the all-gathers, and those of them inside of loops."""
     bodies, inside, found = set(re.findall(r"body=%([\w.\-]+)", text)), None, []
@@ -61,9 +53,8 @@ def gathers(text):
     [
         (one_pass, AxisType.Auto, "vocab", P("vocab", "fsdp"), False),
         (two_passes, AxisType.Explicit, None, P(None, "fsdp"), True),
-        (distilled, AxisType.Auto, None, P("fsdp"), False),
     ],
-    ids=["features over fsdp", "classes over fsdp, explicit", "classes over fsdp"],
+    ids=["features over fsdp", "classes over fsdp"],
 )
 def test_a_table_is_gathered_once(loss, kind, vocab_axis, spec, features_first):
     """Not in each tile, forward and backward; and the numbers are those of one device."""
@@ -82,13 +73,3 @@ def test_a_table_is_gathered_once(loss, kind, vocab_axis, spec, features_first):
     np.testing.assert_allclose(d_hidden, expected[0], rtol=1e-4, atol=1e-5)
     d_weight = np.asarray(d_weight).T if features_first else d_weight
     np.testing.assert_allclose(d_weight, expected[1], rtol=1e-4, atol=1e-5)
-
-
-def test_the_best_classes():
-    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "vocab"))
-    split = VocabSharding(mesh, "vocab", TOKEN_AXES)
-    got, wanted = (
-        linear_top_k(HIDDEN, WEIGHT, 5, num_classes=CLASSES, sharding=sharding).ids
-        for sharding in (split, None)
-    )
-    np.testing.assert_array_equal(got, wanted)
