@@ -170,7 +170,7 @@ def linear_softmax_cross_entropy(
       bias: [vocab] or None. A class of bias -inf is out, as padding of the vocabulary is: the cap
         does not bring it back, and V is the number of classes that are in.
       num_classes: how many rows of ``weight`` are classes, where it is padded at the end so that
-        devices divide it; None: all. The others are out, and labels lie in [0, num_classes).
+        devices divide it; None: all. The others, finite, are out; labels lie in [0, num_classes).
       label_weights: [..., n], at least 0, of n labels a token, without a gradient. A label of
         weight 0 may be anything; a token without another is left out. Not with class weights, and
         on XLA only.
