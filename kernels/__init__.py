@@ -3,7 +3,11 @@
 from jaxnets.kernels.checked import checked_loss
 from jaxnets.kernels.dispatch import compiling_for, explain, xla_only
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
-from jaxnets.kernels.linear_softmax.divergence import Head, linear_divergence
+from jaxnets.kernels.linear_softmax.divergence import (
+    DivergenceAndCrossEntropy,
+    Head,
+    linear_divergence,
+)
 from jaxnets.kernels.linear_softmax.fused_update import LinearSoftmaxUpdate, linear_softmax_update
 from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_rank
 from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
@@ -42,6 +46,7 @@ from jaxnets.kernels.vocab_sharding import VocabSharding
 
 __all__ = [
     "SGD",
+    "DivergenceAndCrossEntropy",
     "FoldedBatchNorm",
     "GRUParameters",
     "GatheredRows",

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.experimental import checkify
 
 from jaxnets.kernels import meshes
-from jaxnets.kernels.checks import as_floats, as_integers, in_range
+from jaxnets.kernels.checks import as_floats, as_int, as_integers, in_range
 from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
 from jaxnets.kernels.losses import check_ignore_index, check_weights, vocab_size_of
 from jaxnets.kernels.vocab_sharding import as_sharding
@@ -89,13 +89,18 @@ def _check(given: dict[str, Any]) -> checkify.Error:
     token_weights = check_weights(given.get("token_weights"), hidden.shape[:-1])
     ignore_index = check_ignore_index(given.get("ignore_index"))
     vocab_size = vocab_size_of(given["weight"], bool(given.get("features_first")))
+    if given.get("num_classes") is not None:
+        vocab_size = as_int("num_classes", given["num_classes"])
     if given.get("class_weights") is not None:
         class_weights = check_weights(
             given["class_weights"], (vocab_size,), "class_weights", "class"
         )
         sharding = as_sharding(given.get("sharding"))
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
-    return _error(vocab_size, ignore_index, hidden, labels, token_weights)
+    label_weights = given.get("label_weights")
+    if label_weights is not None:
+        label_weights = check_weights(label_weights, labels.shape, "label_weights", "label")
+    return _error(vocab_size, ignore_index, hidden, labels, token_weights, label_weights)
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # outside of it checkify knows no mesh
@@ -112,6 +117,7 @@ def _check_values(
     hidden: jax.Array,
     labels: jax.Array,
     token_weights: jax.Array | None,
+    label_weights: jax.Array | None,
 ) -> None:
     several = labels.ndim == hidden.ndim
     left_out = jnp.zeros(labels.shape, bool)
@@ -119,6 +125,8 @@ def _check_values(
         left_out = labels == ignore_index
     if token_weights is not None:
         left_out |= (token_weights == 0)[..., None] if several else token_weights == 0
+    if label_weights is not None:
+        left_out |= label_weights == 0
     wrong = ~in_range(labels, vocab_size) & ~left_out
     if labels.size:
         worst = jnp.where(wrong, labels, jnp.iinfo(jnp.int32).min).max()

@@ -96,7 +96,7 @@ def check_labels(
     shape: tuple[int, ...],
     vocab_size: int,
     ignore_index: int | None = None,
-    token_weights: jax.Array | None = None,
+    token_weights: Any = None,
 ) -> jax.Array:
     """``labels`` as int32; raises unless they have ``shape`` and, where known, are in range.
 
@@ -151,13 +151,16 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
 
 
-def safe_ids(ids: jax.Array, vocab_size: int) -> jax.Array:
-    """``ids`` as int32 with anything outside [0, vocab_size) sent to ``vocab_size``.
+def safe_ids(ids: jax.Array, vocab_size: int, num_classes: int | None = None) -> jax.Array:
+    """``ids`` as int32 with anything outside [0, num_classes) sent to ``vocab_size``.
+
+    ``num_classes``: None is ``vocab_size``.
 
     JAX wraps a negative index around to the end of an array; sent to ``vocab_size`` it is out of
     bounds instead, so that ``mode="fill"`` gives NaN and ``mode="drop"`` drops it.
     """
-    return jnp.where(in_range(ids, vocab_size), ids, vocab_size).astype(jnp.int32)
+    known = in_range(ids, vocab_size if num_classes is None else num_classes)
+    return jnp.where(known, ids, vocab_size).astype(jnp.int32)
 
 
 def read_rows(table: jax.Array, ids: jax.Array, features_first: bool = False) -> jax.Array:
@@ -177,14 +180,18 @@ def kept_weights(
     ignore_index: int | None,
     batch: tuple[int, ...],
     dtype: jnp.dtype,
+    label_weights: jax.Array | None = None,
 ) -> jax.Array | None:
     """Weights ``batch`` of ``dtype``, 0 for a token without a label but ``ignore_index``.
 
-    ``labels``: ``batch`` or [..., num_true]. None where nothing can be left out.
+    ``labels``: ``batch`` or [..., num_true]; one of weight 0 is none. None where nothing can be
+    left out.
     """
-    if ignore_index is None:
+    if ignore_index is None and label_weights is None:
         return None if token_weights is None else token_weights.astype(dtype)
-    present = labels != ignore_index
+    present = jnp.ones(labels.shape, bool) if ignore_index is None else labels != ignore_index
+    if label_weights is not None:
+        present &= label_weights != 0
     if labels.ndim > len(batch):
         present = present.any(-1)
     token_weights = jnp.ones(batch, dtype) if token_weights is None else token_weights.astype(dtype)
@@ -197,6 +204,7 @@ def leave_out(
     ignore_index: int | None,
     vocab_size: int,
     dtype: jnp.dtype,
+    num_classes: int | None = None,
 ) -> tuple[jax.Array | None, jax.Array]:
     """Weights [...] of ``dtype`` that are 0 at ignored labels, or None; and safe labels [...].
 
@@ -205,7 +213,7 @@ def leave_out(
     kept = kept_weights(labels, token_weights, ignore_index, labels.shape, dtype)
     if kept is not None:
         labels = jnp.where(kept == 0, 0, labels)
-    return kept, safe_ids(labels, vocab_size)
+    return kept, safe_ids(labels, vocab_size, num_classes)
 
 
 def reduce_losses(losses: jax.Array, token_weights: jax.Array | None, reduction: str) -> jax.Array:

@@ -52,11 +52,12 @@ def _shares(
     labels: jax.Array,
     token_weights: jax.Array | None,
     ignore_index: int | None = None,
+    label_weights: jax.Array | None = None,
     **_: Any,
 ) -> jax.Array:
     """Of each token in the mean, [...]."""
     batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
-    kept = kept_weights(labels, token_weights, ignore_index, batch, dtype)
+    kept = kept_weights(labels, token_weights, ignore_index, batch, dtype, label_weights)
     kept = jnp.ones(batch, dtype) if kept is None else kept
     total = kept.sum()
     return kept / jnp.where(total == 0, jnp.ones((), dtype), total)

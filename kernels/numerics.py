@@ -38,14 +38,23 @@ def stochastic_bfloat16(array: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(array), rounded, array.astype(jnp.bfloat16))
 
 
-def matmul(a: jax.Array, b: jax.Array, contract: tuple[int, int]) -> jax.Array:
-    """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64)."""
+def matmul(
+    a: jax.Array,
+    b: jax.Array,
+    contract: tuple[int, int],
+    precision: lax.Precision | None = None,
+) -> jax.Array:
+    """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64).
+
+    ``precision``: None is ``jax_default_matmul_precision``.
+    """
     dtype = result_dtype(a, b)
     dimensions = (((contract[0],), (contract[1],)), ((), ()))
     return lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),
         dimensions,
+        precision,
         preferred_element_type=accumulator_dtype(a, b),
     )
 

@@ -24,7 +24,8 @@ class VocabSharding(NamedTuple):
       vocab_axis: the axis, or the axes, over which the classes of tables are split; None: every
         device has the whole table (of gathered rows, say).
       token_axis: the axis, or the axes, over which the first axis of hidden states and labels is
-        split; None: every device sees all tokens.
+        split; None: every device sees all tokens. A table that is split over one of them as well,
+        as FSDP has it, is gathered once a step.
 
     Example:
       >>> import jax

@@ -269,7 +269,7 @@ class OutputProjection(nnx.Module):
     def exact_loss(
         self,
         hidden: Float[ArrayLike, "*batch features"],
-        labels: Integer[ArrayLike, "*batch"] | Sequence,
+        labels: Integer[ArrayLike, "..."] | Sequence,
         **options,
     ) -> Float[Array, "..."] | LossAndLogSumExp:
         """The exact loss, however the layer is trained.

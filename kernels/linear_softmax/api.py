@@ -11,23 +11,28 @@ The public function and its equation are here; the gradient is computed in one o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, SupportsFloat, SupportsIndex, overload
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
+    check_num_classes,
     check_options,
+    check_precision,
     check_temperature,
     known_as_kept,
 )
 from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
+from jaxnets.kernels.linear_softmax.labels import Labels, check_soft_labels, soft_labels
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
@@ -42,6 +47,7 @@ from jaxnets.kernels.losses import (
     check_projection,
     check_reduction,
     check_weights,
+    kept_weights,
     leave_out,
     reduce_losses,
     vocab_size_of,
@@ -68,6 +74,8 @@ def linear_softmax_cross_entropy(
     labels: ArrayLike | Sequence,
     *,
     bias: ArrayLike | None = ...,
+    num_classes: SupportsIndex | None = ...,
+    label_weights: ArrayLike | Sequence | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
@@ -79,6 +87,7 @@ def linear_softmax_cross_entropy(
     return_log_sum_exp: Literal[True],
     features_first: bool = ...,
     compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -92,6 +101,8 @@ def linear_softmax_cross_entropy(
     labels: ArrayLike | Sequence,
     *,
     bias: ArrayLike | None = ...,
+    num_classes: SupportsIndex | None = ...,
+    label_weights: ArrayLike | Sequence | None = ...,
     token_weights: ArrayLike | Sequence | None = ...,
     class_weights: ArrayLike | Sequence | None = ...,
     ignore_index: SupportsIndex | None = ...,
@@ -103,6 +114,7 @@ def linear_softmax_cross_entropy(
     return_log_sum_exp: Literal[False] = ...,
     features_first: bool = ...,
     compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas"] | None = ...,
@@ -112,11 +124,13 @@ def linear_softmax_cross_entropy(
 def linear_softmax_cross_entropy(
     hidden: Float[ArrayLike, "*batch features"],
     weight: Float[ArrayLike, "vocab features"] | Float[ArrayLike, "features vocab"],
-    labels: Integer[ArrayLike, "*batch"] | Sequence,
+    labels: Integer[ArrayLike, "*batch"] | Integer[ArrayLike, "*batch n"] | Sequence,
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
+    num_classes: SupportsIndex | None = None,
+    label_weights: Shaped[ArrayLike, "*batch n"] | Sequence | None = None,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
-    class_weights: Shaped[ArrayLike, " vocab"] | Sequence | None = None,
+    class_weights: Shaped[ArrayLike, " classes"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
     label_smoothing: SupportsFloat = 0.0,
     z_loss: SupportsFloat = 0.0,
@@ -126,6 +140,7 @@ def linear_softmax_cross_entropy(
     return_log_sum_exp: bool = False,
     features_first: bool = False,
     compute_dtype: DTypeLike | None = None,
+    precision: lax.Precision | str | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
     implementation: Literal["tiled", "pallas"] | None = None,
@@ -142,18 +157,26 @@ def linear_softmax_cross_entropy(
     with temperature :math:`\tau`, soft cap :math:`c` (none: the tanh is left out), label smoothing
     :math:`\varepsilon` (Szegedy et al. 2016, "Rethinking the Inception Architecture", section 7)
     and z-loss :math:`\zeta` (Chowdhery et al. 2022, "PaLM", section 5). The log-sum-exp is
-    accumulated online over tiles of the vocabulary (Milakov and Gimelshein 2018).
+    accumulated online over tiles of the vocabulary (Milakov and Gimelshein 2018). Of several labels
+    with weights, as of mixup or of a distribution over few classes, it is :math:`\sum_i w_i
+    \text{loss}(y_i)`, which with one pass over the logits and :math:`\varepsilon = \zeta = 0` is
+    :math:`z \sum_i w_i - \sum_i w_i l_{y_i}`.
 
     Args:
       hidden: [..., features], float; bfloat16 and float16 are accumulated in float32.
       weight: [vocab, features], float; or, by ``features_first``, [features, vocab].
       labels: [...], integers of any width in [0, vocab_size), or ``ignore_index``. The loss of a
-        label whose class is out is infinite.
+        label whose class is out is infinite. With ``label_weights`` [..., n].
       bias: [vocab] or None. A class of bias -inf is out, as padding of the vocabulary is: the cap
         does not bring it back, and V is the number of classes that are in.
+      num_classes: how many rows of ``weight`` are classes, where it is padded at the end so that
+        devices divide it; None: all. The others, finite, are out; labels lie in [0, num_classes).
+      label_weights: [..., n], at least 0, of n labels a token, without a gradient. A label of
+        weight 0 may be anything; a token without another is left out. Not with class weights, and
+        on XLA only.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out, whatever its
         hidden state and label are.
-      class_weights: [vocab], a factor for the loss of each token by its label's class, beside
+      class_weights: [num_classes], a factor for the loss of each token by its label's class, beside
         ``token_weights``; 0 leaves the tokens of a class out, and "mean" divides by the sum of the
         products, as in torch. Not with label smoothing. The same on every device.
       ignore_index: a label that leaves its token out, for example -1 for padding.
@@ -170,11 +193,13 @@ def linear_softmax_cross_entropy(
         rounded to it, ``weight`` tile by tile, so that a float32 table needs no copy. Sums, softmax
         and gradients are float32, and gradients come in the dtypes of what they belong to. None:
         the wider of the two dtypes.
+      precision: of the matmuls, a ``jax.lax.Precision`` or its name, "highest" say, on XLA only;
+        None: ``jax_default_matmul_precision``, by which TPUs round float32 to bfloat16.
       tiles: of the XLA implementation; None: what serves the platform best, as far as is known.
       sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
         their gradients; value and gradients are those of one device up to rounding. Where the
-        vocabulary is no multiple of the shards, pad with classes of bias -inf.
+        vocabulary is no multiple of the shards, pad the table and say ``num_classes``.
       implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU and always takes
         two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
 
@@ -207,36 +232,52 @@ def linear_softmax_cross_entropy(
     vocab_size, batch = vocab_size_of(weight, features_first), hidden.shape[:-1]
     ignore_index = check_ignore_index(ignore_index)
     token_weights = check_weights(token_weights, batch)
-    labels = check_labels(labels, batch, vocab_size, ignore_index, token_weights)
+    classes = check_num_classes(num_classes, vocab_size)
+    if label_weights is None:
+        labels = check_labels(labels, batch, classes, ignore_index, token_weights)
+        kept = known_as_kept(batch, labels, ignore_index, token_weights)
+    else:
+        labels, label_weights = check_soft_labels(
+            labels, label_weights, batch, classes, ignore_index, token_weights
+        )
+        kept = known_as_kept(batch, None, None, token_weights)
     check_reduction(reduction)
-    class_weights = check_weights(class_weights, (vocab_size,), "class_weights", "class")
-    kept = known_as_kept(labels, ignore_index, token_weights)
+    class_weights = check_weights(class_weights, (classes,), "class_weights", "class")
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
-    tokens = labels.size // sharding.token_shards
+    tokens = math.prod(batch) // sharding.token_shards
     options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
-    options = options._replace(compute_dtype=computed)
+    options = options._replace(
+        compute_dtype=computed, precision=check_precision(precision), num_classes=classes
+    )
     sizes = {
         "tokens": tokens,
         "features": hidden.shape[-1],
         "vocab_size": vocab_size // sharding.shards,
     }
     if class_weights is not None:
+        if label_weights is not None:
+            raise ValueError("class_weights must come without label_weights, got both")
         if options.label_smoothing:
             raise ValueError(
                 "class_weights must come without label_smoothing, of which a token has several "
                 f"classes, got label_smoothing={options.label_smoothing}"
             )
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
+    only_tiled = {"label_weights": label_weights, "precision": precision}
+    for name in (name for name, given in only_tiled.items() if given is not None):
+        if implementation == "pallas":
+            raise ValueError(f"implementation must be 'tiled' or None with {name}, got 'pallas'")
+        implementation = "tiled"
     call = PallasOptions.of(
         dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)
     )
     engine: Engine = TiledEngine() if call is None else FusedEngine(call)
     return _loss(
         engine, sharding, options, reduction, bool(return_log_sum_exp), ignore_index,
-        hidden, weight, bias, labels, token_weights, divisor,
+        hidden, weight, bias, labels, label_weights, token_weights, divisor,
     )  # fmt: skip
 
 
@@ -244,8 +285,9 @@ def linear_softmax_cross_entropy(
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 @jax.named_scope("linear_softmax_cross_entropy")
 @losses_over_rows(
-    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, token_weights=0, temperature=temperature_axis
-)
+    hidden=0, weight=WHOLE, bias=WHOLE, labels=0, label_weights=0, token_weights=0,
+    temperature=temperature_axis,
+)  # fmt: skip
 def _loss(
     engine: Engine,
     sharding: VocabSharding,
@@ -257,17 +299,28 @@ def _loss(
     weight: jax.Array,
     bias: jax.Array | None,
     labels: jax.Array,
+    label_weights: jax.Array | None,
     token_weights: jax.Array | None,
     temperature: jax.Array | None,
 ) -> jax.Array | LossAndLogSumExp:
-    batch, vocab_size = labels.shape, weight.shape[options.vocab_axis]
+    batch, vocab_size = hidden.shape[:-1], weight.shape[options.vocab_axis]
     accumulator = options.accumulator(hidden, weight)
     if not labels.size:
         losses = jnp.zeros(batch if reduction == "none" else (), accumulator)
         nothing = jnp.zeros(batch, accumulator)
         return LossAndLogSumExp(losses, nothing) if return_log_sum_exp else losses
-    hidden, labels, token_weights = sharding.place_tokens(hidden, labels, token_weights)
-    kept, labels = leave_out(token_weights, labels, ignore_index, vocab_size, accumulator)
+    hidden, labels, label_weights, token_weights = sharding.place_tokens(
+        hidden, labels, label_weights, token_weights
+    )
+    mass, classes = None, options.classes(vocab_size)
+    targets: Labels
+    if label_weights is None:
+        kept, targets = leave_out(
+            token_weights, labels, ignore_index, vocab_size, accumulator, classes
+        )
+    else:
+        kept = kept_weights(labels, token_weights, ignore_index, batch, accumulator, label_weights)
+        targets, mass = soft_labels(labels, label_weights, kept, ignore_index, vocab_size, classes)
     hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
 
     # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
@@ -281,8 +334,11 @@ def _loss(
         if reduction == "mean":
             total = factors.sum()
             factors = jnp.where(total == 0, 0, factors / jnp.where(total == 0, 1, total))
-        return weighted_sum(sharding, options, hidden, weight, bias, labels, factors)
-    losses, log_sum_exp = per_token(sharding, engine, options, hidden, weight, bias, labels)
+        factors = factors if mass is None else factors * mass
+        return weighted_sum(sharding, options, hidden, weight, bias, targets, factors)
+    losses, log_sum_exp = per_token(sharding, engine, options, hidden, weight, bias, targets)
+    if mass is not None:
+        losses = jnp.where(mass == 0, 0, losses) * mass
     loss = reduce_losses(losses, kept, reduction)
     if kept is not None:
         log_sum_exp = jnp.where(kept == 0, 0, log_sum_exp)

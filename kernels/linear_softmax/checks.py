@@ -8,9 +8,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxnets.kernels import dispatch
-from jaxnets.kernels.checks import as_number, is_known
+from jaxnets.kernels.checks import as_int, as_number, is_known
 from jaxnets.kernels.linear_softmax.tiles import Options, check_tiles, default_tiles
 from jaxnets.kernels.numerics import result_dtype
 
@@ -37,6 +38,31 @@ def check_options(
     return Options(
         smoothing, z_loss, soft_cap, tiles.token_tile, tiles.vocab_tile, bool(features_first)
     )
+
+
+def check_num_classes(num_classes: Any, vocab_size: int) -> int:
+    """``num_classes``, by default ``vocab_size``, as an int."""
+    if num_classes is None:
+        return vocab_size
+    classes = as_int("num_classes", num_classes)
+    if not 1 <= classes <= vocab_size:
+        raise ValueError(
+            f"num_classes must lie in [1, vocab_size] = [1, {vocab_size}], got {classes}"
+        )
+    return classes
+
+
+def check_precision(precision: Any) -> lax.Precision | None:
+    """``precision``, or its name, as JAX's; raises unless it is one."""
+    if precision is None:
+        return None
+    try:
+        return lax.Precision(precision)
+    except ValueError:
+        raise ValueError(
+            "precision must be None, a jax.lax.Precision or the name of one: 'default', 'high' or "
+            f"'highest', got {precision!r}"
+        ) from None
 
 
 def check_compute_dtype(compute_dtype: Any, hidden: jax.Array, weight: jax.Array) -> Any:
@@ -96,10 +122,13 @@ def check_temperature(temperature: Any, shape: tuple[int, ...], kept: Any) -> ja
 
 
 def known_as_kept(
-    labels: jax.Array, ignore_index: int | None, token_weights: jax.Array | None
+    batch: tuple[int, ...],
+    labels: jax.Array | None,
+    ignore_index: int | None,
+    token_weights: jax.Array | None,
 ) -> np.ndarray | None:
-    """Which tokens are not left out, [...] bool; None where the values are not known."""
+    """Which tokens are not left out, ``batch`` bool; None where the values are not known."""
     if not is_known(labels) or not is_known(token_weights):
         return None
-    kept = np.ones(labels.shape, bool) if token_weights is None else np.asarray(token_weights) != 0
+    kept = np.ones(batch, bool) if token_weights is None else np.asarray(token_weights) != 0
     return kept if ignore_index is None else kept & (np.asarray(labels) != ignore_index)

@@ -8,16 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, SupportsFloat, get_args
+from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex, get_args, overload
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import as_number
-from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options
-from jaxnets.kernels.linear_softmax.projection import prepared
+from jaxnets.kernels.linear_softmax.checks import (
+    check_compute_dtype,
+    check_num_classes,
+    check_options,
+    check_precision,
+    check_temperature,
+    known_as_kept,
+)
+from jaxnets.kernels.linear_softmax.projection import prepared, scale_of
 from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
 from jaxnets.kernels.linear_softmax.top_k_teacher import (
     TopKTeacher,
@@ -28,10 +36,14 @@ from jaxnets.kernels.linear_softmax.xla_divergence import Both, divergence_per_t
 from jaxnets.kernels.linear_softmax.xla_top_k_divergence import top_k_divergence_per_token
 from jaxnets.kernels.losses import (
     Reduction,
+    check_ignore_index,
+    check_labels,
     check_projection,
     check_reduction,
     check_weights,
+    leave_out,
     reduce_losses,
+    vocab_size_of,
 )
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
@@ -59,19 +71,82 @@ class Head(NamedTuple):
     features_first: bool = False
 
 
+class DivergenceAndCrossEntropy(NamedTuple):
+    """What :func:`linear_divergence` returns with ``labels``: scalars, or [...] for "none".
+
+    Attributes:
+      divergence: of the student from the teacher, as it is without labels.
+      cross_entropy: of the labels by the student's logits, without the temperature.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> head = Head(jnp.ones((2, 4)), jnp.eye(8, 4))
+      >>> found = linear_divergence(head, head, labels=jnp.array([3, 5]))
+      >>> bool(jnp.isclose(found.divergence, 0, atol=1e-6)), found.cross_entropy.shape
+      (True, ())
+    """
+
+    divergence: jax.Array
+    cross_entropy: jax.Array
+
+
+@overload
 def linear_divergence(
     student: Head | tuple,
     teacher: Head | TopKTeacher | tuple,
     *,
+    labels: None = ...,
+    ignore_index: None = ...,
+    kind: Kind = ...,
+    beta: SupportsFloat = ...,
+    temperature: ArrayLike | Sequence = ...,
+    num_classes: SupportsIndex | None = ...,
+    token_weights: ArrayLike | Sequence | None = ...,
+    reduction: Reduction = ...,
+    compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
+    tiles: Tiles | None = ...,
+    sharding: VocabSharding | None = ...,
+) -> jax.Array: ...
+
+
+@overload
+def linear_divergence(
+    student: Head | tuple,
+    teacher: Head | TopKTeacher | tuple,
+    *,
+    labels: ArrayLike | Sequence,
+    ignore_index: SupportsIndex | None = ...,
+    kind: Kind = ...,
+    beta: SupportsFloat = ...,
+    temperature: ArrayLike | Sequence = ...,
+    num_classes: SupportsIndex | None = ...,
+    token_weights: ArrayLike | Sequence | None = ...,
+    reduction: Reduction = ...,
+    compute_dtype: DTypeLike | None = ...,
+    precision: lax.Precision | str | None = ...,
+    tiles: Tiles | None = ...,
+    sharding: VocabSharding | None = ...,
+) -> DivergenceAndCrossEntropy: ...
+
+
+def linear_divergence(
+    student: Head | tuple,
+    teacher: Head | TopKTeacher | tuple,
+    *,
+    labels: Integer[ArrayLike, "*batch"] | Sequence | None = None,
+    ignore_index: SupportsIndex | None = None,
     kind: Kind = "forward",
     beta: SupportsFloat = 0.5,
-    temperature: SupportsFloat = 1.0,
+    temperature: Shaped[ArrayLike, ""] | Shaped[ArrayLike, "*batch"] | Sequence = 1.0,
+    num_classes: SupportsIndex | None = None,
     token_weights: Shaped[ArrayLike, "*batch"] | Sequence | None = None,
     reduction: Reduction = "mean",
     compute_dtype: DTypeLike | None = None,
+    precision: lax.Precision | str | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
-) -> Float[Array, "..."]:
+) -> Float[Array, "..."] | DivergenceAndCrossEntropy:
     r"""Divergence of a student's distribution over classes from a teacher's, for distillation.
 
     .. math::
@@ -88,23 +163,29 @@ def linear_divergence(
       teacher: of the same tokens, a head, or with the forward KL what is on record of one, as
         :class:`TopKTeacher`: all its other classes then count as one, as do the student's, and the
         divergence is a lower bound of the whole. Nothing of it gets a gradient.
+      labels: [...], integers of any width in [0, vocab_size), or ``ignore_index``: the student's
+        cross-entropy of them is given too, from the same passes over its logits, which are not
+        divided by the temperature there.
+      ignore_index: a label that leaves its token out of both.
       kind: "forward", "reverse" or "jsd".
       beta: in (0, 1), of "jsd".
-      temperature: above 0; the logits of both are divided by it. What is on record is taken as it
-        is.
+      temperature: above 0, one for all tokens or [...], one a token, without a gradient; the
+        logits of both are divided by it. What is on record is taken as it is.
+      num_classes: how many rows of both tables are classes, the others being padding; None: all.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out.
       reduction: "mean" (by weight), "sum" or "none" (one a token).
-      compute_dtype, tiles: as of :func:`linear_softmax_cross_entropy`, and of both heads.
+      compute_dtype, precision, tiles: as of :func:`linear_softmax_cross_entropy`, of both heads.
       sharding: over which axes classes and tokens are split, of both heads alike.
 
     Returns:
-      The divergence in nats, a scalar or [...] for "none", float32 (float64 for float64 input).
+      The divergence in nats, a scalar or [...] for "none", float32 (float64 for float64 input);
+      with ``labels`` :class:`DivergenceAndCrossEntropy`.
 
     Raises:
-      TypeError: integer hidden states, weights, biases or ``compute_dtype``.
+      TypeError: float labels, or integer hidden states, weights, biases or ``compute_dtype``.
       ValueError: shapes that do not fit, heads of different vocabularies or tokens, an option out
-        of its range, or what is on record where its values are known. Under ``jit`` an id or a
-        log-probability out of range gives NaN.
+        of its range, an ``ignore_index`` without labels, or labels or what is on record where their
+        values are known. Under ``jit`` a label, an id or a log-probability out of range gives NaN.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -114,15 +195,23 @@ def linear_divergence(
       >>> weight, hidden = jnp.zeros((10, 4)), jnp.ones((2, 3, 4))
       >>> bool(loss(weight, hidden) > 0), jax.grad(loss)(weight, hidden).shape
       (True, (10, 4))
+
+      With labels the loss of Hinton et al., equal parts of both. The divergence's gradient shrinks
+      as 1 / temperature^2, for which it is the caller who makes up (section 2.1):
+
+      >>> def distilled(weight, hidden, labels, temperature=2.0):
+      ...     found = linear_divergence(
+      ...         Head(hidden, weight), teacher, labels=labels, temperature=temperature
+      ...     )
+      ...     return 0.5 * temperature**2 * found.divergence + 0.5 * found.cross_entropy
+      >>> jax.grad(distilled)(weight, hidden, jnp.zeros((2, 3), jnp.int32)).shape
+      (10, 4)
     """
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {get_args(Kind)}, got {kind!r}")
     share = as_number("beta", beta)
     if not 0 < share < 1:
         raise ValueError(f"beta must lie in (0, 1), got {share}")
-    scale = as_number("temperature", temperature)
-    if not 0 < scale < float("inf"):
-        raise ValueError(f"temperature must be above 0, got {scale}")
     check_reduction(reduction)
     if isinstance(teacher, TopKTeacher) and kind != "forward":
         raise ValueError(f"kind must be 'forward' with a TopKTeacher, got {kind!r}")
@@ -132,29 +221,42 @@ def linear_divergence(
     tokens = math.prod(heads[0].hidden.shape[:-1])
     options = [
         check_options(0.0, 0.0, None, tiles, head.features_first, tokens)._replace(
-            compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight)
+            compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight),
+            precision=check_precision(precision),
+            num_classes=check_num_classes(
+                num_classes, vocab_size_of(head.weight, head.features_first)
+            ),
         )
         for head in heads
     ]
     batch, sharding = heads[0].hidden.shape[:-1], as_sharding(sharding)
-    token_weights = check_weights(token_weights, batch)
     sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
+    classes = options[0].classes(sizes[0])
+    token_weights = check_weights(token_weights, batch)
+    ignore_index = check_ignore_index(ignore_index)
+    if labels is not None:
+        labels = check_labels(labels, batch, classes, ignore_index, token_weights)
+    elif ignore_index is not None:
+        raise ValueError(f"ignore_index must come with labels, got {ignore_index} without")
+    kept = known_as_kept(batch, labels, ignore_index, token_weights)
+    divisor = check_temperature(temperature, batch, kept)
     sharding.check(sizes[0], batch)
     arrays = [tuple(head[:3]) for head in heads]
     if isinstance(teacher, TopKTeacher):
-        known = check_teacher(teacher, batch, sizes[0], token_weights)
-        return _from_record(
-            sharding, options[0], scale, reduction, *arrays, tuple(known), token_weights
-        )
-    if sizes[0] != sizes[1]:
-        raise ValueError(f"teacher must have the student's {sizes[0]} classes, got {sizes[1]}")
-    if heads[1].hidden.shape[:-1] != batch:
-        raise ValueError(
-            f"teacher must have hidden states for the student's tokens {batch}, got shape "
-            f"{heads[1].hidden.shape}"
-        )
-    both = Both(kind, share, *options)
-    return _divergence(sharding, both, scale, reduction, *arrays, token_weights)
+        arrays.append(tuple(check_teacher(teacher, batch, classes, kept)))
+    else:
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"teacher must have the student's {sizes[0]} classes, got {sizes[1]}")
+        if heads[1].hidden.shape[:-1] != batch:
+            raise ValueError(
+                f"teacher must have hidden states for the student's tokens {batch}, got shape "
+                f"{heads[1].hidden.shape}"
+            )
+    found = _divergence(
+        sharding, kind, share, tuple(options), reduction, ignore_index,
+        *arrays, labels, token_weights, divisor,
+    )  # fmt: skip
+    return found[0] if labels is None else DivergenceAndCrossEntropy(*found)
 
 
 def _checked(name: str, head: Any) -> Head:
@@ -165,52 +267,47 @@ def _checked(name: str, head: Any) -> Head:
     return Head(*arrays, bool(head.features_first))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4, 5))
 @jax.named_scope("linear_divergence")
 def _divergence(
     sharding: VocabSharding,
-    both: Both,
-    temperature: float,
+    kind: str,
+    beta: float,
+    options: tuple[Options, ...],
     reduction: str,
+    ignore_index: int | None,
     student: tuple,
     teacher: tuple,
+    labels: jax.Array | None,
     token_weights: jax.Array | None,
-) -> jax.Array:
-    batch, accumulator = student[0].shape[:-1], both.student.accumulator(*student[:2])
+    temperature: jax.Array | None,
+) -> list[jax.Array | None]:
+    """The divergence and, with labels, the cross-entropy; ``options`` of each head there is."""
+    batch, accumulator = student[0].shape[:-1], options[0].accumulator(*student[:2])
+    vocab_size = student[1].shape[options[0].vocab_axis]
     if not student[0].size:
-        return jnp.zeros(batch if reduction == "none" else (), accumulator)
-    if token_weights is not None:
-        (token_weights,) = sharding.place_tokens(token_weights.astype(accumulator))
-    scale = None if temperature == 1 else jnp.asarray(temperature, accumulator)
-    heads = []
-    for options, (hidden, weight, bias) in zip(both[2:], (student, teacher), strict=True):
+        nothing = jnp.zeros(batch if reduction == "none" else (), accumulator)
+        return [nothing, nothing]
+    kept = None if token_weights is None else token_weights.astype(accumulator)
+    kept, labels = sharding.place_tokens(kept, labels)
+    if labels is not None:
+        kept, labels = leave_out(
+            kept, labels, ignore_index, vocab_size, accumulator, options[0].num_classes
+        )
+    scale = scale_of(sharding, temperature, kept, batch, accumulator)
+
+    def ready(options, hidden, weight, bias):
         (hidden,) = sharding.place_tokens(hidden)
-        heads.append(prepared(sharding, options, hidden, weight, bias, scale, token_weights))
-    losses = divergence_per_token(sharding, both, heads[0], jax.lax.stop_gradient(heads[1]))
-    return reduce_losses(losses, token_weights, reduction)
+        return prepared(sharding, options, hidden, weight, bias, None, kept)
 
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-@jax.named_scope("linear_divergence")
-def _from_record(
-    sharding: VocabSharding,
-    options: Options,
-    temperature: float,
-    reduction: str,
-    student: tuple,
-    teacher: tuple,
-    token_weights: jax.Array | None,
-) -> jax.Array:
-    hidden, weight, bias = student
-    batch, accumulator = hidden.shape[:-1], options.accumulator(hidden, weight)
-    if not hidden.size:
-        return jnp.zeros(batch if reduction == "none" else (), accumulator)
-    if token_weights is not None:
-        (token_weights,) = sharding.place_tokens(token_weights.astype(accumulator))
-    hidden, *record = sharding.place_tokens(hidden, *teacher)
-    scale = None if temperature == 1 else jnp.asarray(temperature, accumulator)
-    student = prepared(sharding, options, hidden, weight, bias, scale, token_weights)
-    vocab_size = weight.shape[options.vocab_axis]
-    known = probabilities(TopKTeacher(*record), vocab_size, token_weights, accumulator)
-    losses = top_k_divergence_per_token(sharding, options, student, *jax.lax.stop_gradient(known))
-    return reduce_losses(losses, token_weights, reduction)
+    head, scale = ready(options[0], *student), lax.stop_gradient(scale)
+    if len(options) == 1:
+        record = TopKTeacher(*sharding.place_tokens(*teacher))
+        classes = options[0].classes(vocab_size)
+        known = lax.stop_gradient(probabilities(record, classes, kept, accumulator))
+        losses = top_k_divergence_per_token(sharding, options[0], head, known, scale, labels)
+    else:
+        other = lax.stop_gradient(ready(options[1], *teacher))
+        both = Both(kind, beta, *options)
+        losses = divergence_per_token(sharding, both, head, other, scale, labels)
+    return [a if a is None else reduce_losses(a, kept, reduction) for a in losses]

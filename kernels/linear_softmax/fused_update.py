@@ -20,7 +20,8 @@ from jaxtyping import ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options
-from jaxnets.kernels.linear_softmax.per_token import factors_of, losses_of, mark_bad_labels
+from jaxnets.kernels.linear_softmax.labels import mark_bad_labels
+from jaxnets.kernels.linear_softmax.per_token import factors_of, losses_of
 from jaxnets.kernels.linear_softmax.tiles import (
     TOKENS,
     Options,
@@ -202,7 +203,9 @@ def _update(
     classes = class_count(offsets) if options.label_smoothing else 1
 
     found = TiledEngine().statistics(options, flat, weight, offsets, labels)
-    losses = losses_of(options, vocab_size, classes, found, labels)
+    inside = in_range(labels, vocab_size)
+    label_logit = jnp.where(inside, found.label_logit, jnp.nan)
+    losses = losses_of(options, classes, found._replace(label_logit=label_logit))
     total = sum_over_rows(kept.sum()) if reduction == "mean" else jnp.ones((), dtype)
     slopes = kept / jnp.where(total == 0, 1, total)
     loss = reduce_losses(losses, slopes, "sum")
@@ -212,7 +215,6 @@ def _update(
 
     size = min(TOKENS, labels.size)
     _, label_slope, label_rows = label_logits(flat, weight, offsets, labels, options)
-    inside = in_range(labels, vocab_size)
     at_label = jnp.where(inside, factors.label * label_slope, 0)
     by_label = -at_label[:, None] * flat.astype(dtype)
     numbers = jax.tree.map(lambda a: token_tiles(a, size), factors)

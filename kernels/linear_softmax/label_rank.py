@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import ArrayLike, Float, Integer
 
+from jaxnets.kernels.linear_softmax.checks import check_num_classes
 from jaxnets.kernels.linear_softmax.excluded import (
     among,
     check_exclude,
@@ -74,6 +75,7 @@ def linear_label_rank(
     labels: Integer[ArrayLike, "*batch"] | Sequence,
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
+    num_classes: SupportsIndex | None = None,
     exclude: Integer[ArrayLike, "*batch excluded"] | Sequence | None = None,
     ignore_index: SupportsIndex | None = None,
     features_first: bool = False,
@@ -99,6 +101,7 @@ def linear_label_rank(
       weight: [vocab, features], float; or, by ``features_first``, [features, vocab].
       labels: [...], integers of any width in [0, vocab_size), or ``ignore_index``.
       bias: [vocab] or None; a class of bias -inf is out.
+      num_classes: how many rows of ``weight`` are classes, the others being padding; None: all.
       exclude: [..., n], integers: for each token classes that are out, such as the items that a
         user has seen. -1 is no class: what pads shorter lists. The label is ranked even where it is
         among them.
@@ -128,10 +131,11 @@ def linear_label_rank(
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
     vocab_size, batch = vocab_size_of(weight, features_first), hidden.shape[:-1]
     ignore_index = check_ignore_index(ignore_index)
-    labels = check_labels(labels, batch, vocab_size, ignore_index)
-    exclude = check_exclude(exclude, batch, vocab_size)
+    classes = check_num_classes(num_classes, vocab_size)
+    labels = check_labels(labels, batch, classes, ignore_index)
+    exclude = check_exclude(exclude, batch, classes)
     tile = check_tiles(tiles, Tiles(vocab_tile=4096)).vocab_tile
-    options = Options(vocab_tile=tile, features_first=bool(features_first))
+    options = Options(vocab_tile=tile, features_first=bool(features_first), num_classes=classes)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
     # Counts have no gradient, and a loss that returns them beside itself keeps nothing for one.
@@ -157,7 +161,7 @@ def _label_rank(
         return LabelRank(*[jnp.zeros(labels.shape, jnp.int32)] * 2)
     hidden, labels = sharding.place_tokens(hidden, labels)
     dtype = accumulator_dtype(hidden, weight)
-    kept, labels = leave_out(None, labels, ignore_index, vocab_size, dtype)
+    kept, labels = leave_out(None, labels, ignore_index, vocab_size, dtype, options.num_classes)
     hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, None, kept)
 
     def on_device(hidden, weight, bias, labels, exclude):
@@ -169,7 +173,7 @@ def _label_rank(
             exclude = exclude.reshape(flat.shape[0], -1)
             start = jnp.asarray(sharding.start(bias.shape[0]), jnp.int32)
             left_out = jnp.concatenate([left_out, exclude - start], 1)
-            known &= ~out_of_range(exclude, vocab_size)
+            known &= ~out_of_range(exclude, options.classes(vocab_size))
         above, ties, unknown = _count(sharding, options, flat, weight, bias, local, own, left_out)
         known &= ~unknown
         return LabelRank(*(

@@ -11,13 +11,16 @@ from typing import NamedTuple, SupportsFloat, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import as_int
 from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
+    check_num_classes,
     check_options,
+    check_precision,
     check_temperature,
     known_as_kept,
 )
@@ -71,12 +74,14 @@ def linear_log_probs(
     labels: Integer[ArrayLike, "*batch"] | Sequence,
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
+    num_classes: SupportsIndex | None = None,
     ignore_index: SupportsIndex | None = None,
     soft_cap: SupportsFloat | None = None,
     temperature: Shaped[ArrayLike, ""] | Shaped[ArrayLike, "*batch"] | Sequence = 1.0,
     top_k: SupportsIndex | None = None,
     features_first: bool = False,
     compute_dtype: DTypeLike | None = None,
+    precision: lax.Precision | str | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
 ) -> LogProbs:
@@ -99,7 +104,8 @@ def linear_log_probs(
       soft_cap: above 0; logits stay within (-soft_cap, soft_cap).
       temperature: above 0, one for all tokens or [...], one a token.
       top_k: also give so many of the best classes, with their log-probabilities.
-      features_first, compute_dtype, tiles, sharding: as of :func:`linear_softmax_cross_entropy`.
+      num_classes, features_first, compute_dtype, precision, tiles, sharding: as of
+        :func:`linear_softmax_cross_entropy`.
 
     Returns:
       :class:`LogProbs`, float32 (float64 for float64 input).
@@ -140,16 +146,22 @@ def linear_log_probs(
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
     vocab_size, batch = vocab_size_of(weight, features_first), hidden.shape[:-1]
     ignore_index = check_ignore_index(ignore_index)
-    labels = check_labels(labels, batch, vocab_size, ignore_index)
-    divisor = check_temperature(temperature, batch, known_as_kept(labels, ignore_index, None))
+    classes = check_num_classes(num_classes, vocab_size)
+    labels = check_labels(labels, batch, classes, ignore_index)
+    divisor = check_temperature(
+        temperature, batch, known_as_kept(batch, labels, ignore_index, None)
+    )
     best = 0 if top_k is None else as_int("top_k", top_k, 1)
-    if best > vocab_size:
-        raise ValueError(f"top_k must lie in [1, vocab_size] = [1, {vocab_size}], got {best}")
+    if best > classes:
+        raise ValueError(f"top_k must lie in [1, num_classes] = [1, {classes}], got {best}")
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
     tokens = labels.size // sharding.token_shards
     options = check_options(0.0, 0.0, soft_cap, tiles, features_first, tokens)
-    options = options._replace(compute_dtype=check_compute_dtype(compute_dtype, hidden, weight))
+    computed = check_compute_dtype(compute_dtype, hidden, weight)
+    options = options._replace(
+        compute_dtype=computed, precision=check_precision(precision), num_classes=classes
+    )
     return LogProbs(
         *_log_probs(sharding, options, ignore_index, best, hidden, weight, bias, labels, divisor)
     )
@@ -175,7 +187,9 @@ def _log_probs(
         best = jnp.zeros((*labels.shape, top_k), accumulator)
         return (*found, best, best.astype(jnp.int32)) if top_k else found
     hidden, labels = sharding.place_tokens(hidden, labels)
-    kept, labels = leave_out(None, labels, ignore_index, vocab_size, accumulator)
+    kept, labels = leave_out(
+        None, labels, ignore_index, vocab_size, accumulator, options.num_classes
+    )
     hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
     results = statistics(sharding, options, top_k, hidden, weight, bias, labels)
     if kept is None:

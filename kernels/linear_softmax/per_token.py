@@ -20,11 +20,16 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.checks import in_range
+from jaxnets.kernels.linear_softmax.labels import (
+    Labels,
+    flat_labels,
+    local_labels,
+    mark_bad_labels,
+    of_all_devices,
+)
 from jaxnets.kernels.linear_softmax.sharded import (
     classes_of_all,
     log_sum_exp_of_all,
-    own_logits,
     specs,
 )
 from jaxnets.kernels.linear_softmax.tiles import Options
@@ -53,7 +58,7 @@ class Engine(Protocol):
     """Two passes over ``weight [vocab, features]``, ``bias [vocab]``; hashable.
 
     By ``options.features_first``, ``weight [features, vocab]``, and its gradient likewise. A label
-    outside [0, vocab_size) is no class: it has no effect on a gradient.
+    outside [0, vocab_size) is no class: it has no effect on a gradient. Only on XLA are they soft.
     """
 
     def statistics(
@@ -62,7 +67,7 @@ class Engine(Protocol):
         hidden: jax.Array,
         weight: jax.Array,
         bias: jax.Array,
-        labels: jax.Array,
+        labels: Any,
     ) -> Statistics:
         """The forward pass."""
 
@@ -72,7 +77,7 @@ class Engine(Protocol):
         hidden: jax.Array,
         weight: jax.Array,
         bias: jax.Array,
-        labels: jax.Array,
+        labels: Any,
         log_sum_exp: jax.Array,
         factors: Factors,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -87,12 +92,12 @@ def per_token(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of ``api.py`` and the log-sum-exp, each [...].
 
     ``hidden [..., features]``, ``weight [vocab, features]``, ``bias [vocab]``, ``labels [...]``
-    int32 (out of range: NaN). ``shard_map`` is not differentiated, so its sums are ours.
+    int32 or soft (out of range: NaN). ``shard_map`` is not differentiated, so its sums are ours.
     """
     return token_losses(sharding, engine, options, hidden, weight, bias, labels)
 
@@ -104,24 +109,23 @@ def token_losses(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
 ) -> tuple[jax.Array, jax.Array]:
     """What :func:`per_token` computes, without its gradient rule."""
 
     def on_device(hidden, weight, bias, labels):
         flat = options.rounded(hidden.reshape(-1, hidden.shape[-1]))
-        flat_labels = labels.reshape(-1)
-        local, own = sharding.local_ids(flat_labels, bias.shape[0])
+        each, vocab_size = flat_labels(labels), sharding.shards * bias.shape[0]
+        local = local_labels(sharding, each, bias.shape[0])
         part = engine.statistics(options, flat, weight, bias, local)
         whole = Statistics(
             log_sum_exp_of_all(sharding, part.log_sum_exp),
             sharding.sum_over_vocab(part.logit_sum) if options.label_smoothing else part.logit_sum,
-            own_logits(sharding, own, part.label_logit),
+            of_all_devices(sharding, each, vocab_size, part.label_logit),
         )
-        vocab_size = sharding.shards * bias.shape[0]
         classes = classes_of_all(sharding, options, bias)
-        losses = losses_of(options, vocab_size, classes, whole, flat_labels)
-        return losses.reshape(labels.shape), whole.log_sum_exp.reshape(labels.shape)
+        found = losses_of(options, classes, whole), whole.log_sum_exp
+        return tuple(a.reshape(hidden.shape[:-1]) for a in found)
 
     tokens, table, classes = specs(sharding, options)
     return sharding.run(
@@ -129,12 +133,9 @@ def token_losses(
     )
 
 
-def losses_of(
-    options: Options, vocab_size: int, classes: Any, statistics: Statistics, labels: jax.Array
-) -> jax.Array:
-    """The losses [tokens], smoothed over so many ``classes``; NaN where a label is out of range."""
+def losses_of(options: Options, classes: Any, statistics: Statistics) -> jax.Array:
+    """The losses [tokens], smoothed over so many ``classes``; NaN where the label's logit is."""
     log_sum_exp, logit_sum, label_logit = statistics
-    label_logit = jnp.where(in_range(labels, vocab_size), label_logit, jnp.nan)
     losses = losses_without_smoothing(options, log_sum_exp, label_logit)
     if not options.label_smoothing:
         return losses
@@ -181,7 +182,7 @@ def _forward(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple]:
     losses, log_sum_exp = token_losses(sharding, engine, options, hidden, weight, bias, labels)
     return (losses, log_sum_exp), (hidden, weight, bias, labels, log_sum_exp)
@@ -221,7 +222,7 @@ def gradients_on_device(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
     log_sum_exp: jax.Array,
     factors: Factors,
     unused: jax.Array,
@@ -233,9 +234,9 @@ def gradients_on_device(
     log-sum-exp is infinite, as a softmax of 0 is: exp(bias - 0) may overflow.
     """
     flat = jnp.where(unused[:, None], 0, options.rounded(hidden.reshape(-1, hidden.shape[-1])))
-    labels, log_sum_exp = labels.reshape(-1), jnp.where(unused, jnp.inf, log_sum_exp)
+    labels, log_sum_exp = flat_labels(labels), jnp.where(unused, jnp.inf, log_sum_exp)
     factors = jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
-    local, _ = sharding.local_ids(labels, bias.shape[0])
+    local = local_labels(sharding, labels, bias.shape[0])
     d_hidden, d_weight, d_bias = engine.gradient(
         options, flat, weight, bias, local, log_sum_exp, factors
     )
@@ -247,11 +248,3 @@ def gradients_on_device(
         d_weight.astype(weight.dtype),
         d_bias.astype(bias.dtype),
     )
-
-
-def mark_bad_labels(
-    hidden_gradient: jax.Array, labels: jax.Array, vocab_size: int, unused: jax.Array
-) -> jax.Array:
-    """NaN for the tokens whose label is out of range."""
-    fine = unused | in_range(labels, vocab_size)
-    return jnp.where(fine[:, None], hidden_gradient, jnp.nan)

@@ -42,11 +42,47 @@ def prepared(
         if temperature.ndim:
             (temperature,) = sharding.place_tokens(temperature)
         hidden, weight, bias = _divided(options, hidden, weight, bias, temperature, kept)
+    return hidden, weight, whole_bias(sharding, options, hidden, weight, bias)
+
+
+def whole_bias(
+    sharding: VocabSharding,
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array | None,
+) -> jax.Array:
+    """``bias``, zeros where there is none; -inf for what pads the classes."""
+    vocab_size, (_, _, classes) = weight.shape[options.vocab_axis], specs(sharding, options)
     if bias is None:
-        accumulator = options.accumulator(hidden, weight)
-        zeros = jnp.zeros(weight.shape[options.vocab_axis], accumulator)
-        bias = sharding.place(zeros, classes)
-    return hidden, weight, bias
+        bias = jnp.zeros(vocab_size, options.accumulator(hidden, weight))
+    bias = sharding.place(bias, classes)
+    count = options.classes(vocab_size)
+    if count == vocab_size:
+        return bias
+    padding = sharding.place(jnp.arange(vocab_size) >= count, classes)
+    return jnp.where(padding, -jnp.inf, bias)
+
+
+def scale_of(
+    sharding: VocabSharding,
+    temperature: jax.Array | None,
+    kept: jax.Array | None,
+    batch: tuple[int, ...],
+    dtype: jnp.dtype,
+) -> jax.Array | None:
+    """What each token's logits are multiplied by, ``batch``; None for 1."""
+    if temperature is None:
+        return None
+    (temperature,) = sharding.place_tokens(jnp.broadcast_to(temperature.astype(dtype), batch))
+    return _inverse(temperature, kept)
+
+
+def _inverse(temperature: jax.Array, kept: jax.Array | None) -> jax.Array:
+    """1 / ``temperature``; 1 where a token is left out, NaN where it is found out to be none."""
+    if temperature.ndim and kept is not None:
+        temperature = jnp.where(kept == 0, 1, temperature)
+    return 1 / jnp.where(temperature > 0, temperature, jnp.nan)
 
 
 def _divided(
@@ -59,11 +95,7 @@ def _divided(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
     """A projection whose logits are those of the given one divided by ``temperature``."""
     accumulator = accumulator_dtype(hidden, weight)
-    temperature = temperature.astype(accumulator)
-    if temperature.ndim and kept is not None:
-        temperature = jnp.where(kept == 0, 1, temperature)
-    # What is no temperature is NaN, where it is found out only now.
-    scale = 1 / jnp.where(temperature > 0, temperature, jnp.nan)
+    scale = _inverse(temperature.astype(accumulator), kept)
     wide = hidden.astype(accumulator) * (scale[..., None] if scale.ndim else scale)
     # float16 ends at 65,504, which what is divided by a small temperature may pass.
     narrow = accumulator if hidden.dtype == jnp.float16 else hidden.dtype

@@ -81,6 +81,8 @@ class Options(NamedTuple):
 
     ``features_first``: tables are [features, vocab], and so are their tiles and gradients.
     ``compute_dtype``: what the operands of the matmuls are rounded to; None: nothing is.
+    ``precision``: of the matmuls; None: as ``jax_default_matmul_precision`` has it.
+    ``num_classes``: how many of a table's rows are classes, the others being padding; None: all.
     """
 
     label_smoothing: float = 0.0
@@ -90,11 +92,17 @@ class Options(NamedTuple):
     vocab_tile: int = 1024
     features_first: bool = False
     compute_dtype: jnp.dtype | None = None
+    precision: lax.Precision | None = None
+    num_classes: int | None = None
 
     @property
     def vocab_axis(self) -> int:
         """Of a table."""
         return 1 if self.features_first else 0
+
+    def classes(self, vocab_size: int) -> int:
+        """How many classes there are in a table of ``vocab_size`` rows."""
+        return vocab_size if self.num_classes is None else self.num_classes
 
     def rounded(self, array: jax.Array) -> jax.Array:
         """``array`` in the dtype that is computed in."""
@@ -170,7 +178,7 @@ def tile_logits(
 
     -inf where a class is not fresh or is out, which a cap would bring back.
     """
-    logits = matmul(hidden, tile.weight, (1, 1 - options.vocab_axis))
+    logits = matmul(hidden, tile.weight, (1, 1 - options.vocab_axis), options.precision)
     logits = logits + tile.bias[None].astype(logits.dtype)
     logits, slope = cap_logits(logits, options.soft_cap)
     counts = tile.fresh
@@ -207,6 +215,13 @@ def class_count(bias: jax.Array) -> jax.Array:
     return is_in(bias).sum(dtype=accumulator_dtype(bias))
 
 
+def scaled(array: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """``array [tokens, ...]`` times ``scale [tokens]``; None is 1."""
+    if scale is None:
+        return array
+    return array * jnp.expand_dims(scale, range(1, array.ndim))
+
+
 def largest_of(logits: jax.Array) -> jax.Array:
     """The maximum of each token, [tokens], finite where a whole tile is -inf: no class is in it.
 
@@ -217,13 +232,13 @@ def largest_of(logits: jax.Array) -> jax.Array:
 
 def times_tile(gradient: jax.Array, tile: VocabTile, options: Options) -> jax.Array:
     """``gradient [tokens, size]`` of a tile's logits as its share of the hidden states'."""
-    return matmul(gradient, tile.weight, (1, options.vocab_axis))
+    return matmul(gradient, tile.weight, (1, options.vocab_axis), options.precision)
 
 
 def table_gradient(gradient: jax.Array, hidden: jax.Array, options: Options) -> jax.Array:
     """``gradient [tokens, size]`` of a tile's logits as that of the tile, in the table's layout."""
     a, b = (hidden, gradient) if options.features_first else (gradient, hidden)
-    return matmul(a, b, (0, 0))
+    return matmul(a, b, (0, 0), options.precision)
 
 
 def add_slice(array: jax.Array, part: jax.Array, start: jax.Array, axis: int = 0) -> jax.Array:

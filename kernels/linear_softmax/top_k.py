@@ -12,11 +12,13 @@ from jax import lax
 from jaxtyping import ArrayLike, Float, Integer
 
 from jaxnets.kernels.checks import as_int
+from jaxnets.kernels.linear_softmax.checks import check_num_classes
 from jaxnets.kernels.linear_softmax.excluded import (
     among,
     check_exclude,
     out_of_range,
 )
+from jaxnets.kernels.linear_softmax.projection import whole_bias
 from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import (
     TOKENS,
@@ -57,6 +59,7 @@ def linear_top_k(
     k: SupportsIndex,
     *,
     bias: Float[ArrayLike, " vocab"] | None = None,
+    num_classes: SupportsIndex | None = None,
     exclude: Integer[ArrayLike, "*batch excluded"] | Sequence | None = None,
     features_first: bool = False,
     tiles: Tiles | None = None,
@@ -69,6 +72,7 @@ def linear_top_k(
       weight: [vocab, features], float; or, by ``features_first``, [features, vocab].
       k: from 1 to the number of classes.
       bias: [vocab] or None; a class of bias -inf is out.
+      num_classes: how many rows of ``weight`` are classes, the others being padding; None: all.
       exclude: [..., n], integers: for each token classes that are out, such as the items that a
         user has seen; in any order, repeated or not. -1 is no class: what pads shorter lists.
       features_first: ``weight`` is [features, vocab], as the kernel of ``nnx.Linear`` is.
@@ -99,11 +103,12 @@ def linear_top_k(
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
     vocab_size, k = vocab_size_of(weight, features_first), as_int("k", k)
-    if not 1 <= k <= vocab_size:
-        raise ValueError(f"k must lie in [1, vocab_size] = [1, {vocab_size}], got {k}")
-    exclude = check_exclude(exclude, hidden.shape[:-1], vocab_size)
+    classes = check_num_classes(num_classes, vocab_size)
+    if not 1 <= k <= classes:
+        raise ValueError(f"k must lie in [1, num_classes] = [1, {classes}], got {k}")
+    exclude = check_exclude(exclude, hidden.shape[:-1], classes)
     tile = check_tiles(tiles, Tiles(vocab_tile=4096)).vocab_tile
-    options = Options(vocab_tile=tile, features_first=bool(features_first))
+    options = Options(vocab_tile=tile, features_first=bool(features_first), num_classes=classes)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, hidden.shape[:-1])
     return _top_k(sharding, options, k, hidden, weight, bias, exclude)
@@ -127,12 +132,13 @@ def _top_k(
         local = None if exclude is None else exclude - start
         logits, ids = _best(options, min(k, own), hidden, weight, bias, local)
         if exclude is not None:
-            wrong = out_of_range(exclude, sharding.shards * own)
+            wrong = out_of_range(exclude, options.classes(sharding.shards * own))
             logits = jnp.where(wrong[..., None], jnp.nan, logits)
         return TopK(*largest_of_all(sharding, k, logits, ids + start))
 
     tokens, table, classes = specs(sharding, options)
     in_specs = (tokens, table, classes, tokens)
+    bias = whole_bias(sharding, options, hidden, weight, bias)
     return sharding.run(on_device, in_specs, tokens, hidden, weight, bias, exclude)
 
 
@@ -175,13 +181,11 @@ def _best(
     k: int,
     hidden: jax.Array,
     weight: jax.Array,
-    bias: jax.Array | None,
+    bias: jax.Array,
     exclude: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Logits and classes [..., k], over tiles of the vocabulary."""
     dtype, vocab_size = accumulator_dtype(hidden, weight), weight.shape[options.vocab_axis]
-    if bias is None:
-        bias = jnp.zeros(vocab_size, dtype)
     flat = hidden.reshape(-1, hidden.shape[-1])
     tokens = flat.shape[0]
     shape = (*hidden.shape[:-1], k)

@@ -41,9 +41,12 @@ def check_teacher(
     teacher: TopKTeacher,
     batch: tuple[int, ...],
     vocab_size: int,
-    token_weights: jax.Array | None,
+    kept: np.ndarray | None,
 ) -> TopKTeacher:
-    """Its arrays; raises unless they fit and, where known and not left out, are in range."""
+    """Its arrays; raises unless they fit and, where known and ``kept``, are in range.
+
+    ``kept``: ``batch`` bool, or None where it is not known which tokens are.
+    """
     ids = as_integers("teacher.ids", teacher.ids, "integer class ids")
     log_probs = as_floats("teacher.log_probs", teacher.log_probs)
     rest = None if teacher.rest is None else as_floats("teacher.rest", teacher.rest)
@@ -58,8 +61,7 @@ def check_teacher(
         )
     if rest is not None and rest.shape != batch:
         raise ValueError(f"teacher.rest must have shape {batch}, got {rest.shape}")
-    if all(map(is_known, (ids, log_probs, rest, token_weights))):
-        kept = np.ones(batch, bool) if token_weights is None else np.asarray(token_weights) != 0
+    if kept is not None and all(map(is_known, (ids, log_probs, rest))):
         values, logs = np.asarray(ids)[kept], np.asarray(log_probs, np.float64)[kept]
         _refuse("teacher.ids", f"[-1, {vocab_size})", values, in_range(values, vocab_size, PADDING))
         _refuse("teacher.log_probs", "[-inf, 0]", logs, (logs <= _ROUNDING) | (values == PADDING))

@@ -25,13 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.checks import in_range
+from jaxnets.kernels.linear_softmax.labels import label_logits_of_all
 from jaxnets.kernels.linear_softmax.per_token import Factors, gradients_on_device
-from jaxnets.kernels.linear_softmax.sharded import own_logits, specs
+from jaxnets.kernels.linear_softmax.sharded import specs
 from jaxnets.kernels.linear_softmax.tiles import (
     TOKENS,
     Options,
-    label_logits,
     tile_count,
     tile_logits,
     token_tiles,
@@ -71,11 +70,8 @@ def statistics(
         )
         first = -sharding.max_over_vocab(-candidate)
         log_sum_exp = log_of_sum(everywhere, total)
-        local, own = sharding.local_ids(flat_labels, bias.shape[0])
-        label_logit, _, _ = label_logits(flat, weight, bias, local, options)
-        label_logit = own_logits(sharding, own, label_logit)
-        inside = in_range(flat_labels, sharding.shards * bias.shape[0])
-        log_prob = jnp.where(inside, label_logit, jnp.nan) - log_sum_exp
+        label_logit = label_logits_of_all(sharding, options, flat, weight, bias, flat_labels)
+        log_prob = label_logit - log_sum_exp
         entropy = jnp.log(total) - product / total
         results: tuple[jax.Array, ...] = log_prob, entropy, log_sum_exp, first.astype(jnp.int32)
         if best is not None:

@@ -29,21 +29,26 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.checks import in_range
+from jaxnets.kernels.linear_softmax.labels import (
+    Labels,
+    flat_labels,
+    label_logits_of_all,
+    labels_without,
+    less_labels,
+    local_labels,
+    mark_bad_labels,
+)
 from jaxnets.kernels.linear_softmax.per_token import (
     losses_without_smoothing,
-    mark_bad_labels,
     softmax_slope,
     token_losses,
 )
-from jaxnets.kernels.linear_softmax.sharded import classes_of_all, own_logits, specs
+from jaxnets.kernels.linear_softmax.sharded import classes_of_all, specs
 from jaxnets.kernels.linear_softmax.tiles import (
     MOST_ROUNDINGS,
     Options,
-    add_at,
     add_slice,
     is_in,
-    label_logits,
     largest_of,
     put_or_add,
     table_gradient,
@@ -66,13 +71,13 @@ def weighted_sum(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
     factors: jax.Array,
 ) -> jax.Array:
     """Sum over tokens of ``factors`` times the loss: the scalar of ``api.py``.
 
     ``hidden [..., features]``, ``weight [vocab, features]``, ``bias [vocab]``, ``labels [...]``
-    int32 (out of range: NaN), ``factors [...]`` (0: left out).
+    int32 or soft (out of range: NaN), ``factors [...]`` (0: left out).
     """
     arrays = hidden, weight, bias, labels
     losses, _ = token_losses(sharding, TiledEngine(), options, *arrays)
@@ -89,7 +94,7 @@ def _forward(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
     factors: jax.Array,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     tokens, table, classes = specs(sharding, options)
@@ -108,15 +113,16 @@ def _on_device(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
     factors: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Gradients of hidden, weight and bias, and the losses [...]: of a device's own tokens."""
     shape, own_dtype, dtype = hidden.shape, hidden.dtype, options.accumulator(hidden, weight)
     hidden = options.rounded(hidden.reshape(-1, shape[-1]))
-    labels, factors = labels.reshape(-1), factors.reshape(-1)
+    labels, factors = flat_labels(labels), factors.reshape(-1)
     tokens, vocab_size = hidden.shape[0], bias.shape[0]
     smoothing = options.label_smoothing
+    product = partial(jnp.matmul, precision=options.precision)
     size = min(options.token_tile, tokens)
     if smoothing:
         # The mean logit is linear in the mean row, so smoothing costs no pass over the logits.
@@ -132,7 +138,7 @@ def _on_device(
         # A token that is left out must not spread a NaN of its own.
         left_out = factors == 0
         hidden = jnp.where(left_out[:, None], 0, hidden)
-        labels = jnp.where(left_out, 0, labels)
+        labels = labels_without(labels, left_out)
 
         def over_vocab(carry, index):
             running_max, hidden_gradient = carry
@@ -159,28 +165,18 @@ def _on_device(
         log_sum_exp = log_of_sum(row_max, row_sum)
         row_sum = jnp.where(left_out, 1, row_sum)  # 0 where all classes are out
 
-        wide = hidden.astype(dtype)
-        local, own = sharding.local_ids(labels, vocab_size)
-        label_logit, label_slope, label_rows = label_logits(hidden, weight, bias, local, options)
-        label_logit = own_logits(sharding, own, label_logit)
-        in_vocab = in_range(labels, sharding.shards * vocab_size)
-        label_logit = jnp.where(in_vocab, label_logit, jnp.nan)
+        label_logit = label_logits_of_all(sharding, options, hidden, weight, bias, labels)
         losses = losses_without_smoothing(options, log_sum_exp, label_logit)
         # d loss / d logits = softmax * softmax_factor - onehot * label_factor - smoothing / classes
         softmax_factor = factors * softmax_slope(options, log_sum_exp)
-        label_factor = jnp.where(own, factors * (1 - smoothing) * label_slope, 0)
         by_softmax = softmax_factor / row_sum
         if sharding.vocab_axes:
             by_softmax *= jnp.exp(own_max - row_max)
         hidden_gradient = hidden_gradient * by_softmax[:, None]
-        hidden_gradient -= label_factor[:, None] * jnp.where(own[:, None], label_rows, 0)
         if smoothing:
-            losses -= sharding.sum_over_vocab(wide @ mean_row + mean_bias)
+            losses -= sharding.sum_over_vocab(product(hidden.astype(dtype), mean_row) + mean_bias)
             hidden_gradient -= factors[:, None] * mean_row[None]
         losses = jnp.where(left_out, 0, losses)
-        hidden_gradient = mark_bad_labels(
-            sharding.sum_over_vocab(hidden_gradient), labels, sharding.shards * vocab_size, left_out
-        )
 
         # By the sum: with the log-sum-exp of large logits, which is rounded, they add up to more.
         scale = (softmax_factor / row_sum)[None] * above
@@ -194,26 +190,34 @@ def _on_device(
             by_scale = lax.optimization_barrier(by_scale)
             part = table_gradient(here, by_scale, options)
             weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
-            bias_gradient = add_slice(bias_gradient, scaled @ here.astype(dtype), tile.start)
+            bias_gradient = add_slice(
+                bias_gradient, product(scaled, here.astype(dtype)), tile.start
+            )
             return weight_gradient, bias_gradient
 
         weight_gradient, bias_gradient = lax.fori_loop(
             0, tile_count(vocab_size, options), over_tiles, (weight_gradient, bias_gradient)
         )
-        weight_gradient = add_at(weight_gradient, local, -label_factor[:, None] * wide, options)
-        bias_gradient = bias_gradient.at[local].add(-label_factor, mode="drop")
-        return (weight_gradient, bias_gradient), (losses, hidden_gradient.astype(own_dtype))
+        local = local_labels(sharding, labels, vocab_size)
+        gradients = hidden_gradient, weight_gradient, bias_gradient
+        hidden_gradient, *gradients = less_labels(
+            options, hidden, weight, bias, local, factors * (1 - smoothing), gradients
+        )
+        hidden_gradient = mark_bad_labels(
+            sharding.sum_over_vocab(hidden_gradient), labels, sharding.shards * vocab_size, left_out
+        )
+        return tuple(gradients), (losses, hidden_gradient.astype(own_dtype))
 
     few = tokens <= MOST_ROUNDINGS * size
     nothing = unset_like(weight, weight.dtype if few else dtype)  # the first tile sets it
-    tiles = (token_tiles(hidden, size), token_tiles(labels, size), token_tiles(factors, size))
+    tiles = jax.tree.map(lambda a: token_tiles(a, size), (hidden, labels, factors))
     first = jnp.arange(-(-tokens // size)) == 0
     (weight_gradient, bias_gradient), (losses, hidden_gradient) = lax.scan(
         over_tokens, (nothing, jnp.zeros(bias.shape, dtype)), (first, *tiles)
     )
     if smoothing:
         clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)
-        every_row = jnp.expand_dims(share * (factors @ clean), options.vocab_axis)
+        every_row = jnp.expand_dims(share * product(factors, clean), options.vocab_axis)
         weight_gradient -= jnp.where(columns, every_row, 0).astype(weight_gradient.dtype)
         bias_gradient -= jnp.where(inside, share * factors.sum(), 0)
     weight_gradient, bias_gradient = sharding.sum_over_tokens((weight_gradient, bias_gradient))

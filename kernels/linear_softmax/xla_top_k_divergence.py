@@ -8,7 +8,8 @@ sum of them all, and z and :math:`z_r` the log-sum-exp over all classes and over
     d l_v = S q_v - \begin{cases} p_v & v \in T \\ r\, e^{l_v - z_r} & \text{else} \end{cases}
 
 so forward one pass over the student's logits adds up both sums, and backward a second computes the
-logits again. What is known of the teacher is scattered into a tile at a time.
+logits again. What is known of the teacher is scattered into a tile at a time. As in
+``xla_divergence.py`` the logits are multiplied by one number a token, but for the cross-entropy.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from jaxnets.kernels.linear_softmax.tiles import (
     Options,
     VocabTile,
     largest_of,
+    scaled,
     tile_count,
     tile_logits,
     token_tiles,
     vocab_tile,
 )
-from jaxnets.kernels.linear_softmax.xla_divergence import student_gradients
+from jaxnets.kernels.linear_softmax.xla_divergence import cross_entropies, student_gradients
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
@@ -41,15 +43,16 @@ def top_k_divergence_per_token(
     sharding: VocabSharding,
     options: Options,
     student: tuple,
-    ids: jax.Array,
-    p: jax.Array,
-    rest: jax.Array,
-) -> jax.Array:
-    """The divergence of each token, [...], from ``ids`` and ``p`` [..., k] and ``rest`` [...].
+    teacher: tuple,
+    scale: jax.Array | None,
+    labels: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """The divergence and the cross-entropy of each token, [...]; the latter of ``labels [...]``.
 
-    An id that is no class counts for nothing.
+    ``teacher``: ids and p, [..., k] each, and the mass of the rest, [...]. An id that is no class
+    counts for nothing.
     """
-    return _forward(sharding, options, student, ids, p, rest)[0]
+    return _forward(sharding, options, student, teacher, scale, labels)[0]
 
 
 def _named(ids: jax.Array, p: jax.Array, tile: VocabTile, size: int) -> tuple[jax.Array, jax.Array]:
@@ -67,55 +70,65 @@ def _forward(
     sharding: VocabSharding,
     options: Options,
     student: tuple,
-    ids: jax.Array,
-    p: jax.Array,
-    rest: jax.Array,
-) -> tuple[jax.Array, tuple]:
-    def on_device(student, ids, p, rest):
-        hidden, weight, bias = student
+    teacher: tuple,
+    scale: jax.Array | None,
+    labels: jax.Array | None,
+) -> tuple[tuple, tuple]:
+    def on_device(student, teacher, scale, labels):
+        (hidden, weight, bias), (ids, p, rest) = student, teacher
+        scale = None if scale is None else scale.reshape(-1)
         flat = options.rounded(hidden.reshape(-1, hidden.shape[-1]))
         tokens, count = flat.shape[0], bias.shape[0]
         dtype, size = options.accumulator(hidden, weight), min(TOKENS, tokens)
         flat_ids, flat_p = (a.reshape(tokens, -1) for a in (ids - sharding.start(count), p))
 
         def over_tokens(xs):
-            hidden, ids, p = xs
+            hidden, ids, p, scale = xs
 
             def over_vocab(carry, index):
-                largest, named_sum, rest_sum, product = carry
+                largest, named_sum, rest_sum, plain_sum, product = carry
                 tile = vocab_tile(weight, bias, index, options)
                 logits, _ = tile_logits(hidden, tile, options)
                 dense, named = _named(ids, p, tile, logits.shape[1])
                 now = jnp.maximum(largest, largest_of(logits))
-                e, decay = jnp.exp(logits - now[:, None]), jnp.exp(largest - now)
+                moved, below = largest - now, logits - now[:, None]
+                e, decay = jnp.exp(scaled(below, scale)), jnp.exp(scaled(moved, scale))
                 named_sum = named_sum * decay + jnp.where(named, e, 0).sum(1)
                 rest_sum = rest_sum * decay + jnp.where(named, 0, e).sum(1)
+                if labels is not None:
+                    plain_sum = plain_sum * jnp.exp(moved) + jnp.exp(below).sum(1)
                 product += jnp.where(dense == 0, 0, dense * logits).sum(1)
-                return (now, named_sum, rest_sum, product), None
+                return (now, named_sum, rest_sum, plain_sum, product), None
 
             zeros = jnp.zeros(size, dtype)
-            start = jnp.full(size, jnp.finfo(dtype).min), zeros, zeros, zeros
+            start = jnp.full(size, jnp.finfo(dtype).min), *(zeros,) * 4
             return lax.scan(over_vocab, start, jnp.arange(tile_count(count, options)))[0]
 
-        tiles = tuple(token_tiles(a, size) for a in (flat, flat_ids, flat_p))
+        tiles = jax.tree.map(lambda a: token_tiles(a, size), (flat, flat_ids, flat_p, scale))
         found = lax.map(over_tokens, tiles)
-        own, named_sum, rest_sum, product = (a.reshape(-1)[:tokens] for a in found)
+        own, named_sum, rest_sum, plain_sum, product = (a.reshape(-1)[:tokens] for a in found)
         largest = sharding.max_over_vocab(own)
-        decay = jnp.exp(own - largest)
-        sums = named_sum * decay, rest_sum * decay, product
-        named_sum, rest_sum, product = sharding.sum_over_vocab(sums)
-        log_sum = log_of_sum(largest, named_sum + rest_sum)
-        log_rest = log_of_sum(largest, rest_sum)
+        moved = own - largest
+        decay = jnp.exp(scaled(moved, scale))
+        sums = named_sum * decay, rest_sum * decay, plain_sum * jnp.exp(moved), product
+        named_sum, rest_sum, plain_sum, product = sharding.sum_over_vocab(sums)
+        log_sum = log_of_sum(scaled(largest, scale), named_sum + rest_sum)
+        log_rest = log_of_sum(scaled(largest, scale), rest_sum)
         flat_rest = rest.reshape(-1)
-        losses = _entropy_part(flat_p).sum(1) + _entropy_part(flat_rest) - product
+        losses = _entropy_part(flat_p).sum(1) + _entropy_part(flat_rest) - scaled(product, scale)
         losses += (flat_p.sum(1) + flat_rest) * log_sum
         losses -= jnp.where(flat_rest == 0, 0, flat_rest * log_rest)
-        return tuple(a.reshape(rest.shape) for a in (losses, log_sum, log_rest))
+        plain = log_of_sum(largest, plain_sum)
+        of_labels = cross_entropies(sharding, options, flat, student, labels, plain)
+        results = losses, log_sum, log_rest, *of_labels
+        return jax.tree.map(lambda a: a.reshape(rest.shape), results)
 
     tokens = sharding.token_spec
     in_specs = specs(sharding, options), tokens, tokens, tokens
-    losses, *sums = sharding.run(on_device, in_specs, tokens, student, ids, p, rest)
-    return losses, (student, ids, p, rest, *sums)
+    divergence, log_sum, log_rest, loss, plain = sharding.run(
+        on_device, in_specs, tokens, student, teacher, scale, labels
+    )
+    return (divergence, loss), (student, teacher, scale, labels, log_sum, log_rest, plain)
 
 
 def _entropy_part(p: jax.Array) -> jax.Array:
@@ -124,19 +137,17 @@ def _entropy_part(p: jax.Array) -> jax.Array:
 
 
 def _backward(
-    sharding: VocabSharding, options: Options, residuals: tuple, cotangent: jax.Array
+    sharding: VocabSharding, options: Options, residuals: tuple, cotangents: tuple
 ) -> tuple[tuple, None, None, None]:
-    def on_device(student, ids, p, rest, log_sum, log_rest, cotangent):
-        bias = student[2]
-        tokens = cotangent.size
-        of_teacher = (a.reshape(tokens, -1) for a in (ids - sharding.start(bias.shape[0]), p))
+    def on_device(student, teacher, scale, labels, log_sum, log_rest, plain, cotangents):
+        (ids, p, rest), bias = teacher, student[2]
+        of_teacher = (a.reshape(rest.size, -1) for a in (ids - sharding.start(bias.shape[0]), p))
         # Where no other class has a logit, as where there is no other, exp(-inf - inf) is 0.
         log_rest = jnp.where(jnp.isneginf(log_rest), jnp.inf, log_rest)
         rest, log_sum, log_rest = (a.reshape(-1) for a in (rest, log_sum, log_rest))
 
         def slopes(_index, tile):
-            def slope(hidden, ids, p, rest, log_sum, log_rest):
-                logits, _ = tile_logits(hidden, tile, options)
+            def slope(logits, _scale, ids, p, rest, log_sum, log_rest):
                 dense, named = _named(ids, p, tile, logits.shape[1])
                 others = rest[:, None] * jnp.exp(logits - log_rest[:, None])
                 whole = (p.sum(1) + rest)[:, None] * jnp.exp(logits - log_sum[:, None])
@@ -145,11 +156,13 @@ def _backward(
             return slope
 
         numbers = *of_teacher, rest, log_sum, log_rest
-        return student_gradients(sharding, options, student, cotangent, numbers, slopes)
+        return student_gradients(
+            sharding, options, student, cotangents, scale, labels, plain, numbers, slopes
+        )
 
     tokens, places = sharding.token_spec, specs(sharding, options)
-    in_specs = places, *(tokens,) * 6
-    gradients = sharding.run(on_device, in_specs, places, *residuals, cotangent)
+    in_specs = places, *(tokens,) * 7
+    gradients = sharding.run(on_device, in_specs, places, *residuals, cotangents)
     return gradients, None, None, None
 
 

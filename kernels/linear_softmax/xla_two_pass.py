@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.checks import in_range
+from jaxnets.kernels.linear_softmax.labels import Labels, less_labels, own_label_logits
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
 from jaxnets.kernels.linear_softmax.tiles import (
     TOKENS,
     Options,
     VocabTile,
-    add_at,
     add_slice,
-    label_logits,
     largest_of,
     put_or_add,
+    scaled,
     table_gradient,
     tile_count,
     tile_logits,
@@ -28,7 +27,6 @@ from jaxnets.kernels.linear_softmax.tiles import (
     unset_like,
     vocab_tile,
 )
-from jaxnets.kernels.losses import safe_ids
 from jaxnets.kernels.numerics import log_of_sum
 
 
@@ -41,7 +39,7 @@ class TiledEngine(NamedTuple):
         hidden: jax.Array,
         weight: jax.Array,
         bias: jax.Array,
-        labels: jax.Array,
+        labels: Labels,
     ) -> Statistics:
         return _statistics(options, hidden, weight, bias, labels)
 
@@ -51,7 +49,7 @@ class TiledEngine(NamedTuple):
         hidden: jax.Array,
         weight: jax.Array,
         bias: jax.Array,
-        labels: jax.Array,
+        labels: Labels,
         log_sum_exp: jax.Array,
         factors: Factors,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -59,37 +57,59 @@ class TiledEngine(NamedTuple):
 
 
 def _statistics(
-    options: Options, hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: jax.Array
+    options: Options, hidden: jax.Array, weight: jax.Array, bias: jax.Array, labels: Labels
 ) -> Statistics:
-    """Online, over tiles of the vocabulary."""
+    (log_sum_exp,), logit_sum = log_sum_exps(options, hidden, weight, bias, [None])
+    label_logit = own_label_logits(options, hidden, weight, bias, labels)
+    return Statistics(log_sum_exp, logit_sum, label_logit)
+
+
+def log_sum_exps(
+    options: Options,
+    hidden: jax.Array,
+    weight: jax.Array,
+    bias: jax.Array,
+    scales: Sequence[jax.Array | None],
+) -> tuple[list[jax.Array], jax.Array]:
+    """Online, over tiles of the vocabulary: log-sum-exps, and the sum of the logits, [tokens].
+
+    ``scales``: what the logits are multiplied by in each log-sum-exp, [tokens], or None for 1. The
+    sum is 0 unless smoothing needs it.
+    """
     tokens = hidden.shape[0]
     dtype = options.accumulator(hidden, weight)
     size = min(TOKENS, tokens)
 
-    def over_tokens(hidden):
+    def over_tokens(xs):
+        hidden, scales = xs
+
         def over_vocab(carry, index):
-            running_max, running_sum, logit_sum = carry
+            running_max, running_sums, logit_sum = carry
             tile = vocab_tile(weight, bias, index, options)
             logits, _ = tile_logits(hidden, tile, options)
             new_max = jnp.maximum(running_max, largest_of(logits))
-            running_sum = running_sum * jnp.exp(running_max - new_max)
-            running_sum += jnp.exp(logits - new_max[:, None]).sum(1)
+            moved, below = running_max - new_max, logits - new_max[:, None]
+            running_sums = [
+                total * jnp.exp(scaled(moved, scale)) + jnp.exp(scaled(below, scale)).sum(1)
+                for total, scale in zip(running_sums, scales, strict=True)
+            ]
             if options.label_smoothing:
                 seen = tile.inside if tile.fresh is None else tile.inside & tile.fresh
                 logit_sum += jnp.where(seen[None], logits, 0).sum(1)
-            return (new_max, running_sum, logit_sum), None
+            return (new_max, running_sums, logit_sum), None
 
         zeros = jnp.zeros(size, dtype)
-        (row_max, row_sum, logit_sum), _ = lax.scan(
+        (row_max, row_sums, logit_sum), _ = lax.scan(
             over_vocab,
-            (jnp.full(size, jnp.finfo(dtype).min), zeros, zeros),
+            (jnp.full(size, jnp.finfo(dtype).min), [zeros] * len(scales), zeros),
             jnp.arange(tile_count(bias.shape[0], options)),
         )
-        return log_of_sum(row_max, row_sum), logit_sum
+        found = [log_of_sum(scaled(row_max, s), t) for s, t in zip(scales, row_sums, strict=True)]
+        return found, logit_sum
 
-    log_sum_exp, logit_sum = lax.map(over_tokens, token_tiles(hidden, size))
-    label_logit, _, _ = label_logits(hidden, weight, bias, labels, options)
-    return Statistics(log_sum_exp.reshape(-1)[:tokens], logit_sum.reshape(-1)[:tokens], label_logit)
+    tiles = [None if scale is None else token_tiles(scale, size, 1.0) for scale in scales]
+    found = lax.map(over_tokens, (token_tiles(hidden, size), tiles))
+    return jax.tree.map(lambda a: a.reshape(-1)[:tokens], found)
 
 
 def _gradient(
@@ -97,12 +117,11 @@ def _gradient(
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array,
-    labels: jax.Array,
+    labels: Labels,
     log_sum_exp: jax.Array,
     factors: Factors,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    tokens, vocab_size = hidden.shape[0], bias.shape[0]
-    size = min(TOKENS, tokens)
+    size = min(TOKENS, hidden.shape[0])
     numbers = jax.tree.map(lambda x: token_tiles(x, size), factors)
 
     hidden_gradient, weight_gradient, bias_gradient = gradients_by_tile(
@@ -110,17 +129,8 @@ def _gradient(
         (token_tiles(log_sum_exp, size, jnp.inf), numbers),
         lambda _, tile: slope_of(options, tile),
     )  # fmt: skip
-    hidden_gradient = hidden_gradient[:tokens]
-
-    inside = in_range(labels, vocab_size)
-    _, label_slope, label_rows = label_logits(hidden, weight, bias, labels, options)
-    label_factor = jnp.where(inside, factors.label * label_slope, 0)
-    hidden_gradient -= label_factor[:, None] * jnp.where(inside[:, None], label_rows, 0)
-    labels = safe_ids(labels, vocab_size)
-    rows = -label_factor[:, None] * hidden.astype(hidden_gradient.dtype)
-    weight_gradient = add_at(weight_gradient, labels, rows, options)
-    bias_gradient = bias_gradient.at[labels].add(-label_factor, mode="drop")
-    return hidden_gradient, weight_gradient, bias_gradient
+    gradients = hidden_gradient[: hidden.shape[0]], weight_gradient, bias_gradient
+    return less_labels(options, hidden, weight, bias, labels, factors.label, gradients)
 
 
 def slope_of(

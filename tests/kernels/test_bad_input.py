@@ -193,7 +193,7 @@ def test_samples_must_fit():
 
 
 def test_other_kernels_refuse():
-    with pytest.raises(ValueError, match=r"k must lie in \[1, vocab_size\] = \[1, 10\], got 11"):
+    with pytest.raises(ValueError, match=r"k must lie in \[1, num_classes\] = \[1, 10\], got 11"):
         linear_top_k(GOOD["hidden"], GOOD["weight"], 11)
     with pytest.raises(ValueError, match="tables must share their first axis"):
         gather_rows((jnp.ones((3, 2)), jnp.ones(4)), jnp.arange(2))

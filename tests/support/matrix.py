@@ -209,7 +209,8 @@ SUBJECTS = {
         Subject("linear_log_probs", lambda h, w, b: linear_log_probs(h, w, LABELS, bias=b)[:3],
                 _SOFTMAX),
         Subject("linear_divergence",
-                lambda h, w, b: linear_divergence((h, w, b), (jnp.cos(h), jnp.sin(w)), kind="jsd"),
+                lambda h, w, b: linear_divergence(
+                    (h, w, b), (jnp.cos(h), jnp.sin(w)), kind="jsd", labels=LABELS),
                 _SOFTMAX),
         Subject("linear_top_k", lambda h, w, b: linear_top_k(h, w, 3, bias=b)[0], _SOFTMAX, False),
         Subject("linear_label_rank",

@@ -30,7 +30,8 @@ def plain(kind, student, teacher, beta=0.5, temperature=1.0):
     inside = ~jnp.isneginf(student[2])
 
     def log_softmax(hidden, weight, bias):
-        logits = (hidden @ weight.T + jnp.where(inside, bias, 0)) / temperature
+        logits = hidden @ weight.T + jnp.where(inside, bias, 0)
+        logits = logits / jnp.asarray(temperature)[..., None]
         return jnp.where(inside, jax.nn.log_softmax(jnp.where(inside, logits, -jnp.inf)), -100.0)
 
     log_q, log_p = log_softmax(*student), log_softmax(*teacher)
@@ -62,7 +63,8 @@ def test_value_and_gradients(x64, kind, features_first):
         tuple(jnp.asarray(a, jnp.float64) for a in (h, w, np.asarray(b) + out))
         for h, w, b in (student, teacher)
     )
-    options = {"beta": 0.3, "temperature": 1.7}
+    each = np.linspace(0.5, 2.0, 10).reshape(BATCH)
+    options = {"beta": 0.3, "temperature": each if features_first else 1.7}
     waves = np.sin(np.arange(10.0)).reshape(BATCH)
 
     def ours(hidden, weight, bias):
@@ -128,13 +130,18 @@ def test_the_teacher_gets_no_gradient_and_weight_0_leaves_no_trace():
 def test_over_devices(kind, axes):
     student, teacher = problem(24)
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(axes, axes))
+    options = {"kind": kind}
+    if kind != "forward":
+        each = np.linspace(0.5, 2.0, 10, dtype=np.float32).reshape(BATCH)
+        options |= {"labels": np.arange(10).reshape(BATCH), "ignore_index": 3, "temperature": each}
+
+    def loss(split):
+        return lambda *s: sum(
+            jax.tree.leaves(linear_divergence(s, teacher, sharding=split, **options))
+        )
+
     got, wanted = (
-        jax.jit(
-            jax.value_and_grad(
-                lambda *s, split=split: linear_divergence(s, teacher, kind=kind, sharding=split),
-                (0, 1, 2),
-            )
-        )(*student)
+        jax.jit(jax.value_and_grad(loss(split), (0, 1, 2)))(*student)
         for split in (VocabSharding(mesh, "vocab", "data"), None)
     )
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):

@@ -129,11 +129,22 @@ def test_over_devices_and_in_few_bits(kind):
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind, kind))
     sharding = VocabSharding(mesh, "vocab", "data")
     teacher = TopKTeacher(IDS, *float32(LOG_P, REST))
+    (each,) = float32(1.5 + WAVES)
 
     def gradient(**options):
-        return jax.jit(
-            jax.value_and_grad(lambda *s: linear_divergence(s, teacher, **options), (0, 1, 2))
-        )(*float32(*STUDENT))
+        def loss(*student):
+            return sum(
+                linear_divergence(
+                    student,
+                    teacher,
+                    labels=IDS[..., 0],
+                    ignore_index=3,
+                    temperature=each,
+                    **options,
+                )
+            )
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*float32(*STUDENT))
 
     wanted = gradient()
     few = 8 * float(jnp.finfo(jnp.bfloat16).eps)

@@ -1,0 +1,146 @@
+"""Several labels a token with weights: the weighted sum of the losses of each."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from jaxnets.kernels import Tiles, VocabSharding, checked_loss, linear_softmax_cross_entropy
+from jaxnets.kernels.linear_softmax import reference
+
+BATCH, FEATURES, VOCAB, N = (2, 5), 4, 24, 3
+RANDOM = np.random.default_rng(0)
+HIDDEN = RANDOM.normal(size=(*BATCH, FEATURES))
+WEIGHT = RANDOM.normal(size=(VOCAB, FEATURES))
+BIAS = RANDOM.normal(size=VOCAB)
+BIAS[20] = -np.inf
+LABELS = RANDOM.integers(0, 20, (*BATCH, N)).astype(np.int16)
+LABELS[1, 1] = 7  # one class twice and more: its weights add up
+SHARES = RANDOM.dirichlet(np.ones(N), BATCH) * RANDOM.uniform(0.3, 1.0, (*BATCH, 1))
+BY_TOKEN = np.linspace(1.0, 2.0, 10).reshape(BATCH)
+# What is left out: a label by its weight and one by its id, and a token by each.
+SHARES[0, 1, 2] = SHARES[0, 3] = 0
+LABELS[0, 1, 2], LABELS[0, 3], LABELS[1, 0, 0], LABELS[1, 4] = 99, -5, -1, -1
+HIDDEN[0, 3] = HIDDEN[1, 4] = np.nan
+COUNTS = (SHARES != 0) & (LABELS != -1)
+KEPT = COUNTS.any(-1)
+TILES = Tiles(token_tile=4, vocab_tile=7)
+EACH = np.linspace(0.5, 2.0, 10).reshape(BATCH)
+CASES = [
+    {"reduction": "mean", "label_smoothing": 0.2, "z_loss": 1e-2, "temperature": EACH},
+    {"reduction": "none", "label_smoothing": 0.2, "soft_cap": 2.0},
+]
+
+
+def ours(options, hidden, weight, bias, by_token, features_first=False, **more):
+    losses = linear_softmax_cross_entropy(
+        hidden, weight.T if features_first else weight, LABELS, label_weights=SHARES, bias=bias,
+        token_weights=by_token, ignore_index=-1, tiles=TILES, features_first=features_first,
+        **options, **more,
+    )  # fmt: skip
+    return (losses * jnp.cos(jnp.arange(losses.size).reshape(losses.shape))).sum()
+
+
+def theirs(options, hidden, weight, bias, by_token):
+    options = dict(options)
+    reduction, shares = options.pop("reduction"), np.where(COUNTS, SHARES, 0)
+    options["temperature"] = jnp.broadcast_to(
+        jnp.asarray(options.get("temperature", 1.0))[..., None], LABELS.shape
+    )
+    every = jnp.broadcast_to(
+        jnp.where(KEPT[..., None], hidden, 0)[..., None, :], (*LABELS.shape, FEATURES)
+    )
+    labels = jnp.asarray(np.where(COUNTS, LABELS, 0))
+    found, _ = reference.linear_softmax_cross_entropy(every, weight, labels, bias=bias, **options)
+    losses = (shares * found).sum(-1)
+    losses = losses * by_token
+    if reduction == "mean":
+        return losses.sum() / (KEPT * by_token).sum()
+    return (losses * jnp.cos(jnp.arange(losses.size).reshape(losses.shape))).sum()
+
+
+@pytest.mark.smoke
+def test_values_and_gradients(x64):
+    """In one pass and in two, in both layouts, with every kind of label that is left out."""
+
+    def derived(loss, *case, **more):
+        return lambda *a: jax.value_and_grad(loss, (1, 2, 3, 4))(*case, *a, **more)
+
+    found = jax.jit(
+        lambda *arrays: [
+            (derived(ours, case, features_first=i == 0)(*arrays), derived(theirs, case)(*arrays))
+            for i, case in enumerate(CASES)
+        ]
+    )(HIDDEN, WEIGHT, BIAS, BY_TOKEN)
+    for got, wanted in found:
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, np.nan_to_num(b), rtol=1e-9, atol=1e-11)
+
+
+def float32(*arrays):
+    return tuple(np.asarray(a, np.float32) for a in arrays)
+
+
+def test_over_devices():
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Explicit,) * 2)
+    arrays = float32(HIDDEN, WEIGHT, BIAS, BY_TOKEN)
+    rows = [jax.device_put(arrays[0], jax.NamedSharding(mesh, jax.P("data"))), *arrays[1:]]
+
+    case = {"reduction": "mean", "label_smoothing": 0.2}
+    split = VocabSharding(mesh, "vocab", "data")
+    got = jax.jit(jax.value_and_grad(lambda *a: ours(case, *a, sharding=split), (0, 1, 2)))(*arrays)
+    wanted = jax.jit(jax.value_and_grad(lambda *a: theirs(case, *a), (0, 1, 2)))(*arrays)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, np.nan_to_num(b), rtol=1e-4, atol=1e-5)
+    of_rows = jax.jit(lambda *a: ours(case, *a))(*rows)
+    np.testing.assert_allclose(of_rows, wanted[0], rtol=1e-5)
+
+
+def test_labels_cost_no_product_and_no_memory():
+    """Three matmuls in one pass, and never whole logits."""
+    shapes = [((512, 16), "float32"), ((2048, 16), "float32")]
+    shapes = [
+        jax.ShapeDtypeStruct(*s) for s in (*shapes, ((512, 9), "int32"), ((512, 9), "float32"))
+    ]
+
+    def loss(hidden, weight, labels, shares):
+        return linear_softmax_cross_entropy(hidden, weight, labels, label_weights=shares)
+
+    program = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes)
+    products = re.findall(
+        r"dot_general .* : \(tensor<\d+x\d+xf32>, tensor<\d+x\d+xf32>\)", program.as_text()
+    )
+    assert len(products) == 3
+    tile = 4 * 128 * 2048  # of logits, of which there would be four
+    assert program.compile().memory_analysis().temp_size_in_bytes < 3 * tile
+
+
+def test_what_only_values_tell(users_checks):
+    hidden, weight = np.nan_to_num(float32(HIDDEN, WEIGHT)[0]), float32(WEIGHT)[0]
+    labels, shares = np.where(COUNTS, LABELS, 0), np.where(COUNTS, SHARES, 0).astype(np.float32)
+    bad_labels, bad_shares = labels.copy(), shares.copy()
+    bad_labels[0, 2, 1], bad_shares[1, 2, 0] = VOCAB, -0.5
+
+    def loss(labels, shares, **options):
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, label_weights=shares, reduction="none", **options
+        )
+
+    assert np.argwhere(np.isnan(jax.jit(loss)(bad_labels, bad_shares))).tolist() == [[0, 2], [1, 2]]
+    error, _ = jax.jit(checked_loss(linear_softmax_cross_entropy))(
+        hidden, weight, np.where(COUNTS, labels, -7), label_weights=shares
+    )
+    error.throw()
+    for arguments, options, message in (
+        ((bad_labels, shares), {}, r"labels must lie in \[0, vocab_size\) = \[0, 24\), got 24"),
+        ((labels, bad_shares), {}, "label_weights must be at least 0, got -0.5"),
+        ((labels[..., 0], shares), {}, r"labels must be \[..., n\] with label_weights"),
+        ((labels, shares[..., :2]), {}, "label_weights must have one value a label"),
+        ((labels, shares), {"implementation": "pallas"}, "implementation must be 'tiled' or None"),
+        ((labels, shares), {"class_weights": np.ones(VOCAB)}, "without label_weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            loss(*arguments, **options)
