@@ -24,7 +24,10 @@ from jaxnets.kernels.sampled_softmax.api import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.sampled_softmax.in_batch import in_batch_softmax_cross_entropy
+from jaxnets.kernels.sampled_softmax.in_batch import (
+    ExtraItems,
+    in_batch_softmax_cross_entropy,
+)
 from jaxnets.kernels.sampled_softmax.ranking import bpr_loss, bpr_max_loss, gbce_loss
 from jaxnets.kernels.samplers.draw import draw_samples
 from jaxnets.kernels.samplers.in_batch import in_batch_samples
@@ -39,6 +42,7 @@ from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 __all__ = [
+    "ExtraItems",
     "FoldedBatchNorm",
     "GRUParameters",
     "GatheredRows",

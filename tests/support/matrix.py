@@ -201,6 +201,10 @@ SUBJECTS = {
         Subject("in_batch_softmax_cross_entropy",
                 lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
                 (_SOFTMAX[0], _SOFTMAX[0])),
+        Subject("in_batch_softmax_cross_entropy, symmetric",
+                lambda hidden, items: in_batch_softmax_cross_entropy(
+                    hidden, items, LABELS, symmetric=True, tiles=Tiles(3, 5)),
+                (_SOFTMAX[0], _SOFTMAX[0])),
         Subject("linear_log_probs", lambda h, w, b: linear_log_probs(h, w, LABELS, bias=b)[:3],
                 _SOFTMAX),
         Subject("linear_divergence",
