@@ -6,6 +6,7 @@ from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
 from jaxnets.kernels.linear_softmax.divergence import Head, linear_divergence
 from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_rank
 from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
+from jaxnets.kernels.linear_softmax.sigmoid import linear_sigmoid_cross_entropy
 from jaxnets.kernels.linear_softmax.tiles import Tiles
 from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
 from jaxnets.kernels.linear_softmax.top_k_teacher import TopKTeacher
@@ -82,6 +83,7 @@ __all__ = [
     "linear_divergence",
     "linear_label_rank",
     "linear_log_probs",
+    "linear_sigmoid_cross_entropy",
     "linear_softmax_cross_entropy",
     "linear_top_k",
     "lstm",

@@ -51,6 +51,7 @@ from jaxnets.kernels import (
     linear_divergence,
     linear_label_rank,
     linear_log_probs,
+    linear_sigmoid_cross_entropy,
     linear_softmax_cross_entropy,
     linear_top_k,
     lstm,
@@ -205,6 +206,10 @@ SUBJECTS = {
                 lambda hidden, items: in_batch_softmax_cross_entropy(
                     hidden, items, LABELS, symmetric=True, tiles=Tiles(3, 5)),
                 (_SOFTMAX[0], _SOFTMAX[0])),
+        Subject("linear_sigmoid_cross_entropy",
+                lambda h, w, b: linear_sigmoid_cross_entropy(
+                    h, w, jnp.stack([LABELS, LABELS // 2], 1), bias=b),
+                _SOFTMAX),
         Subject("linear_log_probs", lambda h, w, b: linear_log_probs(h, w, LABELS, bias=b)[:3],
                 _SOFTMAX),
         Subject("linear_divergence",
