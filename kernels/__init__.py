@@ -37,6 +37,7 @@ from jaxnets.kernels.samplers.log_uniform import LogUniform
 from jaxnets.kernels.samplers.mixture import Mixture, mixed_samples
 from jaxnets.kernels.samplers.samples import Samples
 from jaxnets.kernels.samplers.sharded_unigram import ShardedUnigram
+from jaxnets.kernels.samplers.streaming_frequency import StreamingFrequency
 from jaxnets.kernels.samplers.uniform import Uniform
 from jaxnets.kernels.samplers.unigram import Unigram
 from jaxnets.kernels.tuning import tune
@@ -60,6 +61,7 @@ __all__ = [
     "Samples",
     "ShardedUnigram",
     "SparseRows",
+    "StreamingFrequency",
     "Tiles",
     "TopK",
     "TopKTeacher",

@@ -31,6 +31,7 @@ from jaxnets.kernels import (
     LSTMParameters,
     Mixture,
     SparseRows,
+    StreamingFrequency,
     Tiles,
     Uniform,
     Unigram,
@@ -161,6 +162,11 @@ def _mixed(hidden):
     return mixed_samples(Uniform(VOCAB), _key(hidden), 8, LABELS, _UNIGRAM)[1:3]
 
 
+def _stream(hidden):
+    ids = LABELS * (1 + (hidden[0, 0] > 0).astype(jnp.int32))
+    return StreamingFrequency.create(64).update(ids).update(LABELS).log_expected_count(ids)
+
+
 def _sharding(tokens=True):
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
     return VocabSharding(mesh, "vocab", "data" if tokens else None)
@@ -230,6 +236,7 @@ SUBJECTS = {
         Subject("in_batch_samples",
                 lambda h: in_batch_samples(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
                 _SOFTMAX[:1], False),
+        Subject("StreamingFrequency", _stream, _SOFTMAX[:1], False),
         Subject("mixed_samples", _mixed, _SOFTMAX[:1], False),
         Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
         Subject("rows_from_dense, to_dense", lambda g: to_dense(rows_from_dense(g, VOCAB), VOCAB),
