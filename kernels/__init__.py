@@ -25,6 +25,8 @@ from jaxnets.kernels.sampled_softmax.api import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
+from jaxnets.kernels.sampled_softmax.candidate_queue import CandidateQueue
+from jaxnets.kernels.sampled_softmax.hardest import hardest_samples
 from jaxnets.kernels.sampled_softmax.in_batch import (
     ExtraItems,
     in_batch_softmax_cross_entropy,
@@ -44,6 +46,7 @@ from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 __all__ = [
+    "CandidateQueue",
     "ExtraItems",
     "FoldedBatchNorm",
     "GRUParameters",
@@ -80,6 +83,7 @@ __all__ = [
     "gather_rows",
     "gbce_loss",
     "gru",
+    "hardest_samples",
     "in_batch_samples",
     "in_batch_softmax_cross_entropy",
     "linear_divergence",

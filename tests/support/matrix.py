@@ -25,6 +25,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels import (
+    CandidateQueue,
     GRUParameters,
     LearnedUnigram,
     LogUniform,
@@ -47,6 +48,7 @@ from jaxnets.kernels import (
     gather_rows,
     gbce_loss,
     gru,
+    hardest_samples,
     in_batch_samples,
     in_batch_softmax_cross_entropy,
     linear_divergence,
@@ -162,6 +164,18 @@ def _mixed(hidden):
     return mixed_samples(Uniform(VOCAB), _key(hidden), 8, LABELS, _UNIGRAM)[1:3]
 
 
+def _hardest(hidden, weight, bias):
+    """The scores of those chosen: of equal ones another may be."""
+    ids = hardest_samples(hidden, weight, LABELS, SAMPLES, 4, bias=bias, subtract_log_q=False).ids
+    logits = hidden.astype(jnp.float32) @ weight.astype(jnp.float32).T + bias.astype(jnp.float32)
+    return jnp.take_along_axis(logits, ids, 1)
+
+
+def _queue(items):
+    queue = CandidateQueue.create(TOKENS + 2, FEATURES)
+    return queue.push(items, LABELS).push(2 * items, LABELS)
+
+
 def _stream(hidden):
     ids = LABELS * (1 + (hidden[0, 0] > 0).astype(jnp.int32))
     return StreamingFrequency.create(64).update(ids).update(LABELS).log_expected_count(ids)
@@ -236,6 +250,8 @@ SUBJECTS = {
         Subject("in_batch_samples",
                 lambda h: in_batch_samples(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
                 _SOFTMAX[:1], False),
+        Subject("hardest_samples", _hardest, _SOFTMAX, False),
+        Subject("CandidateQueue", _queue, _SOFTMAX[:1], False),
         Subject("StreamingFrequency", _stream, _SOFTMAX[:1], False),
         Subject("mixed_samples", _mixed, _SOFTMAX[:1], False),
         Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
