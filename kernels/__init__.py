@@ -32,6 +32,7 @@ from jaxnets.kernels.sampled_softmax.in_batch import (
     in_batch_softmax_cross_entropy,
 )
 from jaxnets.kernels.sampled_softmax.ranking import bpr_loss, bpr_max_loss, gbce_loss
+from jaxnets.kernels.sampled_softmax.scalable import scalable_cross_entropy
 from jaxnets.kernels.samplers.draw import draw_samples
 from jaxnets.kernels.samplers.in_batch import in_batch_samples
 from jaxnets.kernels.samplers.learned_unigram import LearnedUnigram
@@ -100,6 +101,7 @@ __all__ = [
     "recurrent_layers",
     "rows_from_dense",
     "sampled_softmax_cross_entropy",
+    "scalable_cross_entropy",
     "to_dense",
     "tune",
     "xla_only",

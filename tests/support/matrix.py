@@ -65,6 +65,7 @@ from jaxnets.kernels import (
     recurrent_layers,
     rows_from_dense,
     sampled_softmax_cross_entropy,
+    scalable_cross_entropy,
     to_dense,
 )
 from tests.lowering import for_gpu
@@ -219,6 +220,10 @@ SUBJECTS = {
         Subject("gbce_loss", partial(_sampled, gbce_loss), _SOFTMAX),
         Subject("bpr_loss", partial(_sampled, bpr_loss), _SOFTMAX),
         Subject("bpr_max_loss", partial(_sampled, bpr_max_loss), _SOFTMAX),
+        Subject("scalable_cross_entropy",
+                lambda h, w, b: scalable_cross_entropy(
+                    h, w, LABELS, jax.random.key(0), bias=b, tokens_per_bucket=TOKENS),
+                _SOFTMAX),
         Subject("in_batch_softmax_cross_entropy",
                 lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
                 (_SOFTMAX[0], _SOFTMAX[0])),
