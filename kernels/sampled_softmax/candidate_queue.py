@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import checks
+from jaxnets.kernels.meshes import replicated
 from jaxnets.kernels.sampled_softmax.in_batch import ExtraItems
 from jaxnets.kernels.samplers.by_contents import ByContents
 from jaxnets.kernels.samplers.samples import CLASS_IDS, as_mask
@@ -131,6 +132,7 @@ def _pushed(
     log_probability: jax.Array,
     there: jax.Array,
 ) -> CandidateQueue:
+    items, labels, log_probability, there = replicated((items, labels, log_probability, there))
     capacity = queue.labels.size
     at = (queue.next + jnp.cumsum(there, dtype=jnp.int32) - 1) % capacity
     at = jnp.where(there, at, capacity)  # out of bounds: dropped
