@@ -13,7 +13,17 @@ import typer
 from rich.console import Console
 
 from benchmarks import accelerators as accelerator_cases
-from benchmarks import epochs, evaluation, exact, profiling, quality, recurrent, steps, vowels
+from benchmarks import (
+    epochs,
+    estimators,
+    evaluation,
+    exact,
+    profiling,
+    quality,
+    recurrent,
+    steps,
+    vowels,
+)
 from benchmarks import pointwise as pointwise_cases
 from benchmarks import report as reports
 from benchmarks.compare import compare as compare_results
@@ -59,7 +69,8 @@ def softmax(
 ) -> None:  # fmt: skip
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
     console = Console()
-    suite, notes = chosen(quick, full, exact.QUICK, steps.QUICK, evaluation.QUICK, quality.QUICK)
+    parts = exact, steps, evaluation, estimators, quality
+    suite, notes = chosen(quick, full, *(part.QUICK for part in parts))
     peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
         trace(profiling.sampled_case().run, profile)
@@ -71,7 +82,8 @@ def softmax(
         benchmarks, bars = benchmarks + more_rows, bars + more_bars
     finish(
         console, output, name="softmax", suite=suite, limits=limits, notes=notes, peers=peers,
-        benchmarks=benchmarks, bars=bars, quality=quality.run(suite),
+        benchmarks=benchmarks, bars=bars, estimators=estimators.run(suite),
+        quality=quality.run(suite),
     )  # fmt: skip
 
 
