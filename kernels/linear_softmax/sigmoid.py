@@ -20,7 +20,7 @@ from jaxnets.kernels.checks import as_integers, in_range, is_known
 from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options
 from jaxnets.kernels.linear_softmax.projection import prepared
 from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
-from jaxnets.kernels.linear_softmax.xla_sigmoid import one_vs_all
+from jaxnets.kernels.linear_softmax.xla_sigmoid import one_vs_all, weighted_sum
 from jaxnets.kernels.losses import (
     Reduction,
     check_ignore_index,
@@ -186,8 +186,15 @@ def _loss(
     ids, factors = _true_classes(
         sharding, vocab_size, padding, labels, positive_weight, label_weights, kept, dtype
     )
-    losses = one_vs_all(sharding, options, hidden, weight, bias, ids, factors)
-    return reduce_losses(losses, kept, reduction)
+    arrays = hidden, weight, bias, ids, factors
+    if reduction == "none":
+        return reduce_losses(one_vs_all(sharding, options, *arrays), kept, reduction)
+    if kept is None:
+        (kept,) = sharding.place_tokens(jnp.ones(batch, dtype))
+    if reduction == "mean":
+        total = kept.sum()
+        kept = jnp.where(total == 0, 0, kept / jnp.where(total == 0, 1, total))
+    return weighted_sum(sharding, options, *arrays, kept)
 
 
 def _true_classes(
