@@ -24,59 +24,53 @@ TILES = Tiles(3, 5)  # of 8 queries and 14 items: the last is filled up, or move
 
 
 def ours(hidden, items, more, temperature, **options):
-    """Both forms; the mean, then a loss for each pair. The last extra item is none."""
+    """The last extra item is none."""
     extra = ExtraItems(
         jnp.append(more, jnp.full((1, FEATURES), jnp.nan), 0),
         jnp.append(MORE_LABELS, 1),
         np.append(MORE_LOG_P, np.inf),
     )
-    return [
-        in_batch_softmax_cross_entropy(
-            hidden, items, LABELS, LOG_P, extra=extra, temperature=temperature, mask=MASK,
-            token_weights=WEIGHTS, symmetric=symmetric, reduction=reduction, **options,
-        )
-        for symmetric, reduction in ((False, "mean"), (True, "none"))
-    ]  # fmt: skip
+    return in_batch_softmax_cross_entropy(
+        hidden, items, LABELS, LOG_P, extra=extra, temperature=temperature, mask=MASK,
+        token_weights=WEIGHTS, **options,
+    )  # fmt: skip
 
 
-def plain(hidden, items, more, temperature):
+def plain(symmetric, hidden, items, more, temperature):
     rows, columns = reference.in_batch_softmax_cross_entropy(
         hidden, items, LABELS, jnp.asarray(LOG_P),
         (more, MORE_LABELS, jnp.asarray(MORE_LOG_P)), temperature, jnp.asarray(MASK),
     )  # fmt: skip
-    weights = WEIGHTS * MASK
-    return [(rows * weights).sum() / weights.sum(), (rows + columns) / 2 * weights]
-
-
-def derived(*functions):
-    """The values of each, and the gradients of a weighted sum of them; one program."""
-
-    def total(function, *arrays):
-        mean, losses = function(*arrays)
-        return mean + (losses * jnp.cos(jnp.arange(BATCH))).sum(), (mean, losses)
-
-    def program(*arrays):
-        return [
-            jax.value_and_grad(lambda *a, f=function: total(f, *a), (0, 1, 2, 3), has_aux=True)(
-                *arrays
-            )
-            for function in functions
-        ]
-
-    return jax.jit(program)(HIDDEN, ITEMS, MORE, TEMPERATURE)
+    return ((rows + columns) / 2 if symmetric else rows) * WEIGHTS * MASK
 
 
 def test_both_directions_are_those_of_whole_logits(x64):
+    """The mean of one; a loss for each pair of both, on one device and on four."""
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     sharding = VocabSharding(mesh, None, ("a", "b"))
-    got, split, wanted = derived(
+    both = {"symmetric": True, "reduction": "none"}
+    factors = np.cos(np.arange(BATCH))
+    functions = (
         lambda *a: ours(*a, tiles=TILES),
-        lambda *a: ours(*a, tiles=Tiles(2, 4), sharding=sharding),
-        plain,
+        lambda *a: plain(False, *a).sum() / (WEIGHTS * MASK).sum(),
+        lambda *a: ours(*a, tiles=TILES, **both) * factors,
+        lambda *a: ours(*a, tiles=Tiles(2, 4), sharding=sharding, **both) * factors,
+        lambda *a: plain(True, *a) * factors,
     )
-    assert_near(got, wanted, 1e-12)
-    assert_near(split, wanted, 1e-12)
-    assert not np.asarray(got[1][0])[~MASK].any()
+
+    @jax.jit
+    def program(*arrays):
+        return [
+            jax.value_and_grad(lambda *a, f=f: f(*a).sum(), (0, 1, 2, 3))(*arrays)
+            for f in functions
+        ]
+
+    mean, plain_mean, each, split, plain_each = program(HIDDEN, ITEMS, MORE, TEMPERATURE)
+    assert_near(mean, plain_mean, 1e-12)
+    assert_near(each, plain_each, 1e-12)
+    assert_near(split, plain_each, 1e-12)
+    for gradient in (*mean[1][:2], *split[1][:2]):
+        assert not np.asarray(gradient)[~MASK].any()
 
 
 def test_memory_grows_with_the_batch_and_not_with_its_square():
