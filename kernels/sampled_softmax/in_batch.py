@@ -78,7 +78,7 @@ def in_batch_softmax_cross_entropy(
 
     as for images and texts (Radford et al. 2021, "Learning Transferable Visual Models From Natural
     Language Supervision", section 2.3). The logits are never whole: memory grows with the batch,
-    not with its square, and both directions together cost what one does.
+    not with its square, and both directions together cost little more than one.
 
     Args:
       hidden: [batch, features], float: the queries.
