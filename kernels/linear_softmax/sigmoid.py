@@ -224,6 +224,6 @@ def _true_classes(
             )  # fmt: skip
         factors = factors * positive_weight.astype(dtype)
     labels, factors = jax.lax.sort((labels, factors), num_keys=1)
-    again = labels == jnp.roll(labels, 1, -1)
-    again &= jnp.arange(labels.shape[-1]) > 0
+    place = jax.lax.broadcasted_iota(jnp.int32, labels.shape, labels.ndim - 1)
+    again = (labels == jnp.roll(labels, 1, -1)) & (place > 0)
     return jnp.where(again & (labels < vocab_size), vocab_size, labels), factors

@@ -85,13 +85,16 @@ def test_a_bad_label_is_nan_where_it_is_found_out_late():
     assert np.isnan(found).all(1).tolist() == [True, False]
 
 
-def test_no_whole_logits():
+def test_no_whole_logits(strict_modes):
     tokens, vocab = 2048, 8192
 
     def loss(hidden, weight, labels):
-        return linear_sigmoid_cross_entropy(hidden, weight, labels)
+        factors = np.ones(vocab), np.ones(labels.shape)
+        return linear_sigmoid_cross_entropy(
+            hidden, weight, labels, positive_weight=factors[0], label_weights=factors[1]
+        )
 
-    shapes = [((tokens, 8), jnp.float32), ((vocab, 8), jnp.float32), ((tokens, 3), jnp.int32)]
+    shapes = [((tokens, 8), jnp.bfloat16), ((vocab, 8), jnp.float32), ((tokens, 3), jnp.int16)]
     arrays = [jax.ShapeDtypeStruct(*each) for each in shapes]
     compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*arrays).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab

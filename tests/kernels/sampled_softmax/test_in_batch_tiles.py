@@ -73,7 +73,7 @@ def test_both_directions_are_those_of_whole_logits(x64):
         assert not np.asarray(gradient)[~MASK].any()
 
 
-def test_memory_grows_with_the_batch_and_not_with_its_square():
+def test_memory_grows_with_the_batch_and_not_with_its_square(strict_modes):
     @jax.jit
     def step(hidden, items, labels):
         def loss(*pairs):

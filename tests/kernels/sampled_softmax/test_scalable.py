@@ -95,7 +95,9 @@ def test_a_bad_label_is_nan_and_memory_is_that_of_the_buckets():
 
     tokens, vocab = 1024, 32_768
     shapes = [((tokens, 8), jnp.float32), ((vocab, 8), jnp.float32), ((tokens,), jnp.int32)]
-    compiled = step.lower(*[jax.ShapeDtypeStruct(*each) for each in shapes]).compile()
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        lowered = step.lower(*[jax.ShapeDtypeStruct(*each) for each in shapes])
+    compiled = lowered.compile()
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab * 4 / 8
     arrays = [np.full(shape, vocab, dtype) for shape, dtype in shapes]
     assert np.isnan(compiled(*arrays)[0])
