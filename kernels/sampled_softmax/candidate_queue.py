@@ -26,9 +26,9 @@ class CandidateQueue(ByContents):
 
     For :func:`jaxnets.kernels.in_batch_softmax_cross_entropy`: many negatives with small batches
     (He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section
-    3.2; Wang et al. 2021, "Cross-Batch Negative Sampling for Training Two-Tower Recommenders",
-    section 3.3). Items stay as they were computed and have no gradient: they are a little stale.
-    A pytree of fixed shapes, for ``jax.jit`` and ``jax.lax.scan``; donate it, else it is copied.
+    3.2; Wang et al. 2021, "Cross-Batch Negative Sampling for Training Two-Tower Recommenders").
+    Items stay as they were computed and have no gradient: they are a little stale. A pytree of
+    fixed shapes, for ``jax.jit`` and ``jax.lax.scan``; donate it, else it is copied.
 
     Attributes:
       items: [capacity, features].

@@ -37,7 +37,7 @@ def hardest_samples(
     r"""Of each token's samples the ``num_hardest`` with the largest logits.
 
     Dynamic negative sampling (Zhang et al. 2013, "Optimizing Top-N Collaborative Filtering via
-    Dynamic Negative Item Sampling", section 4): samples that a model ranks low anyway teach it
+    Dynamic Negative Item Sampling"): samples that a model ranks low anyway teach it
     little. Scoring has no gradient, so a loss on the result costs ``num_hardest`` rows a token
     where one on ``samples`` would cost all.
 

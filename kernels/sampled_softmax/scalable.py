@@ -70,7 +70,7 @@ def scalable_cross_entropy(
         \qquad o_v = w_v \cdot h_i + b_v
 
     (Mezentsev et al. 2024, "Scalable Cross-Entropy Loss for Sequential Recommendations with Large
-    Item Catalogs", section 4). Each term is a part of the sum of the exact loss, so this one is
+    Item Catalogs"). Each term is a part of the sum of the exact loss, so this one is
     never above it. Tokens of no bucket are left out of the step. To find the buckets takes a
     product of num_buckets x features x vocab, without a gradient and without its result whole in
     memory; the loss then costs what is in them. Evaluate with the exact loss,

@@ -36,9 +36,9 @@ class StreamingFrequency(ByContents):
 
     with A the step at which it was last hit and n how often it was, and the id is in a share
     :math:`1 / \max_i B^{(i)}_{h_i}` of the batches over tables i (Yi et al. 2019,
-    "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", section 4 and
-    algorithm 2; that the first intervals have equal weights is ours, so that the estimate has no
-    bias from where it began). Frequencies that change are followed over :math:`1 / \alpha` hits.
+    "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations", algorithm 2;
+    that the first intervals have equal weights is ours, so that the estimate has no bias from where
+    it began). Frequencies that change are followed over :math:`1 / \alpha` hits.
 
     A pytree: donate it to the jitted step, else it is copied.
 
