@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import accelerators as accelerator_cases
 from benchmarks import (
     epochs,
+    estimators,
     evaluation,
     exact,
     noise,
@@ -70,9 +71,8 @@ def softmax(
 ) -> None:  # fmt: skip
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
     console = Console()
-    suite, notes = chosen(
-        quick, full, exact.QUICK, steps.QUICK, evaluation.QUICK, threads.QUICK, quality.QUICK
-    )
+    parts = exact, steps, evaluation, threads, estimators, quality
+    suite, notes = chosen(quick, full, *(part.QUICK for part in parts))
     peers = find_peers(console, "tensorflow", "torch")
     if profile is not None:
         trace(profiling.sampled_case().run, profile)
@@ -85,7 +85,8 @@ def softmax(
     on_cores, by_cores = threads.run(limits, suite, ("exact loss", "sampled step"))
     finish(
         console, output, name="softmax", suite=suite, limits=limits, notes=notes, peers=peers,
-        benchmarks=benchmarks + on_cores, bars=bars + by_cores, quality=quality.run(suite),
+        benchmarks=benchmarks + on_cores, bars=bars + by_cores, estimators=estimators.run(suite),
+        quality=quality.run(suite),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from jaxnets.kernels.linear_softmax.divergence import (
 from jaxnets.kernels.linear_softmax.fused_update import LinearSoftmaxUpdate, linear_softmax_update
 from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_rank
 from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
+from jaxnets.kernels.linear_softmax.sigmoid import linear_sigmoid_cross_entropy
 from jaxnets.kernels.linear_softmax.tiles import Tiles
 from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
 from jaxnets.kernels.linear_softmax.top_k_teacher import TopKTeacher
@@ -30,8 +31,14 @@ from jaxnets.kernels.sampled_softmax.api import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.sampled_softmax.in_batch import in_batch_softmax_cross_entropy
+from jaxnets.kernels.sampled_softmax.candidate_queue import CandidateQueue
+from jaxnets.kernels.sampled_softmax.hardest import hardest_samples
+from jaxnets.kernels.sampled_softmax.in_batch import (
+    ExtraItems,
+    in_batch_softmax_cross_entropy,
+)
 from jaxnets.kernels.sampled_softmax.ranking import bpr_loss, bpr_max_loss, gbce_loss
+from jaxnets.kernels.sampled_softmax.scalable import scalable_cross_entropy
 from jaxnets.kernels.samplers.draw import draw_samples
 from jaxnets.kernels.samplers.in_batch import in_batch_samples
 from jaxnets.kernels.samplers.learned_unigram import LearnedUnigram
@@ -39,6 +46,7 @@ from jaxnets.kernels.samplers.log_uniform import LogUniform
 from jaxnets.kernels.samplers.mixture import Mixture, mixed_samples
 from jaxnets.kernels.samplers.samples import Samples
 from jaxnets.kernels.samplers.sharded_unigram import ShardedUnigram
+from jaxnets.kernels.samplers.streaming_frequency import StreamingFrequency
 from jaxnets.kernels.samplers.uniform import Uniform
 from jaxnets.kernels.samplers.unigram import Unigram
 from jaxnets.kernels.tuning import tune
@@ -46,7 +54,9 @@ from jaxnets.kernels.vocab_sharding import VocabSharding
 
 __all__ = [
     "SGD",
+    "CandidateQueue",
     "DivergenceAndCrossEntropy",
+    "ExtraItems",
     "FoldedBatchNorm",
     "GRUParameters",
     "GatheredRows",
@@ -65,6 +75,7 @@ __all__ = [
     "Samples",
     "ShardedUnigram",
     "SparseRows",
+    "StreamingFrequency",
     "Tiles",
     "TopK",
     "TopKTeacher",
@@ -83,11 +94,13 @@ __all__ = [
     "gather_rows",
     "gbce_loss",
     "gru",
+    "hardest_samples",
     "in_batch_samples",
     "in_batch_softmax_cross_entropy",
     "linear_divergence",
     "linear_label_rank",
     "linear_log_probs",
+    "linear_sigmoid_cross_entropy",
     "linear_softmax_cross_entropy",
     "linear_softmax_update",
     "linear_top_k",
@@ -99,6 +112,7 @@ __all__ = [
     "recurrent_layers",
     "rows_from_dense",
     "sampled_softmax_cross_entropy",
+    "scalable_cross_entropy",
     "to_dense",
     "tune",
     "xla_only",

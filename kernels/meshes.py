@@ -121,7 +121,7 @@ def _specs(places: Any, split: _Split) -> Any:
 def split_of(arrays: dict[str, Any], places: dict[str, Any]) -> _Split | None:
     """How the batch is split, by the first array that has it, or None."""
     first = next(iter(arrays))
-    if arrays[first].ndim < 2:
+    if jax.tree.leaves(arrays[first])[0].ndim < 2:
         return None
     for name, tree in arrays.items():
         for at, leaf in zip(jax.tree.leaves(jax.tree.broadcast(places[name], tree)),

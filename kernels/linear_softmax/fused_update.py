@@ -225,8 +225,8 @@ def _update(
         hidden_gradient, weight, bias, rule = carry
         offsets = zeros if bias is None else bias
         tile = _unmoved(vocab_tile(weight, offsets, index, options), options)
-        hidden_gradient, rows, bias_rows = gradients_of_tile(
-            options, tokens, tile, numbers, slope_of(options, tile), hidden_gradient
+        (hidden_gradient, _), rows, bias_rows = gradients_of_tile(
+            options, tokens, tile, numbers, slope_of(options, tile), (hidden_gradient, None)
         )
         # Classes that an earlier tile saw have got theirs; what lies beyond the tile is dropped.
         count = tile.bias.shape[0]

@@ -41,3 +41,22 @@ def linear_softmax_cross_entropy(
     loss = log_sum_exp - (1 - label_smoothing) * label_logits
     loss = loss - label_smoothing * mean_logit + z_loss * log_sum_exp**2
     return loss, log_sum_exp
+
+
+def linear_sigmoid_cross_entropy(
+    hidden: jax.Array,
+    weight: jax.Array,
+    true: jax.Array,
+    factors: jax.Array,
+    *,
+    bias: jax.Array | None = None,
+) -> jax.Array:
+    """Loss [...] by the equation in :mod:`jaxnets.kernels.linear_softmax.sigmoid`.
+
+    ``true [..., vocab]`` bool, and the factor of each class where it is true, [..., vocab].
+    """
+    logits = hidden @ weight.T
+    if bias is not None:
+        logits = logits + bias
+    of_true = -factors * jax.nn.log_sigmoid(logits)
+    return jnp.where(true, of_true, -jax.nn.log_sigmoid(-logits)).sum(-1)

@@ -162,9 +162,12 @@ def gradients_by_tile(
     weight: jax.Array,
     bias: jax.Array,
     numbers: Any,
-    slopes: Callable[[jax.Array, VocabTile], Callable[[jax.Array, Any], jax.Array]],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    slopes: Callable[[jax.Array, VocabTile], Callable[[jax.Array, Any], Any]],
+    totals: jax.Array | None = None,
+) -> tuple[jax.Array, ...]:
     """The gradients of hidden [tokens, features], weight and bias, by those of the logits.
+
+    And the totals, if there are any.
 
     Args:
       options: the layout and the tiles of classes.
@@ -174,31 +177,34 @@ def gradients_by_tile(
       numbers: a pytree of what else the slopes depend on, [tiles, size, ...] each.
       slopes: of the index of a tile and the tile, a function of hidden states [size, features] and
         the numbers that gives the gradient by the logits, [size, classes]; for classes that an
-        earlier tile saw it may be anything.
+        earlier tile saw it may be anything. With totals, a pair of that and of what is added to
+        them, [size].
+      totals: [tiles, size], of each token: a sum over the classes, which costs no other pass.
     """
     dtype = options.accumulator(hidden, weight)
 
     def over_vocab(index, gradients):
-        hidden_gradient, weight_gradient, bias_gradient = gradients
+        of_tokens, weight_gradient, bias_gradient = gradients
         tile = vocab_tile(weight, bias, index, options)
-        hidden_gradient, weight_rows, bias_rows = gradients_of_tile(
-            options, hidden, tile, numbers, slopes(index, tile), hidden_gradient
+        of_tokens, weight_rows, bias_rows = gradients_of_tile(
+            options, hidden, tile, numbers, slopes(index, tile), of_tokens
         )
         return (
-            hidden_gradient,
+            of_tokens,
             put_or_add(weight_gradient, weight_rows, tile, jnp.bool(True), options),
             add_slice(bias_gradient, bias_rows, tile.start),
         )
 
     start = (
-        jnp.zeros(hidden.shape, dtype),
+        (jnp.zeros(hidden.shape, dtype), totals),
         # Each tile is put there once, in the table's own dtype: no float32 copy, and no zeros.
         unset_like(weight, weight.dtype),
         jnp.zeros(bias.shape, dtype),
     )
     count = tile_count(bias.shape[0], options)
-    hidden_gradient, *others = lax.fori_loop(0, count, over_vocab, start)
-    return (hidden_gradient.reshape(-1, hidden.shape[-1]), *others)
+    (hidden_gradient, totals), *others = lax.fori_loop(0, count, over_vocab, start)
+    gradients = hidden_gradient.reshape(-1, hidden.shape[-1]), *others
+    return gradients if totals is None else (*gradients, totals)
 
 
 def gradients_of_tile(
@@ -206,30 +212,32 @@ def gradients_of_tile(
     hidden: jax.Array,
     tile: VocabTile,
     numbers: Any,
-    slope: Callable[[jax.Array, Any], jax.Array],
-    hidden_gradient: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``hidden_gradient`` with what a tile of classes adds, and the gradients of its rows and bias.
+    slope: Callable[[jax.Array, Any], Any],
+    of_tokens: tuple[jax.Array, jax.Array | None],
+) -> tuple[tuple[jax.Array, jax.Array | None], jax.Array, jax.Array]:
+    """``of_tokens`` with what a tile of classes adds, and the gradients of its rows and bias.
 
-    Arguments are those of :func:`gradients_by_tile`; the rows are those of all tokens, 0 for
-    classes that an earlier tile saw.
+    ``of_tokens`` are the gradient of the hidden states and the totals, or None; other arguments are
+    those of :func:`gradients_by_tile`. The rows are those of all tokens, 0 for classes that an
+    earlier tile saw.
     """
-    dtype = hidden_gradient.dtype
+    dtype = of_tokens[0].dtype
 
     def over_tokens(tile_gradients, xs):
         weight_rows, bias_rows = tile_gradients
-        hidden, numbers, hidden_gradient = xs
+        hidden, numbers, (hidden_gradient, total) = xs
         gradient = slope(hidden, numbers)
+        if total is not None:
+            gradient, more = gradient
+            total += more
         if tile.fresh is not None:
             gradient = jnp.where(tile.fresh[None], gradient, 0)
         bias_rows += gradient.sum(0)
         gradient = gradient.astype(hidden.dtype)
         weight_rows += table_gradient(gradient, hidden, options)
         hidden_gradient += times_tile(gradient, tile, options)
-        return (weight_rows, bias_rows), hidden_gradient
+        return (weight_rows, bias_rows), (hidden_gradient, total)
 
     zeros = (jnp.zeros(tile.weight.shape, dtype), jnp.zeros(tile.bias.shape, dtype))
-    (weight_rows, bias_rows), hidden_gradient = lax.scan(
-        over_tokens, zeros, (hidden, numbers, hidden_gradient)
-    )
-    return hidden_gradient, weight_rows, bias_rows
+    (weight_rows, bias_rows), of_tokens = lax.scan(over_tokens, zeros, (hidden, numbers, of_tokens))
+    return of_tokens, weight_rows, bias_rows

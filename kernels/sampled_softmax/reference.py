@@ -102,3 +102,29 @@ def bpr_max(
 
 def _scores(*arrays: Any, **options: Any) -> tuple[jax.Array, jax.Array]:
     return sampled_logits(*arrays, subtract_log_q=False, **options)
+
+
+def in_batch_softmax_cross_entropy(
+    hidden: jax.Array,
+    items: jax.Array,
+    labels: jax.Array,
+    log_probability: jax.Array,
+    extra: tuple[jax.Array, jax.Array, jax.Array],
+    temperature: jax.Array,
+    kept: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The losses [batch] of the queries and of the items, on whole logits.
+
+    ``extra``: items, labels and log-probabilities. ``kept [batch]``: which pairs there are.
+    """
+    pairs, more = len(hidden), len(extra[1])
+    scores = hidden @ jnp.concatenate([items, extra[0]]).T / temperature
+    counts = jnp.concatenate([log_probability, extra[2]])
+    same = labels[:, None] == jnp.concatenate([labels, extra[1]])
+    out = same & ~jnp.eye(pairs, pairs + more, dtype=bool)
+    there = jnp.concatenate([kept, jnp.ones(more, bool)])
+    rows = jnp.where(out | ~there, -jnp.inf, scores - counts)
+    columns = jnp.where(out[:, :pairs].T | ~kept, -jnp.inf, scores[:, :pairs].T)
+    own = jnp.diagonal(scores)
+    of_rows = jax.nn.logsumexp(rows, 1) - (own - log_probability)
+    return of_rows, jax.nn.logsumexp(columns, 1) - own

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import corpus, evaluation, exact, noise, quality, report
+from benchmarks import corpus, estimators, evaluation, exact, noise, quality, report
 from benchmarks.__main__ import app
 from benchmarks.bars import bar, goal, verdict
 from benchmarks.harness import Case, compiled_case, measure
@@ -262,6 +262,17 @@ def test_quick_trains_fewer_losses(monkeypatch):
         name: {"ms_per_step": 1.0, "points": 2} for name in quality.QUICK_METHODS
     }
     assert len(quality.run("standard")["methods"]) == 9
+
+
+def test_the_bias_of_estimators():
+    """With log Q it is noise; without, far above what noise makes."""
+    for name, biased in (("no log Q", True), ("log Q of samples and true class", False)):
+        bias, floor = estimators.bias_of(name, 8, 300, classes=40)
+        assert (bias > 5 * floor) == biased
+    row = {"name": name, "num_sampled": 8, "bias": bias, "noise_floor": floor}
+    rows = report.estimator_rows({"estimators": [row]})
+    assert rows == [["8", name, f"{bias:.4f}", f"{floor:.4f}"]]
+    assert not report.estimator_rows({})  # of a result from before
 
 
 def test_compare_says_what_got_slower(tmp_path):

@@ -26,12 +26,14 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels import (
     SGD,
+    CandidateQueue,
     GRUParameters,
     LearnedUnigram,
     LogUniform,
     LSTMParameters,
     Mixture,
     SparseRows,
+    StreamingFrequency,
     Tiles,
     Uniform,
     Unigram,
@@ -47,11 +49,13 @@ from jaxnets.kernels import (
     gather_rows,
     gbce_loss,
     gru,
+    hardest_samples,
     in_batch_samples,
     in_batch_softmax_cross_entropy,
     linear_divergence,
     linear_label_rank,
     linear_log_probs,
+    linear_sigmoid_cross_entropy,
     linear_softmax_cross_entropy,
     linear_softmax_update,
     linear_top_k,
@@ -63,6 +67,7 @@ from jaxnets.kernels import (
     recurrent_layers,
     rows_from_dense,
     sampled_softmax_cross_entropy,
+    scalable_cross_entropy,
     to_dense,
 )
 from tests.lowering import for_gpu
@@ -162,6 +167,23 @@ def _mixed(hidden):
     return mixed_samples(Uniform(VOCAB), _key(hidden), 8, LABELS, _UNIGRAM)[1:3]
 
 
+def _hardest(hidden, weight, bias):
+    """The scores of those chosen: of equal ones another may be."""
+    ids = hardest_samples(hidden, weight, LABELS, SAMPLES, 4, bias=bias, subtract_log_q=False).ids
+    logits = hidden.astype(jnp.float32) @ weight.astype(jnp.float32).T + bias.astype(jnp.float32)
+    return jnp.take_along_axis(logits, ids, 1)
+
+
+def _queue(items):
+    queue = CandidateQueue.create(TOKENS + 2, FEATURES)
+    return queue.push(items, LABELS).push(2 * items, LABELS)
+
+
+def _stream(hidden):
+    ids = LABELS * (1 + (hidden[0, 0] > 0).astype(jnp.int32))
+    return StreamingFrequency.create(64).update(ids).update(LABELS).log_expected_count(ids)
+
+
 def _sharding(tokens=True):
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
     return VocabSharding(mesh, "vocab", "data" if tokens else None)
@@ -200,12 +222,24 @@ SUBJECTS = {
         Subject("gbce_loss", partial(_sampled, gbce_loss), _SOFTMAX),
         Subject("bpr_loss", partial(_sampled, bpr_loss), _SOFTMAX),
         Subject("bpr_max_loss", partial(_sampled, bpr_max_loss), _SOFTMAX),
+        Subject("scalable_cross_entropy",
+                lambda h, w, b: scalable_cross_entropy(
+                    h, w, LABELS, jax.random.key(0), bias=b, tokens_per_bucket=TOKENS),
+                _SOFTMAX),
         Subject("in_batch_softmax_cross_entropy",
                 lambda hidden, items: in_batch_softmax_cross_entropy(hidden, items, LABELS),
                 (_SOFTMAX[0], _SOFTMAX[0])),
         Subject("linear_softmax_update",
                 lambda h, w, b: linear_softmax_update(h, w, LABELS, SGD(0.5), bias=b)[:4],
                 _SOFTMAX, False),
+        Subject("in_batch_softmax_cross_entropy, symmetric",
+                lambda hidden, items: in_batch_softmax_cross_entropy(
+                    hidden, items, LABELS, symmetric=True, tiles=Tiles(3, 5)),
+                (_SOFTMAX[0], _SOFTMAX[0])),
+        Subject("linear_sigmoid_cross_entropy",
+                lambda h, w, b: linear_sigmoid_cross_entropy(
+                    h, w, jnp.stack([LABELS, LABELS // 2], 1), bias=b),
+                _SOFTMAX),
         Subject("linear_log_probs", lambda h, w, b: linear_log_probs(h, w, LABELS, bias=b)[:3],
                 _SOFTMAX),
         Subject("linear_divergence",
@@ -227,6 +261,9 @@ SUBJECTS = {
         Subject("in_batch_samples",
                 lambda h: in_batch_samples(LABELS, -jnp.abs(h[:, 0])).log_expected_count,
                 _SOFTMAX[:1], False),
+        Subject("hardest_samples", _hardest, _SOFTMAX, False),
+        Subject("CandidateQueue", _queue, _SOFTMAX[:1], False),
+        Subject("StreamingFrequency", _stream, _SOFTMAX[:1], False),
         Subject("mixed_samples", _mixed, _SOFTMAX[:1], False),
         Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
         Subject("rows_from_dense, to_dense", lambda g: to_dense(rows_from_dense(g, VOCAB), VOCAB),

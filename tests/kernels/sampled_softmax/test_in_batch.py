@@ -129,12 +129,25 @@ def test_in_batch_refuses():
         in_batch_samples([1, 2], [-1.0, 0.5])
     with pytest.raises(TypeError, match="log_probability must be floating point"):
         in_batch_samples([1, 2], [0, 1])
-    for function in (
-        in_batch_samples,
-        lambda *a, **k: in_batch_softmax_cross_entropy(*2 * [a[1]], **k),
+    with pytest.raises(ValueError, match="mask must have shape"):
+        in_batch_samples([1, 2], jnp.zeros(2), mask=[True])
+    pairs = jnp.ones((2, 3)), jnp.ones((2, 3))
+    one = (jnp.ones((1, 3)), jnp.array([4]))
+    for wrong, message in (
+        ({"mask": [True]}, "mask must have shape"),
+        ({"ignore_index": 3}, "ignore_index must come with labels"),
+        ({"temperature": jnp.ones(2)}, r"temperature must be one number, got shape \(2,\)"),
+        ({"temperature": 0.0}, r"temperature must be above 0, got 0\.0"),
+        ({"labels": [1, 2, 3]}, r"labels must be \[2\], got \(3,\)"),
+        ({"extra": one}, "labels and extra.labels must be given both or neither"),
+        ({"extra": (jnp.ones((1, 4)),)}, r"extra.items must be \[n, features = 3\]"),
+        ({"labels": [1, 2], "extra": (*one, jnp.zeros(2))}, r"extra.log_probability must be"),
+        ({"labels": np.array([1, 2**40]), "extra": one}, "labels must lie in the range of int32"),
     ):
-        with pytest.raises((ValueError, TypeError), match=r"mask|labels"):
-            function([1, 2], jnp.zeros((2,)), mask=[True])
+        with pytest.raises(ValueError, match=message):
+            in_batch_softmax_cross_entropy(*pairs, **wrong)
+    with pytest.raises(TypeError, match="extra must be ExtraItems or a tuple, got list"):
+        in_batch_softmax_cross_entropy(*pairs, extra=[1])
 
 
 def test_strict_modes(strict_modes):

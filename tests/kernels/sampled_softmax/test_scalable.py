@@ -1,0 +1,117 @@
+"""SCE: cross-entropy over buckets, against NumPy in float64 bucket by bucket."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxnets.kernels import linear_softmax_cross_entropy, scalable_cross_entropy
+from tests.near import assert_near
+
+VOCAB, FEATURES, TOKENS, BUCKETS = 30, 4, 12, 5
+DRAW = np.random.default_rng(0)
+HIDDEN = DRAW.normal(size=(3, 4, FEATURES))
+WEIGHT, BIAS = DRAW.normal(size=(VOCAB, FEATURES)), DRAW.normal(size=VOCAB)
+BIAS[3] = -np.inf  # a class that is out
+LABELS = DRAW.integers(4, VOCAB, (3, 4))
+LABELS[1, 2] = -1
+WEIGHTS = DRAW.uniform(0.5, 2, (3, 4))
+WEIGHTS[2, 0] = 0
+KEY = jax.random.key(3)
+
+
+def in_numpy(hidden, per_bucket, classes):
+    """Losses [tokens] by the equation, NaN for a token of no bucket, and their gradients."""
+    kept = (LABELS != -1).reshape(-1) & (WEIGHTS != 0).reshape(-1)
+    flat = np.where(kept[:, None], hidden.reshape(TOKENS, -1), 0)
+    shares = np.asarray(jax.random.normal(KEY, (BUCKETS, TOKENS), jnp.float32), np.float64)
+    directions = shares @ flat
+    of_classes = np.where(np.isfinite(BIAS), directions @ WEIGHT.T, -np.inf)
+    best, slopes = np.full(TOKENS, np.nan), np.zeros((TOKENS, VOCAB))
+    for bucket in range(BUCKETS):
+        along = np.where(kept, directions[bucket] @ flat.T, -np.inf)
+        chosen = np.argsort(-of_classes[bucket], kind="stable")[:classes]
+        for token in np.argsort(-along, kind="stable")[:per_bucket]:
+            if not kept[token]:
+                continue
+            label = LABELS.reshape(-1)[token]
+            those = np.union1d(chosen, [label])
+            logits = WEIGHT[those] @ flat[token] + BIAS[those]
+            loss = np.log(np.exp(logits).sum()) - logits[those == label][0]
+            if not loss <= best[token]:
+                best[token], slopes[token] = loss, 0
+                slopes[token, those] = np.exp(logits - logits.max())
+                slopes[token] /= slopes[token].sum()
+                slopes[token, label] -= 1
+    factors = np.where(np.isnan(best), 0, WEIGHTS.reshape(-1))
+    slopes *= factors[:, None] / factors.sum()
+    gradients = (slopes @ WEIGHT).reshape(hidden.shape), slopes.T @ flat, slopes.sum(0)
+    return np.nan_to_num(best) * factors, factors, gradients
+
+
+def ours(hidden, weight, bias, reduction="mean", **options):
+    return scalable_cross_entropy(
+        hidden, weight, LABELS, KEY, bias=bias, token_weights=WEIGHTS, ignore_index=-1,
+        num_buckets=BUCKETS, reduction=reduction, **options,
+    )  # fmt: skip
+
+
+def test_it_is_the_largest_loss_of_a_tokens_buckets(x64):
+    sizes = {"tokens_per_bucket": 4, "classes_per_bucket": 6}
+
+    def loss(hidden, weight, bias):
+        return ours(hidden, weight.T, bias, features_first=True, **sizes)
+
+    @jax.jit
+    def program(*arrays):
+        exact = linear_softmax_cross_entropy(
+            arrays[0], arrays[1], LABELS, bias=arrays[2], token_weights=WEIGHTS, ignore_index=-1,
+            reduction="none",
+        )  # fmt: skip
+        every = {"tokens_per_bucket": 99, "classes_per_bucket": 99, "reduction": "none"}
+        return (
+            jax.value_and_grad(loss, (0, 1, 2))(*arrays),
+            ours(*arrays, reduction="none", **sizes),
+            ours(*arrays, **every),
+            exact,
+        )
+
+    bad = np.where((LABELS == -1)[..., None] | (WEIGHTS == 0)[..., None], np.nan, HIDDEN)
+    got, each, every, exact = program(bad, WEIGHT, BIAS)
+    losses, factors, gradients = in_numpy(HIDDEN, 4, 6)
+    assert_near(got, (losses.sum() / factors.sum(), gradients), 1e-12)
+    assert_near(each, losses.reshape(3, 4), 1e-12)
+    assert (factors > 0).sum() < 10  # some tokens are in no bucket
+    assert_near(every, exact, 1e-12)
+    assert (np.asarray(each) <= np.asarray(exact) + 1e-12).all()
+
+
+def test_a_bad_label_is_nan_and_memory_is_that_of_the_buckets():
+    @jax.jit
+    def step(hidden, weight, labels):
+        return jax.value_and_grad(scalable_cross_entropy, (0, 1))(
+            hidden, weight, labels, KEY, classes_per_bucket=64, mix=False
+        )
+
+    tokens, vocab = 1024, 32_768
+    shapes = [((tokens, 8), jnp.float32), ((vocab, 8), jnp.float32), ((tokens,), jnp.int32)]
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        lowered = step.lower(*[jax.ShapeDtypeStruct(*each) for each in shapes])
+    compiled = lowered.compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < tokens * vocab * 4 / 8
+    arrays = [np.full(shape, vocab, dtype) for shape, dtype in shapes]
+    assert np.isnan(compiled(*arrays)[0])
+
+
+@pytest.mark.usefixtures("users_checks")
+def test_wrong_arguments():
+    for options, message in (
+        ({"num_buckets": 0}, "num_buckets must be at least 1, got 0"),
+        ({"classes_per_bucket": 0}, "classes_per_bucket must be at least 1, got 0"),
+        ({"reduction": "max"}, "reduction must be one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            scalable_cross_entropy(HIDDEN, WEIGHT, LABELS, KEY, ignore_index=-1, **options)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, vocab_size\)"):
+        scalable_cross_entropy(HIDDEN, WEIGHT, LABELS, KEY)
+    assert scalable_cross_entropy(HIDDEN[:0], WEIGHT, LABELS[:0], KEY) == 0
