@@ -26,6 +26,7 @@ _SETTINGS = {
     "JAX_ENABLE_COMPILATION_CACHE": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # nothing is run, so cuDNN need not be there
+    "MOSAIC_GPU_DUMP_PTXAS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
