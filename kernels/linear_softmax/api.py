@@ -49,14 +49,18 @@ from jaxnets.kernels.losses import (
 from jaxnets.kernels.losses_over_rows import losses_over_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
 from jaxnets.kernels.numerics import result_dtype
-from jaxnets.kernels.pallas.fused_matmul import PallasOptions
+from jaxnets.kernels.pallas.contract import PallasOptions
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 OPERATION = dispatch.register(
     dispatch.Operation(
         "linear_softmax_cross_entropy",
         ("tokens", "features", "vocab_size"),
-        {"tiled": dispatch.anywhere, "pallas": dispatch.pallas_obstacle},
+        {
+            "tiled": dispatch.anywhere,
+            "pallas": dispatch.pallas_obstacle,
+            "mosaic_gpu": dispatch.mosaic_gpu_obstacle,
+        },
     )
 )
 
@@ -81,7 +85,7 @@ def linear_softmax_cross_entropy(
     compute_dtype: DTypeLike | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
-    implementation: Literal["tiled", "pallas"] | None = ...,
+    implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = ...,
 ) -> LossAndLogSumExp: ...
 
 
@@ -105,7 +109,7 @@ def linear_softmax_cross_entropy(
     compute_dtype: DTypeLike | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
-    implementation: Literal["tiled", "pallas"] | None = ...,
+    implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = ...,
 ) -> jax.Array: ...
 
 
@@ -128,7 +132,7 @@ def linear_softmax_cross_entropy(
     compute_dtype: DTypeLike | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
-    implementation: Literal["tiled", "pallas"] | None = None,
+    implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = None,
 ) -> Float[Array, "..."] | LossAndLogSumExp:
     r"""Exact cross-entropy of a linear output layer, with the logits never whole in memory.
 
@@ -175,8 +179,9 @@ def linear_softmax_cross_entropy(
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
         their gradients; value and gradients are those of one device up to rounding. Where the
         vocabulary is no multiple of the shards, pad with classes of bias -inf.
-      implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU and always takes
-        two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
+      implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU, "mosaic_gpu" a
+        Hopper GPU and 16 bits, and both always take two passes. None is "tiled", unless the tuner
+        measured another to be faster.
 
     Returns:
       The loss, a scalar or [...] for "none", in float32 (float64 where that is computed in), 0
