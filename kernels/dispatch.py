@@ -268,6 +268,7 @@ def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
       linear_softmax_cross_entropy on cpu, float32, tokens=64, features=8, vocab_size=100
         tiled: chosen (the default; nothing was measured on this device)
         pallas: cannot run: Pallas kernels need a GPU or TPU, this is cpu
+        mosaic_gpu: cannot run: Mosaic GPU kernels need a GPU, this is cpu
     """
     found = operation_named(operation)
     sizes = all_sizes(found, sizes)
