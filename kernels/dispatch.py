@@ -35,7 +35,9 @@ from jaxnets.kernels.pallas import triton
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 PALLAS = ("pallas", "mosaic_gpu")  # the implementations that XLA cannot split
-_HOPPER = re.compile(r"\bG?H\d+\b")  # "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB"
+# "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA B200". The smaller chips of Blackwell lack
+# the tensor memory of these, and other names.
+_GENERATIONS = {"Hopper": re.compile(r"\bG?H\d+\b"), "Blackwell": re.compile(r"\bG?B[12]00\b")}
 
 
 class Target(NamedTuple):
@@ -323,14 +325,20 @@ def pallas_obstacle(
 def mosaic_gpu_obstacle(
     where: Target, dtype: Any, _sizes: Mapping[str, Any] | None = None
 ) -> str | None:
-    """What stands in the way of a kernel on Mosaic GPU with ``wgmma``, Hopper's instruction."""
+    """What stands in the way of a kernel on Mosaic GPU with a tensor core's newer instructions."""
     if where.platform != "gpu":
         return f"Mosaic GPU kernels need a GPU, this is {where.platform}"
     if jax.__version_info__ < (0, 12):
         return f"Mosaic GPU kernels need jax >= 0.12, this is {jax.__version__}"
     kind = _kind_of_device()
-    if kind is not None and not where.interpret and not _HOPPER.search(kind):
-        return f"it is written for Hopper (H100, H200), this is {kind}"
+    if kind is not None and not where.interpret and gpu_generation() is None:
+        return f"it is written for Hopper (H100, H200) and Blackwell (B200), this is {kind}"
     if dtype not in (jnp.bfloat16, jnp.float16):
         return f"Mosaic GPU kernels take bfloat16 and float16, got {jnp.dtype(dtype).name}"
     return None
+
+
+def gpu_generation() -> str | None:
+    """Hopper or Blackwell, if the kind of the device that is compiled for says one of them."""
+    kind = _kind_of_device() or ""
+    return next((name for name, names in _GENERATIONS.items() if names.search(kind)), None)

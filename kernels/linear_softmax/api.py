@@ -180,8 +180,8 @@ def linear_softmax_cross_entropy(
         their gradients; value and gradients are those of one device up to rounding. Where the
         vocabulary is no multiple of the shards, pad with classes of bias -inf.
       implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU, "mosaic_gpu" a
-        Hopper GPU and 16 bits, and both always take two passes. None is "tiled", unless the tuner
-        measured another to be faster.
+        Hopper or Blackwell GPU and 16 bits, and both always take two passes. None is "tiled",
+        unless the tuner measured another to be faster.
 
     Returns:
       The loss, a scalar or [...] for "none", in float32 (float64 where that is computed in), 0

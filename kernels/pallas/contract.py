@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from jaxnets.kernels.dispatch import PALLAS, Choice, Target
+from jaxnets.kernels.dispatch import PALLAS, Choice, Target, gpu_generation
 
 _GROUP = 8  # row tiles that run side by side on a GPU
 
@@ -24,11 +24,15 @@ class Tiles(NamedTuple):
 
 
 class PallasOptions(NamedTuple):
-    """What the kernel is compiled for, by which backend, in which tiles (None: its own); static."""
+    """What the kernel is compiled for, by which backend, in which tiles (None: its own); static.
+
+    ``blackwell``: for that generation of GPUs, where the backend tells them apart.
+    """
 
     target: Target
     tiles: Tiles | None = None
     implementation: str = "pallas"
+    blackwell: bool = False
 
     @classmethod
     def of(cls, choice: Choice) -> PallasOptions | None:
@@ -36,7 +40,8 @@ class PallasOptions(NamedTuple):
         if choice.implementation not in PALLAS:
             return None
         tiles = None if choice.tiles is None else Tiles(*choice.tiles)
-        return cls(choice.target, tiles, choice.implementation)
+        blackwell = choice.implementation == "mosaic_gpu" and gpu_generation() == "Blackwell"
+        return cls(choice.target, tiles, choice.implementation, blackwell)
 
     @property
     def backend(self) -> str:

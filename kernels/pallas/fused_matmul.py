@@ -11,8 +11,8 @@ applies its activation. All of them are this one kernel, in three versions:
 - **GPU (Triton)**: one program a tile, which loops over the depth with the product in registers.
   Programs are numbered in groups of row tiles, so that those that run together share operands in L2
   (Tillet et al. 2019, "Triton", and its matmul tutorial).
-- **GPU (Mosaic GPU, Hopper)**: as many programs; a warpgroup copies operands to shared memory ahead
-  of two that multiply by ``wgmma``.
+- **GPU (Mosaic GPU, Hopper and Blackwell)**: as many programs; a warpgroup copies operands to
+  shared memory ahead of two that multiply.
 
 Sizes need not be multiples of the tiles. The left operand's rows may be gathered from a table by
 ``left_ids``: by Triton inside the kernel, else by XLA before it (a row of a tiled table is not a
@@ -64,7 +64,7 @@ def fused_matmul(
         # Not before it is asked for: jax 0.10 lacks what it imports.
         from jaxnets.kernels.pallas import fused_matmul_mosaic_gpu
 
-        return fused_matmul_mosaic_gpu.fused_matmul(*arguments)
+        return fused_matmul_mosaic_gpu.fused_matmul(*arguments, call.blackwell)
 
 
 def reference(

@@ -1,8 +1,9 @@
-"""The fused matmul for Hopper GPUs (Mosaic GPU): ``wgmma`` behind a pipeline of TMA copies.
+"""The fused matmul for Hopper and Blackwell GPUs (Mosaic GPU), behind a pipeline of TMA copies.
 
 A program has three warpgroups: one copies tiles of both operands to shared memory, some steps
-ahead; two multiply, each half of the rows, the product in registers. What the epilogue makes of it
-goes a slice of columns at a time, so that few of its values live beside the product.
+ahead; two multiply, each half of the rows, and wait for every product. On Hopper, by ``wgmma``, it
+is in their registers, on Blackwell, by ``tcgen05``, in tensor memory. What the epilogue makes of it
+goes a slice of columns at a time, so that few of its values live at once.
 
 Operands are read where they are: the copies fill with zeros what is beyond their ends, and write
 nothing there. Only to the multiples of ``_UNIT`` that a copy wants they are padded before.
@@ -26,6 +27,7 @@ _WARPGROUPS = 2  # that multiply
 _SLICE = 32
 _SHARED = 220 * 1024  # bytes of shared memory to fill; a multiprocessor gives a program 227 KiB
 _MOST_STEPS = 4  # that are copied ahead
+_FLOAT32 = jnp.dtype(jnp.float32)
 _UNIT = 8, 64  # rows and columns of what shared memory is tiled by, for ``wgmma``
 
 
@@ -38,15 +40,17 @@ def fused_matmul(
     left: jax.Array,
     right: jax.Array,
     inputs: Inputs,
+    blackwell: bool,
 ) -> Sequence[jax.Array]:
     """As ``fused_matmul.fused_matmul``; operands of 16 bits."""
+    layout = plgpu.Layout.TCGEN05 if blackwell else plgpu.Layout.WGMMA
     (rows, depth), columns = left.shape, right.shape[0]
     group_rows = tiles.rows // _WARPGROUPS
     row_tiles, column_tiles = pl.cdiv(rows, tiles.rows), pl.cdiv(columns, tiles.columns)
     all_rows, all_columns = row_tiles * tiles.rows, column_tiles * tiles.columns
     counts = len(inputs.rows), len(inputs.columns), len(inputs.tiles)
 
-    def kernel(left_ref, right_ref, *refs, tile_buffers, in_buffers, arrived):
+    def kernel(left_ref, right_ref, *refs, out_buffers, in_buffers, arrived, products, multiplied):
         input_refs, output_refs = refs[: sum(counts)], refs[sum(counts) :]
         row_refs, column_refs = input_refs[: counts[0]], input_refs[counts[0] : sum(counts[:2])]
         i, j = grouped(lax.axis_index("tile"), row_tiles, column_tiles)
@@ -54,10 +58,16 @@ def fused_matmul(
         first_row, shape = i * tiles.rows + group * group_rows, (group_rows, _SLICE)
         row_slice = pl.ds(first_row, group_rows)
 
-        def multiply(_step, left_tile, right_tile, product):
+        def multiply(step, left_tile, right_tile, product):
             mine = left_tile.at[pl.ds(group * group_rows, group_rows)]
-            plgpu.wgmma(product, mine, right_tile.transpose((1, 0)))
-            plgpu.wgmma_wait(0)
+            operands = mine, right_tile.transpose((1, 0))
+            if blackwell:
+                done, total = multiplied.at[group], _half(products, group)
+                plgpu.tcgen05_mma(total, *operands, done, accumulate=step[0] > 0)
+                plgpu.barrier_wait(done)
+            else:
+                plgpu.wgmma(product, *operands)
+                plgpu.wgmma_wait(0)
             return product
 
         def read_tile(n, column_slice):
@@ -65,7 +75,7 @@ def fused_matmul(
             ref = input_refs[sum(counts[:2]) + n]
             plgpu.copy_gmem_to_smem(ref.at[row_slice, column_slice], buffer, barrier)
             plgpu.barrier_wait(barrier)
-            return plgpu.load(buffer, layout=plgpu.Layout.WGMMA)
+            return plgpu.load(buffer, layout=layout)
 
         def write_tile(ref, buffer, result, column_slice):
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the slice before
@@ -73,31 +83,40 @@ def fused_matmul(
             plgpu.commit_smem()
             plgpu.copy_smem_to_gmem(buffer, ref.at[row_slice, column_slice])
 
-        def finish(multiply_all):
-            def with_product(total_ref):
-                multiply_all(total_ref)
-                total = total_ref[...]
-                row_ids = first_row + _iota(shape)
-                by_row = [lax.broadcast_in_dim(_read(ref, row_slice, 1), shape, (0,))
-                          for ref in row_refs]  # fmt: skip
-                for start in range(0, tiles.columns, _SLICE):
-                    column_slice = pl.ds(j * tiles.columns + start, _SLICE)
-                    by_column = [lax.broadcast_in_dim(_read(ref, column_slice, 0), shape, (1,))
-                                 for ref in column_refs]  # fmt: skip
-                    by_tile = [read_tile(n, column_slice) for n in range(counts[2])]
-                    results = epilogue(
-                        total[:, start : start + _SLICE], row_ids, by_row, by_column, by_tile
-                    )
-                    buffers = iter(tile_buffers)
-                    for ref, output, result in zip(output_refs, outputs, results, strict=True):
-                        result = result.astype(ref.dtype)
-                        if isinstance(output, Tile):
-                            write_tile(ref, _mine(next(buffers), group), result, column_slice)
-                        else:
-                            ref[i * _WARPGROUPS + group, column_slice] = result
-                plgpu.wait_smem_to_gmem(0)
+        def write(slice_of_product):
+            row_ids = first_row + plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=layout)
+            rows_of = layout.reduce(1), row_slice, shape, (0,)
+            by_row = [_broadcast(ref, *rows_of) for ref in row_refs]
+            for start in range(0, tiles.columns, _SLICE):
+                column_slice = pl.ds(j * tiles.columns + start, _SLICE)
+                columns_of = layout.reduce(0), column_slice, shape, (1,)
+                by_column = [_broadcast(ref, *columns_of) for ref in column_refs]
+                by_tile = [read_tile(n, column_slice) for n in range(counts[2])]
+                results = epilogue(slice_of_product(start), row_ids, by_row, by_column, by_tile)
+                buffers = iter(out_buffers)
+                for ref, output, result in zip(output_refs, outputs, results, strict=True):
+                    result = result.astype(ref.dtype)
+                    if isinstance(output, Tile):
+                        write_tile(ref, _mine(next(buffers), group), result, column_slice)
+                    else:
+                        ref[i * _WARPGROUPS + group, column_slice] = result
+            plgpu.wait_smem_to_gmem(0)
 
-            pl.run_scoped(with_product, plgpu.ACC((group_rows, tiles.columns), jnp.float32))
+        def multiply_and_write(multiply_all):
+            def in_registers(product):
+                multiply_all(product)
+                total = product[...]
+                write(lambda start: total[:, start : start + _SLICE])
+
+            if not blackwell:
+                return pl.run_scoped(in_registers, plgpu.ACC((group_rows, tiles.columns), _FLOAT32))
+            multiply_all(None)
+            total = _half(products, group)
+            return write(
+                lambda start: plgpu.async_load_tmem(
+                    total.at[:, pl.ds(start, _SLICE)], layout=layout
+                )
+            )
 
         plgpu.emit_pipeline_warp_specialized(
             multiply,
@@ -107,7 +126,7 @@ def fused_matmul(
                 _operand((tiles.columns, tiles.depth), right.dtype, j),
             ],
             wg_axis="warpgroup", num_compute_wgs=_WARPGROUPS, memory_registers=40,
-            max_concurrent_steps=steps, compute_context=finish,
+            max_concurrent_steps=steps, compute_context=multiply_and_write,
         )(left_ref, right_ref)  # fmt: skip
 
     of_tiles = [o.dtype for o in outputs if isinstance(o, Tile)]
@@ -117,6 +136,8 @@ def fused_matmul(
     )
     step_bytes = (tiles.rows + tiles.columns) * tiles.depth * left.dtype.itemsize
     steps = min(_MOST_STEPS, (_SHARED - slice_bytes) // step_bytes)
+    all_products = plgpu.TMEM((group_rows, _WARPGROUPS * tiles.columns), _FLOAT32)
+    all_multiplied = plgpu.Barrier(num_barriers=_WARPGROUPS, orders_tensor_core=True)
     results = plgpu.kernel(
         kernel,
         kernel_name=name,
@@ -130,9 +151,11 @@ def fused_matmul(
             for o in outputs
         ),
         scratch_types={
-            "tile_buffers": tuple(_buffer(group_rows, dtype) for dtype in of_tiles),
+            "out_buffers": tuple(_buffer(group_rows, dtype) for dtype in of_tiles),
             "in_buffers": tuple(_buffer(group_rows, dtype) for dtype in read_tiles),
             "arrived": tuple(plgpu.Barrier(num_barriers=_WARPGROUPS) for _ in read_tiles),
+            "products": all_products if blackwell else (),
+            "multiplied": all_multiplied if blackwell else (),
         },
         grid=(row_tiles * column_tiles,),
         grid_names=("tile",),
@@ -174,14 +197,16 @@ def _swizzled(columns: int, dtype: Any) -> tuple[Any, ...]:
     return tiling, plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]
 
 
-def _read(ref: Any, place: Any, reduced_axis: int) -> jax.Array:
+def _half(products: Any, group: jax.Array) -> Any:
+    """A warpgroup's own columns of tensor memory."""
+    columns = products.shape[1] // _WARPGROUPS
+    return products.at[:, pl.ds(group * columns, columns)]
+
+
+def _broadcast(ref: Any, layout: Any, place: Any, shape: tuple[int, int], axes: Any) -> jax.Array:
     """A vector in the registers of those that hold its rows or columns of a product."""
-    layout = plgpu.Layout.WGMMA.reduce(reduced_axis)
-    return plgpu.load(ref.at[place], layout=layout, optimized=False)
-
-
-def _iota(shape: tuple[int, int]) -> jax.Array:
-    return plgpu.broadcasted_iota(jnp.int32, shape, 0, layout=plgpu.Layout.WGMMA)
+    vector = plgpu.load(ref.at[place], layout=layout, optimized=False)
+    return lax.broadcast_in_dim(vector, shape, axes)
 
 
 def _whole_units(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -89,8 +89,8 @@ def pointwise_conv(
       channels_first: the layout of inputs, residual and outputs. Neither layout copies its arrays.
       implementation: "matmul", on XLA, has reverse-mode derivatives; "reference", an einsum, also
         has forward mode; "pallas", the forward in one kernel, needs a GPU or TPU, channels last and
-        one group, and "mosaic_gpu" of these a Hopper GPU and 16 bits. None is "matmul", unless the
-        tuner measured another to be faster.
+        one group, and "mosaic_gpu" of these a Hopper or Blackwell GPU and 16 bits. None is
+        "matmul", unless the tuner measured another to be faster.
 
     Returns:
       [batch, ..., out] (or [batch, out, ...]), each spatial axis divided by its stride, rounded up,

@@ -106,8 +106,8 @@ def sampled_softmax_cross_entropy(
         their gradients; samples that all tokens share are drawn with one key on all devices. Value
         and gradients are those of one device up to rounding.
       implementation: "gathered", on XLA, runs anywhere; "pallas" needs a GPU or TPU, "mosaic_gpu"
-        a Hopper GPU and 16 bits: both need samples that all tokens share, and take no sharding.
-        None is "gathered", unless the tuner measured another to be faster.
+        a Hopper or Blackwell GPU and 16 bits: both need samples that all tokens share, and take no
+        sharding. None is "gathered", unless the tuner measured another to be faster.
 
     Returns:
       The loss, a scalar or [...] for "none", in float32 (float64 for float64 input); 0 for no

@@ -1,8 +1,8 @@
 """The kernels on Mosaic GPU in its interpreter, which finds races: values and gradients of XLA's.
 
-The interpreter multiplies at once where a device does so later, so it cannot see a ``wgmma`` that
-is not waited for; nor does it know of the layouts that the compiler wants, which tests/compilers
-asks.
+The interpreter multiplies by ``wgmma`` at once where a device does so later, so it cannot see one
+that is not waited for; nor does it know of the layouts that the compiler wants, which
+tests/compilers asks.
 """
 
 import warnings
@@ -31,6 +31,7 @@ from tests.near import assert_near
 NEW_JAX = jax.__version_info__ >= (0, 12)
 needs_the_interpreter = pytest.mark.skipif(not NEW_JAX, reason="jax 0.10 has no such interpreter")
 SIZES = {"tokens": 64, "features": 8, "vocab_size": 100}
+HOPPER, BLACKWELL = "NVIDIA H100 80GB HBM3", "NVIDIA B200"
 explain_exact = partial(explain, "linear_softmax_cross_entropy", **SIZES)
 
 
@@ -41,8 +42,7 @@ def finding_races(monkeypatch):
 
     looking = plgpu.InterpretGPUParams(detect_races=True)
     monkeypatch.setattr(plgpu, "InterpretGPUParams", lambda: looking)
-    with compiling_for("gpu", interpret=True):
-        yield
+    yield
     gpu_callbacks.reset_gpu_interpret_mode_state()
 
 
@@ -74,23 +74,25 @@ def pointwise(implementation, inputs, kernel, bias, residual):
 
 @needs_the_interpreter
 @pytest.mark.parametrize(
-    ("function", "arrays"),
+    ("kind", "function", "arrays"),
     [
-        (exact, (normal(0, 37, 24), normal(1, 301, 24), normal(2, 301))),
-        (sampled, (*(normal(0, n, 8, dtype=jnp.float16) for n in (5, 90)), normal(2, 90))),
-        (pointwise, (normal(0, 2, 9, 24), normal(1, 24, 19), normal(2, 19), normal(3, 2, 9, 19))),
+        (HOPPER, exact, (normal(0, 37, 24), normal(1, 301, 24), normal(2, 301))),
+        (BLACKWELL, sampled,
+         (*(normal(0, n, 8, dtype=jnp.float16) for n in (5, 90)), normal(2, 90))),
+        (BLACKWELL, pointwise,
+         (normal(0, 2, 9, 24), normal(1, 24, 19), normal(2, 19), normal(3, 2, 9, 19))),
     ],
     ids=["exact", "sampled", "pointwise"],
-)
-def test_no_race_and_the_values_and_gradients_of_xla(finding_races, function, arrays):
+)  # fmt: skip
+def test_no_race_and_the_values_and_gradients_of_xla(finding_races, kind, function, arrays):
     def both(implementation):
         return jax.value_and_grad(partial(function, implementation), tuple(range(len(arrays))))
 
     @jax.jit
     def run(*arrays):
-        with compiling_for("cpu"):
-            wanted = both(None)(*arrays)
-        return both("mosaic_gpu")(*arrays), wanted
+        wanted = both(None)(*arrays)
+        with compiling_for("gpu", interpret=True, device_kind=kind):
+            return both("mosaic_gpu")(*arrays), wanted
 
     got, wanted = run(*arrays)
     assert [leaf.dtype for leaf in jax.tree.leaves(got)] == [
@@ -127,17 +129,27 @@ def test_tiles_that_the_sizes_do_not_divide(finding_races):
 
 
 @needs_the_interpreter
-def test_a_race_would_be_found(finding_races, monkeypatch):
-    """Both warpgroups write to the memory of the first: what the tests above rely on."""
+@pytest.mark.parametrize("kind", [HOPPER, BLACKWELL])
+def test_a_race_would_be_found(finding_races, monkeypatch, kind):
+    """What the tests above rely on.
+
+    Both warpgroups write to the memory of the first, or read their products before they are there.
+    """
     from jaxnets.kernels.pallas import fused_matmul_mosaic_gpu as module
 
-    monkeypatch.setattr(module, "_mine", lambda buffer, _group: buffer.at[0])
-    arrays = normal(0, 1, 9, 24), normal(1, 24, 19), normal(2, 19), normal(3, 1, 9, 19)
-    with pytest.raises(Exception, match=r"(?i)race"):
-        jax.block_until_ready(jax.jit(partial(pointwise, "mosaic_gpu"))(*arrays))
+    if kind == HOPPER:
+        monkeypatch.setattr(module, "_mine", lambda buffer, _group: buffer.at[0])
+    else:
+        monkeypatch.setattr(module.plgpu, "barrier_wait", lambda _barrier: None)
+    convolution = jax.jit(partial(pointwise_conv, implementation="mosaic_gpu"))
+    with (
+        compiling_for("gpu", interpret=True, device_kind=kind),
+        pytest.raises(Exception, match=r"(?i)race"),
+    ):
+        jax.block_until_ready(convolution(normal(0, 1, 9, 24), normal(1, 24, 19)))
 
 
-def test_what_stands_in_its_way_is_said(monkeypatch):
+def test_what_stands_in_its_way_is_said():
     def reason(dtype, **device):
         with compiling_for(**device):
             return explain_exact(dtype=dtype).splitlines()[-1].strip()
@@ -147,10 +159,10 @@ def test_what_stands_in_its_way_is_said(monkeypatch):
         assert "need jax >= 0.12, this is 0.10" in reason("bfloat16", platform="gpu")
         return
     assert "take bfloat16 and float16, got float32" in reason("float32", platform="gpu")
-    for kind, runs in (("NVIDIA H100 80GB HBM3", True), ("NVIDIA GH200 480GB", True),
-                       ("NVIDIA B200", False), ("NVIDIA A100-SXM4-80GB", False)):  # fmt: skip
-        said = reason("bfloat16", platform="gpu", device_kind=kind)
-        assert said == "mosaic_gpu: can run" if runs else f"this is {kind}" in said
+    for kind in (HOPPER, "NVIDIA GH200 480GB", BLACKWELL, "NVIDIA GB200"):
+        assert reason("bfloat16", platform="gpu", device_kind=kind) == "mosaic_gpu: can run"
+    for kind in ("NVIDIA A100-SXM4-80GB", "NVIDIA GB10", "NVIDIA GeForce RTX 5090"):
+        assert f"this is {kind}" in reason("bfloat16", platform="gpu", device_kind=kind)
 
 
 def test_a_jax_without_triton_is_said(monkeypatch):
