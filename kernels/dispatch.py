@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -30,8 +31,13 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 
 from jaxnets.kernels import tuned, tuning_cache
+from jaxnets.kernels.pallas import triton
 
 PLATFORMS = ("cpu", "gpu", "tpu")
+PALLAS = ("pallas", "mosaic_gpu")  # the implementations that XLA cannot split
+# "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB", "NVIDIA B200". The smaller chips of Blackwell lack
+# the tensor memory of these, and other names.
+_GENERATIONS = {"Hopper": re.compile(r"\bG?H\d+\b"), "Blackwell": re.compile(r"\bG?B[12]00\b")}
 
 
 class Target(NamedTuple):
@@ -221,7 +227,7 @@ def choose(
     def can_run(name):
         known = implementations.get(name)
         fits = known is not None and known(where, dtype, sizes) is None
-        return fits and not (name == "pallas" and may_be_split)
+        return fits and not (name in PALLAS and may_be_split)
 
     measured = None if where.interpret else tuning_cache.look_up(operation.name, dtype, sizes)
     if measured is not None and can_run(measured.implementation):
@@ -264,6 +270,7 @@ def explain(operation: str, *, dtype: Any = "float32", **sizes: Any) -> str:
       linear_softmax_cross_entropy on cpu, float32, tokens=64, features=8, vocab_size=100
         tiled: chosen (the default; nothing was measured on this device)
         pallas: cannot run: Pallas kernels need a GPU or TPU, this is cpu
+        mosaic_gpu: cannot run: Mosaic GPU kernels need a GPU, this is cpu
     """
     found = operation_named(operation)
     sizes = all_sizes(found, sizes)
@@ -306,8 +313,32 @@ def pallas_obstacle(
     """What stands in the way of any Pallas kernel of this package."""
     if where.platform == "cpu":
         return "Pallas kernels need a GPU or TPU, this is cpu"
+    if where.platform == "gpu" and (removed := triton.obstacle()):
+        return removed
     if where.platform == "tpu" and dtype == jnp.float16 and not where.interpret:
         return "Mosaic has no float16: give float32 or bfloat16"
     if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
         return f"Pallas kernels take float32, bfloat16 and float16, got {jnp.dtype(dtype).name}"
     return None
+
+
+def mosaic_gpu_obstacle(
+    where: Target, dtype: Any, _sizes: Mapping[str, Any] | None = None
+) -> str | None:
+    """What stands in the way of a kernel on Mosaic GPU with a tensor core's newer instructions."""
+    if where.platform != "gpu":
+        return f"Mosaic GPU kernels need a GPU, this is {where.platform}"
+    if jax.__version_info__ < (0, 12):
+        return f"Mosaic GPU kernels need jax >= 0.12, this is {jax.__version__}"
+    kind = _kind_of_device()
+    if kind is not None and not where.interpret and gpu_generation() is None:
+        return f"it is written for Hopper (H100, H200) and Blackwell (B200), this is {kind}"
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"Mosaic GPU kernels take bfloat16 and float16, got {jnp.dtype(dtype).name}"
+    return None
+
+
+def gpu_generation() -> str | None:
+    """Hopper or Blackwell, if the kind of the device that is compiled for says one of them."""
+    kind = _kind_of_device() or ""
+    return next((name for name, names in _GENERATIONS.items() if names.search(kind)), None)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxnets.kernels import dispatch, tuning_cache
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
-from jaxnets.kernels.pallas.fused_matmul import DEFAULT_TILES, OTHER_TILES
+from jaxnets.kernels.pallas.contract import DEFAULT_TILES, OTHER_TILES, backend
 from jaxnets.kernels.pointwise.api import pointwise_conv
 from jaxnets.kernels.recurrent.api import lstm
 from jaxnets.kernels.recurrent.parameters import LSTMParameters
@@ -73,7 +73,7 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
       >>> timings = tune("pointwise_conv", positions=64, features=8, out=8, groups=1,
       ...                channels_first=False)
       >>> [t.implementation for t in timings if t.seconds is None]  # no GPU or TPU
-      ['pallas']
+      ['pallas', 'mosaic_gpu']
       >>> del os.environ["JAXNETS_TUNING_CACHE"]
     """
     found = dispatch.operation_named(operation)
@@ -134,8 +134,10 @@ def candidates(operation: dispatch.Operation) -> Iterator[tuple[str, tuple[int, 
     """Implementations, the default first and no reference, each with the tiles to try."""
     platform = dispatch.target().platform
     for implementation in operation.implementations:
-        if implementation == "pallas" and operation.name != "lstm" and platform in DEFAULT_TILES:
-            for tiles in (DEFAULT_TILES[platform], *OTHER_TILES[platform]):
+        written_in = backend(implementation, platform)
+        tiled = implementation in dispatch.PALLAS and operation.name != "lstm"
+        if tiled and written_in in DEFAULT_TILES:
+            for tiles in (DEFAULT_TILES[written_in], *OTHER_TILES[written_in]):
                 yield implementation, tuple(tiles)
         elif implementation != "reference":
             yield implementation, None

@@ -86,11 +86,18 @@ def compile_for(
 
 @contextlib.contextmanager
 def _lowering_for(device: Device) -> Iterator[None]:
-    """From jax 0.12 on Pallas asks which GPU it lowers a kernel for."""
+    """From jax 0.12 on Pallas asks which GPU it lowers a kernel for.
+
+    Mosaic GPU takes one that does not say its compute capability, as JAX's own, for a Hopper.
+    """
     if device.platform != "gpu" or jax.__version_info__ < (0, 12):
         yield
         return
-    abstract = jax.sharding.AbstractDevice(device.topology, device.cores, "gpu")
+
+    class Gpu(jax.sharding.AbstractDevice):
+        compute_capability = device.capability
+
+    abstract = Gpu(device.topology, device.cores, "gpu")
     mesh = jax.sharding.AbstractMesh((), (), abstract_device=abstract)
     with jax.sharding.use_abstract_mesh(mesh):
         yield

@@ -41,6 +41,16 @@ class Device(NamedTuple):
     shared_bytes: int = 0
     architecture: str = ""
 
+    @property
+    def capability(self) -> str:
+        """Of a GPU, its compute capability.
+
+        >>> DEVICES["H100"].capability, DEVICES["B200"].capability
+        ('9.0', '10.0')
+        """
+        number = self.architecture.removeprefix("sm_").removesuffix("a")
+        return f"{number[:-1]}.{number[-1]}"
+
     def bound_s(self, flops: float, moved: float, dtype: Any) -> float:
         """Seconds for so many operations and bytes at the data sheet's best."""
         return max(flops / self.flops[jnp.dtype(dtype).name], moved / self.bandwidth)

@@ -24,6 +24,9 @@ _NOTHING = {
 }  # fmt: skip
 
 
+_MOSAIC_GPU = "mosaic_gpu.txt"  # what ptxas said of the kernels that XLA does not assemble
+
+
 class _Launch(NamedTuple):
     """How XLA launches a kernel."""
 
@@ -40,7 +43,8 @@ def estimate(device: Device, asked: Asked) -> GpuRecord:
         if asked.counted:  # of all that XLA can dump of a kernel only the PTX
             options |= {"xla_dump_to": name, "xla_dump_emitter_re": "ptx"}
         try:
-            compiled, fields = compile_for(device, asked, options)
+            with ptx.printed(Path(name, _MOSAIC_GPU)):
+                compiled, fields = compile_for(device, asked, options)
         except Exception as error:  # whatever Pallas or a compiler has to say
             return GpuRecord(device.name, **why(error))
         if not asked.counted:
@@ -53,6 +57,8 @@ def read(device: Device, text: str, folder: Path, **fields: Any) -> GpuRecord:
     program = hlo.parse(text)
     executed = hlo.executed(program, lambda instruction: 1.0)
     assembled = ptx.assemble(device, sorted(folder.glob("*.ptx")))
+    if (said := folder / _MOSAIC_GPU).exists():
+        assembled |= ptx.parse(said.read_text())
     launches = _launches(folder)
     kernels = []
     for run in executed:
@@ -60,7 +66,7 @@ def read(device: Device, text: str, folder: Path, **fields: Any) -> GpuRecord:
         if instruction.opcode in _NOTHING or instruction.opcode.endswith("-done"):
             continue
         moved = traffic(program, run.computation, instruction)
-        launch = launches.get(instruction.name, _Launch(instruction.name, 0, 0, 0))
+        launch = launches.get(instruction.name, _Launch(_name(instruction), 0, 0, 0))
         made = assembled.get(launch.kernel)
         kernel = Kernel(
             launch.kernel, instruction.source, run.times, moved.read, moved.written,
@@ -78,6 +84,12 @@ def read(device: Device, text: str, folder: Path, **fields: Any) -> GpuRecord:
         spilled=max((kernel.spilled or 0 for kernel in kernels), default=0),
         unknown_loops=hlo.unknown_loops(executed), collectives=collectives(executed), **fields,
     )  # fmt: skip
+
+
+def _name(instruction: hlo.Instruction) -> str:
+    """What an instruction launches, where XLA's own list of kernels does not say."""
+    *_, kernel, primitive = "", "", *instruction.source.split("/")
+    return f"{kernel}_mosaic_gpu_kernel" if primitive == "mpmd_map" else instruction.name
 
 
 def _with_registers(device: Device, kernel: Kernel, made: ptx.Assembled) -> Kernel:

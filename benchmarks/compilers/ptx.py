@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
+import os
 import re
 import subprocess
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +43,24 @@ def assemble(device: Device, files: Sequence[Path]) -> dict[str, Assembled]:
         done = subprocess.run(command, capture_output=True, text=True)
         made |= parse(done.stdout + done.stderr)  # nothing of a file that ptxas refuses
     return made
+
+
+@contextlib.contextmanager
+def printed(path: Path) -> Iterator[None]:
+    """Has this process write its standard output to ``path``, that of its libraries too.
+
+    ``MOSAIC_GPU_DUMP_PTXAS`` has Mosaic GPU, which assembles its kernels itself, print what ptxas
+    said of them.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with path.open("w") as file:
+        os.dup2(file.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for")

@@ -2,7 +2,7 @@
 
 It is a process of its own since libtpu reads its flags once, where it is loaded, and since JAX
 would otherwise take programs from its cache, which dump nothing, or compile them as the settings of
-this process say.
+this process say. Each architecture of GPUs has another: Mosaic GPU compiles for the first it meets.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ _SETTINGS = {
     "JAX_ENABLE_COMPILATION_CACHE": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",
     "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1",  # nothing is run, so cuDNN need not be there
+    "MOSAIC_GPU_DUMP_PTXAS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
@@ -35,7 +36,8 @@ class Worker:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jaxnets-")
-        self._pool = _pool()
+        architectures = {device.architecture for device in DEVICES.values()}
+        self._pools = {architecture: _pool() for architecture in architectures}
 
     def estimate(
         self,
@@ -55,15 +57,15 @@ class Worker:
           donated: how many of the first arguments the results may overwrite.
           counted: False: only whether it compiles, and in what memory; sooner.
         """
-        folder = Path(self._folder.name)
+        folder, where = Path(self._folder.name), DEVICES[device]
         before = os.environ.copy()
         os.environ.update(_SETTINGS | tpu.environment(folder))  # its process starts with the first
         try:
             asked = Asked(function, arguments, donated, counted)
-            return self._pool.submit(estimate, device, asked, folder).result()
+            return self._pools[where.architecture].submit(estimate, device, asked, folder).result()
         except BrokenProcessPool:
-            self._pool = _pool()
-            kind = TpuRecord if DEVICES[device].platform == "tpu" else GpuRecord
+            self._pools[where.architecture] = _pool()
+            kind = TpuRecord if where.platform == "tpu" else GpuRecord
             return kind(device, error="the compiler ended its process")
         finally:
             os.environ.clear()
@@ -73,7 +75,8 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        for pool in self._pools.values():
+            pool.shutdown()
         self._folder.cleanup()
 
 

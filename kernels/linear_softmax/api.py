@@ -55,14 +55,18 @@ from jaxnets.kernels.losses import (
 from jaxnets.kernels.losses_over_rows import losses_over_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
 from jaxnets.kernels.numerics import result_dtype
-from jaxnets.kernels.pallas.fused_matmul import PallasOptions
+from jaxnets.kernels.pallas.contract import PallasOptions
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 OPERATION = dispatch.register(
     dispatch.Operation(
         "linear_softmax_cross_entropy",
         ("tokens", "features", "vocab_size"),
-        {"tiled": dispatch.anywhere, "pallas": dispatch.pallas_obstacle},
+        {
+            "tiled": dispatch.anywhere,
+            "pallas": dispatch.pallas_obstacle,
+            "mosaic_gpu": dispatch.mosaic_gpu_obstacle,
+        },
     )
 )
 
@@ -90,7 +94,7 @@ def linear_softmax_cross_entropy(
     precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
-    implementation: Literal["tiled", "pallas"] | None = ...,
+    implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = ...,
 ) -> LossAndLogSumExp: ...
 
 
@@ -117,7 +121,7 @@ def linear_softmax_cross_entropy(
     precision: lax.Precision | str | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
-    implementation: Literal["tiled", "pallas"] | None = ...,
+    implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = ...,
 ) -> jax.Array: ...
 
 
@@ -143,7 +147,7 @@ def linear_softmax_cross_entropy(
     precision: lax.Precision | str | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
-    implementation: Literal["tiled", "pallas"] | None = None,
+    implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = None,
 ) -> Float[Array, "..."] | LossAndLogSumExp:
     r"""Exact cross-entropy of a linear output layer, with the logits never whole in memory.
 
@@ -200,8 +204,9 @@ def linear_softmax_cross_entropy(
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
         their gradients; value and gradients are those of one device up to rounding. Where the
         vocabulary is no multiple of the shards, pad the table and say ``num_classes``.
-      implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU and always takes
-        two passes. None is "tiled", unless the tuner measured "pallas" to be faster.
+      implementation: "tiled", on XLA, runs anywhere; "pallas" needs a GPU or TPU, "mosaic_gpu" a
+        Hopper or Blackwell GPU and 16 bits, and both always take two passes. None is "tiled",
+        unless the tuner measured another to be faster.
 
     Returns:
       The loss, a scalar or [...] for "none", in float32 (float64 where that is computed in), 0
@@ -268,8 +273,10 @@ def linear_softmax_cross_entropy(
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
     only_tiled = {"label_weights": label_weights, "precision": precision}
     for name in (name for name, given in only_tiled.items() if given is not None):
-        if implementation == "pallas":
-            raise ValueError(f"implementation must be 'tiled' or None with {name}, got 'pallas'")
+        if implementation not in (None, "tiled"):
+            raise ValueError(
+                f"implementation must be 'tiled' or None with {name}, got {implementation!r}"
+            )
         implementation = "tiled"
     call = PallasOptions.of(
         dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)

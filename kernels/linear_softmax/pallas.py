@@ -31,7 +31,8 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.numerics import matmul
-from jaxnets.kernels.pallas.fused_matmul import Inputs, PallasOptions, Reduced, Tile, fused_matmul
+from jaxnets.kernels.pallas.contract import Inputs, PallasOptions, Reduced, Tile
+from jaxnets.kernels.pallas.fused_matmul import fused_matmul
 from jaxnets.kernels.pallas.log_sum_exp import combine_tiles, tile_log_sum_exp
 
 _CHUNK = 2**26  # logits whose gradients are in memory at one time
@@ -164,9 +165,9 @@ def tile_statistics(
     inside = (row_ids < vocab_size) & (bias != -jnp.inf)
     logits = jnp.where(inside, logits, -jnp.inf)
     results = [*tile_log_sum_exp(logits)]
-    results.append(jnp.where(row_ids == labels, logits, 0).sum(0, keepdims=True))
+    results.append(jnp.where(row_ids == labels, logits, 0).sum(0))
     if smoothing:
-        results.append(jnp.where(inside, logits, 0).sum(0, keepdims=True))
+        results.append(jnp.where(inside, logits, 0).sum(0))
     return results
 
 

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels.numerics import log_of_sum
+from jaxnets.kernels.pallas.contract import over_rows
 
 
 def tile_log_sum_exp(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The maximum over the rows, and the sum of exponentials above it; -inf is no class."""
-    largest = jnp.maximum(logits.max(0, keepdims=True), jnp.finfo(jnp.float32).min)
-    return largest, jnp.exp(logits - largest).sum(0, keepdims=True)
+    largest = jnp.maximum(logits.max(0), jnp.finfo(jnp.float32).min)
+    return largest, jnp.exp(logits - over_rows(largest, logits)).sum(0)
 
 
 def combine_tiles(largest: jax.Array, total: jax.Array) -> jax.Array:

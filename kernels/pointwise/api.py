@@ -15,7 +15,7 @@ from jaxnets.kernels import dispatch
 from jaxnets.kernels.checks import as_floats, as_int, as_sizes
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
-from jaxnets.kernels.pallas.fused_matmul import PallasOptions
+from jaxnets.kernels.pallas.contract import PallasOptions
 from jaxnets.kernels.pointwise import pallas, reference
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS, ActivationName
 from jaxnets.kernels.pointwise.checks import check_arrays, check_epilogue, optional_floats
@@ -30,19 +30,27 @@ from jaxnets.kernels.pointwise.xla import (
 )
 
 
-def _pallas_obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
-    if sizes["channels_first"]:
-        return "the kernel takes channels last, got channels_first"
-    if sizes["groups"] > 1:
-        return f"the kernel takes one group, got groups = {sizes['groups']}"
-    return dispatch.pallas_obstacle(where, dtype)
+def _plain(backend: dispatch.Obstacle) -> dispatch.Obstacle:
+    def obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
+        if sizes["channels_first"]:
+            return "the kernel takes channels last, got channels_first"
+        if sizes["groups"] > 1:
+            return f"the kernel takes one group, got groups = {sizes['groups']}"
+        return backend(where, dtype, sizes)
+
+    return obstacle
 
 
 OPERATION = dispatch.register(
     dispatch.Operation(
         "pointwise_conv",
         ("positions", "features", "out", "groups", "channels_first"),
-        {"matmul": dispatch.anywhere, "reference": dispatch.anywhere, "pallas": _pallas_obstacle},
+        {
+            "matmul": dispatch.anywhere,
+            "reference": dispatch.anywhere,
+            "pallas": _plain(dispatch.pallas_obstacle),
+            "mosaic_gpu": _plain(dispatch.mosaic_gpu_obstacle),
+        },
         {"groups": 1, "channels_first": False},
     )
 )
@@ -58,7 +66,7 @@ def pointwise_conv(
     strides: SupportsIndex | Iterable[SupportsIndex] = 1,
     groups: SupportsIndex = 1,
     channels_first: bool = False,
-    implementation: Literal["matmul", "reference", "pallas"] | None = None,
+    implementation: Literal["matmul", "reference", "pallas", "mosaic_gpu"] | None = None,
 ) -> Float[Array, " batch *positions_and_out"]:
     r"""A convolution whose window is one position: a matmul over the channels.
 
@@ -81,7 +89,8 @@ def pointwise_conv(
       channels_first: the layout of inputs, residual and outputs. Neither layout copies its arrays.
       implementation: "matmul", on XLA, has reverse-mode derivatives; "reference", an einsum, also
         has forward mode; "pallas", the forward in one kernel, needs a GPU or TPU, channels last and
-        one group. None is "matmul", unless the tuner measured another to be faster.
+        one group, and "mosaic_gpu" of these a Hopper or Blackwell GPU and 16 bits. None is
+        "matmul", unless the tuner measured another to be faster.
 
     Returns:
       [batch, ..., out] (or [batch, out, ...]), each spatial axis divided by its stride, rounded up,
@@ -132,7 +141,7 @@ def pointwise_conv(
         channels_first,
         choice.implementation,
         PallasOptions.of(choice),
-        as_rows=on_cpu or not plain or choice.implementation == "pallas",
+        as_rows=on_cpu or not plain or choice.implementation in dispatch.PALLAS,
         may_tile=on_cpu and plain,
     )
     return _pointwise_conv(options, inputs, kernel, bias, residual)

@@ -12,7 +12,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from jaxnets.kernels.pallas.fused_matmul import Inputs, PallasOptions, Tile, fused_matmul
+from jaxnets.kernels.pallas.contract import Inputs, PallasOptions, Tile
+from jaxnets.kernels.pallas.fused_matmul import fused_matmul
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
 
 

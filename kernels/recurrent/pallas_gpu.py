@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton
 
 from jaxnets.kernels.numerics import matmul
+from jaxnets.kernels.pallas.triton import pallas_call, triton
 from jaxnets.kernels.recurrent.pallas_gates import (
     backward_shapes,
     forward_shapes,
@@ -78,7 +78,7 @@ def forward(
         triton.store(last_c_ref.at[tile], c, mask=whole)
         triton.store(last_h_ref.at[tile], h, mask=whole)
 
-    return pl.pallas_call(
+    return pallas_call(
         run, name="lstm_forward", grid=(pl.cdiv(batch, _ROWS),),
         out_shape=forward_shapes(x_gates),
         compiler_params=_parameters(), interpret=interpret,
@@ -136,7 +136,7 @@ def backward(
         triton.store(first_dc_ref.at[tile], dc, mask=whole)
         triton.store(first_dh_ref.at[tile], dh, mask=whole)
 
-    return pl.pallas_call(
+    return pallas_call(
         run, name="lstm_backward", grid=(pl.cdiv(batch, _ROWS),),
         out_shape=backward_shapes(gates),
         compiler_params=_parameters(), interpret=interpret,

@@ -16,7 +16,7 @@ from jaxnets.kernels.losses import Reduction, check_ignore_index, reduce_losses,
 from jaxnets.kernels.losses_over_rows import losses_over_rows, samples_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype
-from jaxnets.kernels.pallas.fused_matmul import PallasOptions
+from jaxnets.kernels.pallas.contract import PallasOptions
 from jaxnets.kernels.sampled_softmax.candidates import (
     Options,
     candidates,
@@ -30,17 +30,24 @@ from jaxnets.kernels.samplers.samples import Samples
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 
-def _pallas_obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
-    if sizes["per_token"]:
-        return "the kernel shares its samples between all tokens, got samples for each token"
-    return dispatch.pallas_obstacle(where, dtype)
+def _shared_samples(backend: dispatch.Obstacle) -> dispatch.Obstacle:
+    def obstacle(where: dispatch.Target, dtype: Any, sizes: Mapping[str, Any]) -> str | None:
+        if sizes["per_token"]:
+            return "the kernel shares its samples between all tokens, got samples for each token"
+        return backend(where, dtype, sizes)
+
+    return obstacle
 
 
 OPERATION = dispatch.register(
     dispatch.Operation(
         "sampled_softmax_cross_entropy",
         ("tokens", "features", "num_sampled", "per_token"),
-        {"gathered": dispatch.anywhere, "pallas": _pallas_obstacle},
+        {
+            "gathered": dispatch.anywhere,
+            "pallas": _shared_samples(dispatch.pallas_obstacle),
+            "mosaic_gpu": _shared_samples(dispatch.mosaic_gpu_obstacle),
+        },
         {"per_token": False},
     )
 )
@@ -61,7 +68,7 @@ def sampled_softmax_cross_entropy(
     reduction: Reduction = "mean",
     features_first: bool = False,
     sharding: VocabSharding | None = None,
-    implementation: Literal["gathered", "pallas"] | None = None,
+    implementation: Literal["gathered", "pallas", "mosaic_gpu"] | None = None,
 ) -> Float[Array, "..."]:
     r"""Softmax cross-entropy over the true classes and the sampled ones.
 
@@ -98,9 +105,9 @@ def sampled_softmax_cross_entropy(
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
         their gradients; samples that all tokens share are drawn with one key on all devices. Value
         and gradients are those of one device up to rounding.
-      implementation: "gathered", on XLA, runs anywhere; "pallas" needs a GPU or TPU and samples
-        that all tokens share, and takes no sharding. None is "gathered", unless the tuner measured
-        "pallas" to be faster.
+      implementation: "gathered", on XLA, runs anywhere; "pallas" needs a GPU or TPU, "mosaic_gpu"
+        a Hopper or Blackwell GPU and 16 bits: both need samples that all tokens share, and take no
+        sharding. None is "gathered", unless the tuner measured another to be faster.
 
     Returns:
       The loss, a scalar or [...] for "none", in float32 (float64 for float64 input); 0 for no
@@ -137,8 +144,8 @@ def sampled_softmax_cross_entropy(
         "num_sampled": ids.shape[-1],
         "per_token": ids.ndim > 1,
     }
-    if sharding.is_split and implementation == "pallas":
-        raise ValueError('implementation="pallas" cannot run here: it takes no sharding')
+    if sharding.is_split and implementation in dispatch.PALLAS:
+        raise ValueError(f'implementation="{implementation}" cannot run here: it takes no sharding')
     asked = "gathered" if sharding.is_split else implementation
     choice = dispatch.choose(OPERATION, result_dtype(*arrays[:2]), sizes, asked)
     # The grid of a kernel is not empty.

@@ -22,7 +22,7 @@ from jaxnets.kernels.losses import (
     vocab_size_of,
 )
 from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.kernels.pallas.fused_matmul import PallasOptions
+from jaxnets.kernels.pallas.contract import PallasOptions
 from jaxnets.kernels.sampled_softmax.pallas import sampled_log_sum_exp
 from jaxnets.kernels.sampled_softmax.xla import kept_tokens, target_mean, true_logits
 from jaxnets.kernels.samplers.samples import CLASS_IDS, Samples

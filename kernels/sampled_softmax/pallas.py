@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels.numerics import matmul
-from jaxnets.kernels.pallas.fused_matmul import Inputs, PallasOptions, Reduced, Tile, fused_matmul
+from jaxnets.kernels.pallas.contract import Inputs, PallasOptions, Reduced, Tile
+from jaxnets.kernels.pallas.fused_matmul import fused_matmul
 from jaxnets.kernels.pallas.log_sum_exp import combine_tiles, tile_log_sum_exp
 
 _FLOAT32 = jnp.dtype(jnp.float32)

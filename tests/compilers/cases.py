@@ -22,6 +22,7 @@ from jaxnets.kernels import (
     Samples,
     VocabSharding,
     linear_softmax_cross_entropy,
+    pointwise_conv,
     sampled_softmax_cross_entropy,
 )
 from tests.support import matrix
@@ -156,21 +157,41 @@ def _pointwise(implementation, positions, features, out):
     return Odd(partial(summed, partial(pointwise_outputs, implementation)), (), shapes)
 
 
+def _with_residual(activation, inputs, kernel, bias, residual):
+    return pointwise_conv(
+        inputs, kernel, bias, residual=residual, activation=activation, implementation="mosaic_gpu"
+    )
+
+
+def _activated(activation):
+    shapes = (1, 7, 300), (300, 130), (130,), (1, 7, 130)
+    return Odd(partial(summed, partial(_with_residual, activation)), (), shapes)
+
+
 CAPPED = "exact loss, 1 x 8, 10 classes, capped and smoothed, pallas"
 ODD = {
     "exact loss, 1 x 8, 10 classes, tiled": _exact("tiled", 1, 8, 10),
     "exact loss, 1 x 8, 10 classes, pallas": _exact("pallas", 1, 8, 10),
     CAPPED: _exact("pallas", 1, 8, 10, soft_cap=5.0, label_smoothing=0.1),
+    "exact loss, 1 x 8, 10 classes, capped and smoothed, mosaic_gpu": _exact(
+        "mosaic_gpu", 1, 8, 10, soft_cap=5.0, label_smoothing=0.1
+    ),
     "exact loss, 7 x 300, 50257 classes, pallas": _exact("pallas", 7, 300, 50_257),
+    "exact loss, 7 x 300, 50257 classes, mosaic_gpu": _exact("mosaic_gpu", 7, 300, 50_257),
     "exact loss, 130 x 64, 151936 classes, pallas": _exact("pallas", 130, 64, 151_936),
     "sampled loss, 1 x 8, 10 classes, gathered": _sampled("gathered", 1, 8, 10, 3),
     "sampled loss, 1 x 8, 10 classes, pallas": _sampled("pallas", 1, 8, 10, 3),
     "sampled loss, 7 x 300, 50257 classes, pallas": _sampled("pallas", 7, 300, 50_257, 129),
+    "sampled loss, 7 x 300, 50257 classes, mosaic_gpu": _sampled("mosaic_gpu", 7, 300, 50_257, 129),
     **{f"lstm, hidden {n}, pallas": _lstm("pallas", 3, 5, 4, n) for n in (1, 7, 300, 1024)},
     **{f"lstm, hidden {n}, scan": _lstm("scan", 3, 5, 4, n) for n in (1, 300)},
     "1x1 convolution, 1 x 1 to 1, matmul": _pointwise("matmul", 1, 1, 1),
     "1x1 convolution, 1 x 1 to 1, pallas": _pointwise("pallas", 1, 1, 1),
     "1x1 convolution, 7 x 300 to 130, pallas": _pointwise("pallas", 7, 300, 130),
+    **{
+        f"1x1 convolution, 7 x 300 to 130, {activation}, mosaic_gpu": _activated(activation)
+        for activation in ("relu", "sigmoid", "tanh", "silu", "gelu", "gelu_exact")
+    },
 }
 DTYPES = ("float32", "bfloat16", "float16")
 

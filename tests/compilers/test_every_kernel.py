@@ -19,6 +19,7 @@ VARIANTS = (
     "draw_samples, LearnedUnigram",
 )
 ONE_OF_EACH = "v5e", "H100"
+MOSAIC_GPU = [name for name in cases.ODD if name.endswith("mosaic_gpu")]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,8 @@ def test_a_kernel_compiles_with_its_gradient(worker, name, device):
 def swept():
     for name in cases.ODD:
         # XLA's own take any dtype: one of them is enough.
+        if name in MOSAIC_GPU:
+            continue
         for dtype in cases.DTYPES if name.endswith("pallas") else ("bfloat16",):
             for device in ONE_OF_EACH:
                 yield name, dtype, device
@@ -50,3 +53,16 @@ def test_an_odd_shape_compiles_or_is_refused_with_the_reason(worker, name, dtype
     case = cases.ODD[name]
     record = worker.estimate(device, case.function, case.arguments(dtype), counted=False)
     assert record.error == "" or record.refused
+
+
+@pytest.mark.parametrize("name", MOSAIC_GPU)
+def test_a_kernel_on_mosaic_gpu_compiles_for_two_generations_and_is_refused_elsewhere(worker, name):
+    case = cases.ODD[name]
+
+    def said(device, dtype):
+        return worker.estimate(device, case.function, case.arguments(dtype), counted=False)
+
+    for device, dtype in (("H100", "bfloat16"), ("H100", "float16"), ("B200", "bfloat16")):
+        assert said(device, dtype).error == ""
+    for device, dtype in (("H100", "float32"), ("A100", "bfloat16"), ("v5e", "bfloat16")):
+        assert said(device, dtype).refused

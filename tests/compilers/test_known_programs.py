@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import pytest
 
+from benchmarks.compilers import programs
 from benchmarks.compilers.devices import DEVICES, GPUS, TPUS
 from tests.compilers import cases
 
@@ -107,3 +108,24 @@ def test_a_compiler_that_ends_its_process_is_a_record_and_another_process_takes_
     assert gone.error == "the compiler ended its process"
     assert not gone.refused
     assert worker.estimate("v5e", cases.matmul, squares(8)).error == ""
+
+
+@pytest.mark.parametrize("name", ["H100", "B200"])
+def test_a_kernel_on_mosaic_gpu_is_counted_with_its_registers(worker, name):
+    """Both read their operands once, by XLA's account, and spill nothing."""
+    tokens, features, vocab = 1024, 512, 8192
+    shapes = ((tokens, features), "bfloat16"), ((vocab, features), "bfloat16"), ((tokens,), "int32")
+    arguments = tuple(jax.ShapeDtypeStruct(*shape) for shape in shapes)
+    loss = partial(programs.exact_loss, "mosaic_gpu")
+    record = worker.estimate(name, partial(programs.value_and_gradients, loss), arguments)
+    assert not record.error
+    found = {kernel.name: kernel for kernel in record.kernels}
+    statistics, gradient = (
+        found[f"softmax_{part}_mosaic_gpu_kernel"] for part in ("statistics", "gradient")
+    )
+    operands = 2 * (tokens + vocab) * features
+    for kernel in (statistics, gradient):
+        assert operands <= kernel.read <= 1.01 * operands
+        assert 0 < kernel.registers <= 168  # what three warpgroups leave each of their threads
+        assert kernel.spilled == 0
+    assert gradient.written == 2 * tokens * vocab

@@ -157,21 +157,22 @@ def test_tune_keeps_the_fastest(cache, operation, sizes):
 def test_tune_times_every_tile_and_leaves_out_what_fails_or_differs(monkeypatch):
     """As on a GPU whose default tiles do not compile and whose others are right, but for one."""
     tried = []
-    from jaxnets.kernels.pallas import fused_matmul
+    from jaxnets.kernels.pallas import contract, fused_matmul_triton
 
-    run = fused_matmul._triton
+    run = fused_matmul_triton.fused_matmul
 
     def strange(target, tiles, *rest):
         tried.append(tiles)
-        if tiles == fused_matmul.DEFAULT_TILES["gpu"]:
+        if tiles == contract.DEFAULT_TILES["triton"]:
             raise RuntimeError("out of shared memory\nand more")
         results = run(target, tiles, *rest)
-        return [2 * r for r in results] if tiles == fused_matmul.OTHER_TILES["gpu"][0] else results
+        return [2 * r for r in results] if tiles == contract.OTHER_TILES["triton"][0] else results
 
-    monkeypatch.setattr(fused_matmul, "_triton", strange)
+    monkeypatch.setattr(fused_matmul_triton, "fused_matmul", strange)
     with compiling_for("gpu", interpret=True):
-        timings = {t.tiles: t for t in tune("pointwise_conv", **SIZES) if t.tiles}
-    default, first, *others = (fused_matmul.DEFAULT_TILES["gpu"], *fused_matmul.OTHER_TILES["gpu"])
+        found = tune("pointwise_conv", **SIZES)
+    timings = {t.tiles: t for t in found if t.implementation == "pallas"}
+    default, first, *others = (contract.DEFAULT_TILES["triton"], *contract.OTHER_TILES["triton"])
     assert set(tried) == {default, first, *others}
     assert timings[default].left_out == "out of shared memory"
     assert timings[first].left_out == "its results differ"
