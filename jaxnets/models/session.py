@@ -148,10 +148,12 @@ class SessionGRU(nnx.Module):
             function = linear_softmax_cross_entropy if exact else sampled_softmax_cross_entropy
         drawn = () if samples is None else (samples,)
         head = self.projection
-        return function(
-            hidden, head.weight[...], labels, *drawn, bias=head.bias[...], ignore_index=NO_ITEM,
-            **options,
-        )  # fmt: skip
+        bias = None if head.bias is None else head.bias[...]
+        return jnp.asarray(
+            function(
+                hidden, head.weight[...], labels, *drawn, bias=bias, ignore_index=NO_ITEM, **options
+            )
+        )
 
     def recommend(
         self,
