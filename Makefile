@@ -6,7 +6,7 @@ PYTHON ?= $(call python,3.13 3.12 3.11)
 OLDEST ?= $(call python,3.11 3.12 3.13)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
+EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq recommender
 COMPILED := test_bars.py test_every_kernel.py test_known_programs.py
 
 .PHONY: check test lint smoke-oldest compilers bench bench-quick bench-full docs examples peers clean

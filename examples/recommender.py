@@ -42,12 +42,7 @@ class Loss(StrEnum):
     gbce = "gbce"
 
 
-def summed_gbce(hidden, weight, labels, samples, **options):
-    """gBCE is a mean over the samples; of that the gradients would drown in Adam's epsilon."""
-    return (samples.ids.size + 1) * gbce_loss(hidden, weight, labels, samples, **options)
-
-
-FUNCTIONS = {Loss.bpr_max: bpr_max_loss, Loss.gbce: summed_gbce}
+FUNCTIONS = {Loss.bpr_max: bpr_max_loss, Loss.gbce: gbce_loss}
 
 
 def main(
@@ -67,6 +62,8 @@ def main(
     batch_at, each = sessions.packed_batches(pieces, TIME, ROWS, seed)
     steps = epochs * each
     model = SessionGRU(data.items, 64, rngs=nnx.Rngs(seed))
+    if loss == Loss.gbce:  # its scores are log-odds of one item in thousands, far from 0
+        model.projection.bias[...] = jnp.asarray(np.log((counts + 1) / counts.sum()), jnp.float32)
     begun = time.perf_counter()
     fit(
         model, None, batch_at, steps, gradients=gradients(loss, counts, num_sampled),
