@@ -61,7 +61,7 @@ class SessionGRU(nnx.Module):
       >>> model = SessionGRU(1000, 8, rngs=nnx.Rngs(0))
       >>> sessions, lengths = jnp.array([[3, 8, 1], [8, 5, 0]]), jnp.array([3, 2])
       >>> labels = next_items(sessions, lengths)
-      >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 32, labels)
+      >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 32, labels, unique=False)
       >>> model.loss(sessions, lengths, samples=samples).shape
       ()
       >>> model.eval()
@@ -263,6 +263,7 @@ def _valid(items: jax.Array, given: Given) -> jax.Array:
     return jnp.ones(items.shape, bool) if valid is None else valid
 
 
+@jax.jit
 @over_rows(items=0, given=0)
 def _read(items: jax.Array, given: Given) -> jax.Array:
     """The items, and in padding one that is read anyway: no other row of the table is touched."""
@@ -270,11 +271,13 @@ def _read(items: jax.Array, given: Given) -> jax.Array:
     return jnp.where(valid, items, jnp.where(valid, items, 0).max(initial=0))
 
 
+@jax.jit
 @over_rows(items=0, given=0)
 def _seen(items: jax.Array, given: Given) -> jax.Array:
     return jnp.where(_valid(items, given), items, NO_ITEM)
 
 
+@jax.jit
 @over_rows(items=0, given=0)
 def _next_items(items: jax.Array, given: Given) -> jax.Array:
     batch, time = items.shape
