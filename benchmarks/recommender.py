@@ -208,6 +208,7 @@ def train(name: str, loss: Loss, data: sessions.Histories, seconds: float, point
     model = SessionGRU(data.items, FEATURES, rngs=nnx.Rngs(0))
     if name == GBCE:  # its scores are log-odds of one item in thousands, far from 0
         counts = np.bincount(np.concatenate(split.training), minlength=data.items) + 1.0
+        assert model.projection.bias is not None
         model.projection.bias[...] = jnp.asarray(np.log(counts / counts.sum()), jnp.float32)
     step, optimizer = trainer(name, loss, model, 1e-2)
     start = time.perf_counter()

@@ -1,6 +1,9 @@
 """The next movie of a history: GRU4Rec over all movies, trained by rows with a loss of choice.
 
 python -m examples.recommender
+
+MovieLens 100K is GroupLens': for research, and not to be redistributed. It is read out of the PyPI
+package recbole; where that can't be had, histories are generated.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ def main(
     steps = epochs * each
     model = SessionGRU(data.items, 64, rngs=nnx.Rngs(seed))
     if loss == Loss.gbce:  # its scores are log-odds of one item in thousands, far from 0
+        assert model.projection.bias is not None
         model.projection.bias[...] = jnp.asarray(np.log((counts + 1) / counts.sum()), jnp.float32)
     begun = time.perf_counter()
     fit(
