@@ -8,7 +8,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 # Modules are compiled when they are first imported, and most never are: half of the time.
 INSTALL := -m pip install --quiet --no-compile --editable
-EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq
+EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq recommender
 COMPILED := test_bars.py test_every_kernel.py test_known_programs.py
 
 .PHONY: check test lint smoke-oldest compilers bench bench-quick bench-full docs examples peers clean

@@ -1,4 +1,4 @@
-"""python -m benchmarks softmax | sequences | pointwise | accelerators | compilers | report..."""
+"""python -m benchmarks softmax | sequences | pointwise | recommender | accelerators | ..."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from benchmarks import (
     vowels,
 )
 from benchmarks import pointwise as pointwise_cases
+from benchmarks import recommender as recommender_cases
 from benchmarks import report as reports
 from benchmarks.compare import compare as compare_results
 from benchmarks.compilers import report as vendor_reports
@@ -134,6 +135,28 @@ def pointwise(
         console, output, name="pointwise", suite=suite, limits=limits, notes=notes, peers=peers,
         benchmarks=benchmarks + on_cores, bars=bars + by_cores, roofline=roofline,
         recycled_memory=recycled,
+    )  # fmt: skip
+
+
+@app.command()
+def recommender(
+    output: Output = Path("results"), quick: Quick = False, full: Full = False,
+    recbole: Annotated[
+        Path | None, typer.Option(help="The Python of an environment that has RecBole, of 3.11.")
+    ] = None,
+) -> None:  # fmt: skip
+    """A recommender of sessions: a step by the number of items, and what each loss reaches."""
+    console = Console()
+    suite, notes = chosen(quick, full, recommender_cases.QUICK)
+    limits = Limits()
+    benchmarks, bars = recommender_cases.steps(limits, suite)
+    compared = [] if recbole is None else recommender_cases.compared(recbole)
+    if recbole is not None:
+        notes.append(recommender_cases.PEER_NOTE)
+    finish(
+        console, output, name="recommender", suite=suite, limits=limits, notes=notes,
+        peers={"RecBole": recbole is not None}, benchmarks=benchmarks, bars=bars,
+        recommender=recommender_cases.quality(suite), compared=compared,
     )  # fmt: skip
 
 

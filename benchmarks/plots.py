@@ -29,6 +29,18 @@ def plot_quality(result: dict) -> str:
     return _svg(figure)
 
 
+def plot_ranking(result: dict) -> str:
+    """NDCG@10 of each loss against the seconds it trained."""
+    figure, axes = plt.subplots(figsize=(8, 4.5))
+    for name, method in result["recommender"]["methods"].items():
+        seconds, _, ndcg, _ = zip(*method["curve"], strict=True)
+        axes.plot(seconds, ndcg, marker=".", label=name)
+    axes.set(xlabel="training seconds", ylabel="NDCG@10")
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3)
+    return _svg(figure)
+
+
 def plot_epochs(result: dict) -> str:
     """What an epoch takes, running and compiling, for each way to batch."""
     ways = result["epochs"]["ways"]

@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import rich.table
@@ -149,6 +150,32 @@ def roofline_rows(result: dict) -> list[list[str]]:
     ]
 
 
+def ranking_rows(result: dict) -> list[list[str]]:
+    """Loss, ms a step, steps, NDCG and recall at half time and at the end, compile."""
+    rows = []
+    for name, method in result["recommender"]["methods"].items():
+        curve = method["curve"]
+        _, steps, *last = curve[-1]
+        middle = curve[len(curve) // 2 - 1][2:]
+        figures = [f"{value:.4f}" for pair in zip(middle, last, strict=True) for value in pair]
+        first = [name, f"{method['ms_per_step']:.1f}", f"{steps:,}"]
+        rows.append([*first, *figures, f"{method['compile_s']:.1f}"])
+    return rows
+
+
+def compared_rows(result: dict) -> list[list[str]]:
+    """Library, seed, seconds of the median epoch on the clock and of the CPU, NDCG, recall."""
+    return [
+        [
+            row["name"],
+            str(row["seed"]),
+            *(f"{median(row[of]):.1f}" for of in ("epoch_s", "epoch_cpu_s")),
+            *(f"{row[of]:.4f}" for of in ("ndcg", "recall")),
+        ]
+        for row in result["compared"]
+    ]
+
+
 class Table(NamedTuple):
     """A table of the report: its rows are read from the result, and without any it is left out."""
 
@@ -195,6 +222,20 @@ ROOFLINE = Table(
     roofline_rows,
 )  # fmt: skip
 
+RANKING = Table(
+    "Each user's last event among all items not seen before",
+    [
+        "loss", "ms a step", "steps", "NDCG@10 at half time", "at the end",
+        "recall@10 at half time", "at the end", "compile s",
+    ],
+    ranking_rows,
+)  # fmt: skip
+COMPARED = Table(
+    "Beside RecBole: last event among all items",
+    ["library", "seed", "seconds an epoch", "of the CPU", "NDCG@10", "recall@10"],
+    compared_rows,
+)
+
 
 class Comparison(NamedTuple):
     """What the report of one comparison is made of."""
@@ -238,6 +279,14 @@ def _about_pointwise(result: dict) -> str:
     return f"float32; freed memory is {memory}, for ours and for the peers alike."
 
 
+def _about_recommender(result: dict) -> str:
+    data = result["recommender"]
+    return (
+        f"{data['data']}: {data['users']:,} users, {data['items']:,} items, "
+        f"{data['seconds']:.0f} s of training for each loss."
+    )
+
+
 def _about_accelerators(result: dict) -> str:
     return "A value and all gradients, by every implementation that can run on this device."
 
@@ -260,6 +309,12 @@ COMPARISONS = {
         _about_pointwise,
         (BARS, ROOFLINE, TIMES),
         ("Roofline", plots.plot_roofline),
+    ),
+    "recommender": Comparison(
+        "A recommender of sessions",
+        _about_recommender,
+        (BARS, RANKING, COMPARED, TIMES),
+        ("Quality against time", plots.plot_ranking),
     ),
     "accelerators": Comparison(
         "Implementations on this device", _about_accelerators, (BARS, TIMES)
