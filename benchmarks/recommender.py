@@ -21,7 +21,7 @@ import optax
 from flax import nnx
 
 from benchmarks import sessions
-from benchmarks.bars import bar
+from benchmarks.bars import bar, ratio
 from benchmarks.harness import Case, Suite, compiled_case, measure, progress
 from benchmarks.limits import Limits
 from jaxnets import optim, rows
@@ -99,27 +99,28 @@ def steps(limits: Limits, suite: Suite) -> tuple[list[dict], list[dict]]:
     ]
     group = f"sessions, {SESSIONS} x {LENGTH}, {FEATURES} features, {SAMPLES} samples"
     measured = measure(group, cases, 3 if suite == "quick" else 10, limits)
-    seconds = {row["name"]: row["stats"]["median"] for row in measured}
+    by_name = {row["name"]: row for row in measured}
     memory = {row["name"]: row["extra_info"]["temp_bytes"] for row in measured}
     largest = max(items for items in sizes if items <= DENSE)
 
-    def ratios(of: dict, items: int) -> float:
-        return of[f"dense gradients, {items:,} items"] / of[f"rows, {items:,} items"]
+    def pair(of: dict, items: int) -> tuple:
+        return of[f"dense gradients, {items:,} items"], of[f"rows, {items:,} items"]
 
-    first, last = f"rows, {sizes[0]:,} items", f"rows, {sizes[-1]:,} items"
+    first, last = (by_name[f"rows, {items:,} items"] for items in (sizes[0], sizes[-1]))
+    dense, rows = pair(memory, largest)
     return measured, [
         bar(
             f"step by rows: {sizes[-1]:,} / {sizes[0]:,} items",
-            seconds[last] / seconds[first],
+            ratio(last, first),
             at_most=1.5,
         ),
         bar(
             "dense gradients / rows, time of a step, by items",
-            *(ratios(seconds, items) for items in sizes if items <= DENSE),
+            *(ratio(*pair(by_name, items)) for items in sizes if items <= DENSE),
         ),
         bar(
             f"dense gradients / rows, temporary memory, {largest:,} items",
-            ratios(memory, largest),
+            dense / rows,
         ),
     ]
 
