@@ -257,11 +257,8 @@ def linear_softmax_cross_entropy(
     options = options._replace(
         compute_dtype=computed, precision=check_precision(precision), num_classes=classes
     )
-    sizes = {
-        "tokens": tokens,
-        "features": hidden.shape[-1],
-        "vocab_size": vocab_size // sharding.shards,
-    }
+    own_classes = vocab_size // sharding.shards
+    sizes = {"tokens": tokens, "features": hidden.shape[-1], "vocab_size": own_classes}
     if class_weights is not None:
         if label_weights is not None:
             raise ValueError("class_weights must come without label_weights, got both")

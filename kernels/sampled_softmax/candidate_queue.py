@@ -125,6 +125,7 @@ class CandidateQueue(ByContents):
 
 
 @jax.jit
+@jax.named_scope("CandidateQueue")
 def _pushed(
     queue: CandidateQueue,
     items: jax.Array,

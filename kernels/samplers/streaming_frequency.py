@@ -124,6 +124,7 @@ class StreamingFrequency(ByContents):
 
 
 @jax.jit
+@jax.named_scope("StreamingFrequency")
 def _updated(
     seen: StreamingFrequency, low: jax.Array, high: jax.Array, there: jax.Array
 ) -> StreamingFrequency:
@@ -145,6 +146,7 @@ def _updated(
 
 
 @jax.jit
+@jax.named_scope("StreamingFrequency")
 def _log_expected_count(seen: StreamingFrequency, low: jax.Array, high: jax.Array) -> jax.Array:
     at = _places(seen, *replicated((low.reshape(-1), high.reshape(-1))))
     known = (seen.hits[at] > 0).all(0)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import pointwise, report
+from benchmarks import pointwise, report, report_tables
 from benchmarks.__main__ import app
 from benchmarks.bars import bar
 from benchmarks.harness import compiled_case, measure
@@ -74,6 +74,6 @@ def test_quick_measures_fewer_shapes_and_compares_their_outputs(monkeypatch, tmp
     assert difference < 1e-4  # sums of at most 64 products in float32
     groups = {row["group"] for row in result["benchmarks"]}
     assert not any("head" in group for group in groups)
-    for _, *figures in report.timing_rows(result):
+    for _, *figures in report_tables.timing_rows(result):
         assert all(int(share[:-1]) <= 100 for share in figures[-2:] if share)
-    assert all(int(row[-1][:-1]) <= 100 for row in report.roofline_rows(result))
+    assert all(int(row[-1][:-1]) <= 100 for row in report_tables.roofline_rows(result))

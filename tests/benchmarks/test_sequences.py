@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import corpus, epochs, recurrent, report, vowels
+from benchmarks import corpus, epochs, recurrent, report, report_tables, vowels
 from benchmarks.bars import bar
 from benchmarks.harness import compiled_case
 
@@ -78,7 +78,7 @@ def test_quick_has_the_padded_the_bucketed_and_the_packed_epoch(monkeypatch):
 def test_the_accuracies_are_bars(monkeypatch):
     monkeypatch.setattr(vowels, "accuracy", lambda layout: 0.96 if layout == "packed" else 0.94)
     result = {"bars": vowels.run()}
-    assert [row[2:] for row in report.bar_rows(result)] == [
+    assert [row[2:] for row in report_tables.bar_rows(result)] == [
         ["at least 0.95", verdict] for verdict in ("missed", "missed", "met")
     ]
 

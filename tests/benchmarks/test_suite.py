@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import corpus, estimators, evaluation, exact, noise, quality, report
+from benchmarks import corpus, estimators, evaluation, exact, noise, quality, report, report_tables
 from benchmarks.__main__ import app
 from benchmarks.bars import bar, goal, verdict
 from benchmarks.harness import Case, compiled_case, measure
@@ -205,7 +205,7 @@ def test_a_case_that_beats_the_peak_is_the_peak(limits):
     """A busy machine may measure the peak too low; no share is above 100 %."""
     cases = [Case(name, lambda: None, flops=1e15, info={"bytes": 1e15}) for name in "ab"]
     rows = measure("group", cases, 3, limits)
-    shares = [row[-2:] for row in report.timing_rows({
+    shares = [row[-2:] for row in report_tables.timing_rows({
         "benchmarks": rows, "machine_info": limits.rates(),
     })]  # fmt: skip
     assert all(0 < int(share[:-1]) <= 100 for pair in shares for share in pair)
@@ -270,9 +270,9 @@ def test_the_bias_of_estimators():
         bias, floor = estimators.bias_of(name, 8, 300, classes=40)
         assert (bias > 5 * floor) == biased
     row = {"name": name, "num_sampled": 8, "bias": bias, "noise_floor": floor}
-    rows = report.estimator_rows({"estimators": [row]})
+    rows = report_tables.estimator_rows({"estimators": [row]})
     assert rows == [["8", name, f"{bias:.4f}", f"{floor:.4f}"]]
-    assert not report.estimator_rows({})  # of a result from before
+    assert not report_tables.estimator_rows({})  # of a result from before
 
 
 def test_compare_says_what_got_slower(tmp_path):
