@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxnets.kernels import meshes
 from jaxnets.kernels.rows.distinct import as_ids, check_tables, distinct_ids, spoil_fillers
+from jaxnets.kernels.rows.offloaded import check_offloading, read_offloaded
 from jaxnets.kernels.rows.sharded import gather_split_rows
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
@@ -48,7 +49,9 @@ class GatheredRows(NamedTuple):
 
 
 @jax.named_scope("gather_rows")
-def gather_rows(tables: Any, ids: Any, *, sharding: VocabSharding | None = None) -> GatheredRows:
+def gather_rows(
+    tables: Any, ids: Any, *, sharding: VocabSharding | None = None, offloaded: bool = False
+) -> GatheredRows:
     """The rows of ``tables`` that ``ids`` name, each once, and ids into them.
 
     Args:
@@ -58,6 +61,8 @@ def gather_rows(tables: Any, ids: Any, *, sharding: VocabSharding | None = None)
         shapes; in [0, vocab_size).
       sharding: over which axes of a mesh the tables' first axis is split; None: it is not. The
         result is on all devices.
+      offloaded: the tables lie in the host's memory (:func:`jaxnets.optim.offload`), and only the
+        rows come to the device. Not with a sharding, and from jax 0.12 on.
 
     Returns:
       :class:`GatheredRows`. An id outside [0, vocab_size) gives a local id outside [0, rows): the
@@ -65,9 +70,10 @@ def gather_rows(tables: Any, ids: Any, *, sharding: VocabSharding | None = None)
       then. Without an id all of them are empty.
 
     Raises:
+      NotImplementedError: ``offloaded`` with a JAX before 0.12.
       TypeError: float ids.
-      ValueError: no table, tables with different first axes, one so long that the ids behind the
-        last do not fit int32, or that the sharding does not divide.
+      ValueError: ``offloaded`` with a sharding, no table, tables with different first axes, one so
+        long that the ids behind the last do not fit int32, or that the sharding does not divide.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,6 +85,11 @@ def gather_rows(tables: Any, ids: Any, *, sharding: VocabSharding | None = None)
     ids = as_ids(ids)
     vocab_size = check_tables(tables, ids)
     sharding = as_sharding(sharding)
+    if offloaded:
+        if sharding.is_split:
+            raise ValueError("offloaded must be False with a sharding, got True")
+        check_offloading()
+        return GatheredRows(*_gather_offloaded(tables, ids))
     if sharding.is_split:
         sharding.check(vocab_size, (sharding.mesh.size,))
         return GatheredRows(*gather_split_rows(sharding, tables, ids))
@@ -91,3 +102,17 @@ def gather_rows(tables: Any, ids: Any, *, sharding: VocabSharding | None = None)
     rows = jax.tree.map(read, tables)
     rows = spoil_fillers(rows, row_ids, local_ids, vocab_size)
     return GatheredRows(row_ids, rows, meshes.placed_like(given, local_ids))
+
+
+@jax.jit
+def _gather_offloaded(tables: Any, ids: Any) -> tuple[jax.Array, Any, Any]:
+    vocab_size = jax.tree.leaves(tables)[0].shape[0]
+    row_ids, local_ids = distinct_ids(ids, vocab_size)
+
+    leaves, structure = jax.tree.flatten(tables)
+    if row_ids.size:
+        rows = read_offloaded([(table, row_ids) for table in leaves])
+    else:
+        rows = [jnp.zeros((0, *table.shape[1:]), table.dtype) for table in leaves]
+    rows = jax.tree.unflatten(structure, rows)
+    return row_ids, spoil_fillers(rows, row_ids, local_ids, vocab_size), local_ids

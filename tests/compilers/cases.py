@@ -13,14 +13,17 @@ import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.compilers.compile import topology
 from benchmarks.compilers.programs import lstm_outputs, pointwise_outputs
+from jaxnets import optim
 from jaxnets.kernels import (
     Samples,
+    SparseRows,
     VocabSharding,
+    gather_rows,
     linear_softmax_cross_entropy,
     pointwise_conv,
     sampled_softmax_cross_entropy,
@@ -223,3 +226,34 @@ def sharded_shapes(device, larger, sides):
         jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
         for shape, dtype, spec in shapes
     )
+
+
+# A table in the memory of a device's host, a million rows of it, and the step of row-wise Adagrad.
+_ADAGRAD = optim.rowwise_adagrad(0.1)
+
+
+def offloaded_rows(table, ids):
+    row_ids, rows, local_ids = gather_rows({"weight": table}, ids, offloaded=True)
+    return row_ids, rows["weight"][local_ids]
+
+
+def offloaded_move(tables, state, row_ids, values):
+    return optim.offloaded_update(_ADAGRAD, SparseRows(row_ids, values), state, tables)
+
+
+def offloaded_shapes(device, moves):
+    """Of the functions above; the arguments of ``offloaded_move`` if it ``moves``."""
+    host, own = (
+        SingleDeviceSharding(topology(device).devices[0], memory_kind=kind)
+        for kind in ("pinned_host", "device")
+    )
+
+    def on(sharding, shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    table, ids = on(host, (1_000_000, 128)), on(own, (1024,), jnp.int32)
+    if not moves:
+        return table, ids
+    step, sums = on(own, (), jnp.int32), [{"sum": on(host, (1_000_000,))}]
+    state = jax.eval_shape(_ADAGRAD.init, table)._replace(step=step, tables=sums)
+    return table, state, ids, on(own, (1024, 128))

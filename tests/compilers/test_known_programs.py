@@ -129,3 +129,14 @@ def test_a_kernel_on_mosaic_gpu_is_counted_with_its_registers(worker, name):
         assert 0 < kernel.registers <= 168  # what three warpgroups leave each of their threads
         assert kernel.spilled == 0
     assert gradient.written == 2 * tokens * vocab
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_table_of_the_host_stays_there(worker, moves):
+    """Of 512 MB no more than the rows of a step come to a TPU, and it is updated in place."""
+    function = cases.offloaded_move if moves else cases.offloaded_rows
+    shapes = partial(cases.offloaded_shapes, "v5e", moves)
+    record = worker.estimate("v5e", function, shapes, donated=2 if moves else 0, counted=False)
+    assert record.error == ""
+    assert record.argument_bytes < 1e6
+    assert record.temp_bytes < 4e6
