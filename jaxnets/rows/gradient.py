@@ -27,14 +27,15 @@ def value_and_grad(
 
     ``loss`` is any function. It is traced, and wherever it reads rows of a table by their ids
     (``table[ids]``, ``jnp.take(table, ids, axis=0)``, ``nnx.Embed``, a sampled loss,
-    :func:`jaxnets.layers.look_up`), the gradient of these rows is taken; those of equal ids are
-    summed:
+    :func:`jaxnets.layers.look_up`, :func:`jaxnets.kernels.gather_rows`), the gradient of these rows
+    is taken; those of equal ids are summed:
 
     .. math:: \partial L / \partial W_i = \sum_{k: \text{ids}_k = i} \partial L / \partial r_k,
         \qquad r_k = W_{\text{ids}_k}
 
     It is that of the whole table, without an array of the table's size. Reads may stand under
     ``jit``, ``vmap``, ``jax.checkpoint`` and ``lax.scan``, and a table may be read several times.
+    Tables that are split over devices are read by ``gather_rows(table, ids, sharding=...)``.
     Outside of ``jit`` too nothing is known of values, so that an id out of range is no error: NaN.
 
     Args:

@@ -27,6 +27,7 @@ from jax.extend.core.primitives import (
 from jax.extend.source_info_util import current_name_stack, summarize, user_context
 
 from jaxnets.kernels.checks import as_integers
+from jaxnets.kernels.rows.sharded import READ_SPLIT_ROWS
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class Reader:
             return [replace(table, dtypes=(*table.dtypes, parameters["new_dtype"]))], None
         if kind is stop_gradient_p:
             return [inputs[0].converted(inputs[0].array)], None
+        if kind is jit_p and parameters["name"] == READ_SPLIT_ROWS:
+            return _read(equation, inputs[1], inputs, taps)
         if kind is jit_p:
             return self.run(parameters["jaxpr"], inputs, taps)
         if kind is remat_p:
@@ -173,7 +176,7 @@ def _bind(equation: Any, inputs: list) -> list:
     names = current_name_stack() + source.name_stack
     with user_context(source.traceback, name_stack=names), equation.ctx.manager:
         results = equation.primitive.bind(*functions, *inputs, **parameters)
-    return results if equation.primitive.multiple_results else [results]
+    return list(results) if equation.primitive.multiple_results else [results]
 
 
 def _ids(equation: Any, table: Table, *at: Any) -> jax.Array | None:

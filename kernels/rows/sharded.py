@@ -14,23 +14,38 @@ from jaxnets.kernels.rows.distinct import distinct_ids, spoil_fillers
 from jaxnets.kernels.rows.rows import SparseRows
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
+READ_SPLIT_ROWS = "read_split_rows"
+
 
 @partial(jax.jit, static_argnums=0)
 def gather_split_rows(sharding: VocabSharding, tables: Any, ids: Any) -> tuple[jax.Array, Any, Any]:
     """What ``gather_rows`` returns, of split tables, on all devices."""
     vocab_size = jax.tree.leaves(tables)[0].shape[0]
 
-    def on_device(tables, ids):
-        row_ids, local_ids = distinct_ids(ids, vocab_size)
+    def distinct(ids):
+        return distinct_ids(ids, vocab_size)
 
-        def read(table):
-            local, _ = sharding.local_ids(row_ids, table.shape[0])
-            return table.at[local].get(mode="fill", fill_value=0)
+    def spoil(rows, row_ids, local_ids):
+        return spoil_fillers(rows, row_ids, local_ids, vocab_size)
 
-        rows = sharding.sum_over_vocab(jax.tree.map(read, tables))
-        return row_ids, spoil_fillers(rows, row_ids, local_ids, vocab_size), local_ids
+    row_ids, local_ids = sharding.run(distinct, (P(),), P(), ids)
+    rows = jax.tree.map(lambda table: read_split_rows(sharding, table, row_ids), tables)
+    rows = sharding.run(spoil, (P(), P(), P()), P(), rows, row_ids, local_ids)
+    return row_ids, rows, local_ids
 
-    return sharding.run(on_device, (sharding.table_spec, P()), P(), tables, ids)
+
+@partial(jax.jit, static_argnums=0)
+def read_split_rows(sharding: VocabSharding, table: jax.Array, row_ids: jax.Array) -> jax.Array:
+    """``table[row_ids]`` on all devices, of a split table; 0 where an id is out of range.
+
+    ``jaxnets.rows`` knows it by its name, ``READ_SPLIT_ROWS``, for a read of rows.
+    """
+
+    def on_device(table, row_ids):
+        local, _ = sharding.local_ids(row_ids, table.shape[0])
+        return sharding.sum_over_vocab(table.at[local].get(mode="fill", fill_value=0))
+
+    return sharding.run(on_device, (sharding.table_spec, P()), P(), table, row_ids)
 
 
 def local_rows(sharding: VocabSharding, rows: SparseRows, size: int) -> SparseRows:

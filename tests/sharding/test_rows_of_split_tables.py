@@ -1,0 +1,73 @@
+"""Gradients by rows of tables that are split over devices, of a whole step as users write it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+
+from jaxnets import optim, rows
+from jaxnets.kernels import (
+    LogUniform,
+    VocabSharding,
+    draw_samples,
+    gather_rows,
+    sampled_softmax_cross_entropy,
+)
+
+VOCAB, FEATURES, BATCH = 64, 4, 8
+RNG = np.random.default_rng(0)
+TABLES = {
+    "embedding": RNG.normal(size=(VOCAB, FEATURES)).astype(np.float32),
+    "weight": RNG.normal(size=(VOCAB, FEATURES)).astype(np.float32),
+    "bias": RNG.normal(size=VOCAB).astype(np.float32),
+}
+KERNEL = RNG.normal(size=(FEATURES, FEATURES)).astype(np.float32)
+IDS, LABELS = RNG.integers(0, VOCAB, (2, BATCH)).astype(np.int32)
+IDS[:2] = 5  # read twice
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_loss_gradients_and_step_are_those_of_whole_tables(kind):
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 16, LABELS)
+    optimizer = optim.adagrad(0.1)
+
+    def whole(tables, kernel):
+        hidden = tables["embedding"][IDS] @ kernel
+        return sampled_softmax_cross_entropy(
+            hidden, tables["weight"], LABELS, samples, bias=tables["bias"]
+        )
+
+    value, (gradients, of_kernel) = jax.jit(jax.value_and_grad(whole, (0, 1)))(TABLES, KERNEL)
+    moved = {
+        name: TABLES[name] - 0.1 * g / np.sqrt(0.1 + g**2 + 1e-7) for name, g in gradients.items()
+    }
+
+    mesh = jax.make_mesh((4, 2), ("vocab", "data"), axis_types=(kind,) * 2)
+    sharding = VocabSharding(mesh, "vocab", "data")
+
+    def by_rows(parameters, ids, labels, samples):
+        tables, kernel = parameters
+        read = gather_rows(tables["embedding"], ids, sharding=sharding)
+        hidden = read.rows[read.local_ids] @ kernel
+        head = {name: tables[name] for name in ("weight", "bias")}
+        _, small, (own, drawn) = gather_rows(head, (labels, samples.ids), sharding=sharding)
+        return sampled_softmax_cross_entropy(
+            hidden, small["weight"], own, samples._replace(ids=drawn), bias=small["bias"]
+        )
+
+    placed = jax.device_put(TABLES, NamedSharding(mesh, sharding.table_spec))
+    with jax.set_mesh(mesh):
+        step = jax.jit(rows.value_and_grad(by_rows))
+        found, (of_tables, dense) = step((placed, jnp.asarray(KERNEL)), IDS, LABELS, samples)
+        state = optim.sharded_init(sharding, optimizer, placed)
+        after, _ = optim.sharded_update(sharding, optimizer, of_tables, state, placed)
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    np.testing.assert_allclose(dense, of_kernel, rtol=1e-5, atol=1e-6)
+    for name, wanted in gradients.items():
+        assert of_tables[name].ids.size <= BATCH + 16  # of what the step read, not of 64
+        ids, values = jax.device_get(tuple(of_tables[name]))
+        got = np.zeros_like(wanted)
+        got[ids[ids < VOCAB]] = values[ids < VOCAB]
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(after[name], moved[name], rtol=1e-5, atol=1e-6)
