@@ -264,7 +264,7 @@ SUBJECTS = {
         Subject("hardest_samples", _hardest, _SOFTMAX, False),
         Subject("CandidateQueue", _queue, _SOFTMAX[:1], False),
         Subject("StreamingFrequency", _stream, _SOFTMAX[:1], False),
-        Subject("mixed_samples", _mixed, _SOFTMAX[:1], False),
+        Subject("mixed_samples", _mixed, _SOFTMAX[:1], False, by_key=True),
         Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
         Subject("rows_from_dense, to_dense", lambda g: to_dense(rows_from_dense(g, VOCAB), VOCAB),
                 (_SOFTMAX[1],), False),
@@ -334,22 +334,20 @@ class Programs:
         self._gradients = {}
 
     def gradients(self, arrays):
-        """By each array, as the loss is and under remat: of the experiments' one list of arrays.
+        """By each array, of the experiments' one list of arrays: under remat, unless refused.
 
-        Both are one program, unless remat is refused.
+        A gradient that is right under remat is right without.
         """
-        losses = {"grad": self.loss, "remat": jax.checkpoint(self.loss)}
         if not self._gradients:
             try:
-                self._gradients = _gradients(losses, arrays)
+                self._gradients = {"remat": _gradient(jax.checkpoint(self.loss), arrays)}
             except REFUSALS:
-                self._gradients = _gradients({"grad": self.loss}, arrays)
+                self._gradients = {"grad": _gradient(self.loss, arrays)}
         return self._gradients
 
 
-def _gradients(losses, arrays):
-    argnums = tuple(range(len(arrays)))
-    program = jax.jit(lambda *a: {n: jax.grad(loss, argnums)(*a) for n, loss in losses.items()})
+def _gradient(loss, arrays):
+    program = jax.jit(jax.grad(loss, tuple(range(len(arrays)))))
     return jax.tree.map(np.asarray, program(*arrays))
 
 
@@ -368,7 +366,7 @@ def _jit(programs, arrays):
 
 def _grad(programs, arrays):
     """Against finite differences along a random direction."""
-    gradients = programs.gradients(arrays)["grad"]
+    (gradients,) = programs.gradients(arrays).values()
     rng = np.random.default_rng(9)
     direction = [rng.normal(size=a.shape).astype(np.float32) for a in arrays]
     slope = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
@@ -390,17 +388,17 @@ def _grad(programs, arrays):
 def _jvp(programs, arrays):
     tangents = [np.cos(np.arange(a.size, dtype=a.dtype)).reshape(a.shape) for a in arrays]
     slope = jax.jit(lambda *a: jax.jvp(programs.loss, a, tuple(tangents))[1])(*arrays)
-    gradients = programs.gradients(arrays)["grad"]
+    (gradients,) = programs.gradients(arrays).values()
     terms = np.concatenate([(g * t).reshape(-1) for g, t in zip(gradients, tangents, strict=True)])
     tolerance = 64 * float(jnp.finfo(jnp.float32).eps) * float(np.abs(terms).sum())
     assert abs(float(slope - terms.sum())) < tolerance
 
 
 def _remat(programs, arrays):
-    gradients = programs.gradients(arrays)
-    if "remat" not in gradients:  # refused with the gradient as it is: by itself it says why
-        _gradients({"remat": jax.checkpoint(programs.loss)}, arrays)
-    compare(gradients["remat"], gradients["grad"], jnp.float32)
+    """As the gradient, whose program it is."""
+    if "remat" not in programs.gradients(arrays):  # it was refused: by itself it says why
+        _gradient(jax.checkpoint(programs.loss), arrays)
+    _grad(programs, arrays)
 
 
 def _scanned(function):
