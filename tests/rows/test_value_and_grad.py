@@ -183,7 +183,6 @@ def optimizer_of(model):
     )
 
 
-@pytest.mark.smoke
 def test_steps_in_a_scan_learn_and_nothing_is_of_the_vocabulary():
     """Under nnx.jit, with donated state, at a vocabulary that stands out in a program's text."""
     vocab_size = 50_021

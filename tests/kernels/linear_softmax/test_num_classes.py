@@ -65,7 +65,6 @@ def plain(hidden, weight, bias):
     ]
 
 
-@pytest.mark.smoke
 def test_values_and_gradients(x64):
     def mixed(function):
         def loss(*arrays):

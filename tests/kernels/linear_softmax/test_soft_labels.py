@@ -62,7 +62,6 @@ def theirs(options, hidden, weight, bias, by_token):
     return (losses * jnp.cos(jnp.arange(losses.size).reshape(losses.shape))).sum()
 
 
-@pytest.mark.smoke
 def test_values_and_gradients(x64):
     """In one pass and in two, in both layouts, with every kind of label that is left out."""
 
