@@ -554,9 +554,9 @@ kernel).
 
 - *dtype*: float32 results of the same numbers, within the dtype's rounding.
 - *grad* and *remat*, the gradient of the rematerialized function, against finite differences; *jvp*
-  against grad; *vmap*, *scan* and *shard_map* against the function called by itself, vmap in scan in
-  shard_map where all three go. shard_map is data parallelism by hand, around a function; a function
-  with a `sharding` has one inside, and does not go into another.
+  against grad; *vmap*, *scan* and *shard_map* against the function called by itself, vmap in scan
+  in shard_map where all three go. shard_map is data parallelism by hand, around a function; a
+  function with a `sharding` has one inside, and does not go into another.
 - *platform*: on CPU everything runs. For gpu (CUDA) and tpu, values and gradients are **lowered**
   here, not run: XLA functions by `jax.export`, Pallas kernels to Triton and Mosaic, whose numbers
   are those of interpret mode. `lstm` by cuDNN is not listed: it cannot be traced without a GPU.
