@@ -24,6 +24,7 @@ from benchmarks import (
     recurrent,
     steps,
     threads,
+    tokens,
     vowels,
 )
 from benchmarks import pointwise as pointwise_cases
@@ -72,15 +73,15 @@ def softmax(
 ) -> None:  # fmt: skip
     """Full versus sampled softmax: time, memory and quality reached, on real text."""
     console = Console()
-    parts = exact, steps, evaluation, threads, estimators, quality
+    parts = exact, steps, tokens, evaluation, threads, estimators, quality
     suite, notes = chosen(quick, full, *(part.QUICK for part in parts))
-    peers = find_peers(console, "tensorflow", "torch")
+    peers = find_peers(console, "tensorflow", "torch", "jax_cce")
     if profile is not None:
         trace(profiling.sampled_case().run, profile)
         console.print(f"trace of ten steps at 1,000,000 classes: {profile}")
     limits = Limits()
     benchmarks, bars = exact.run(limits, suite, peers)
-    for part in (steps, evaluation):
+    for part in (steps, tokens, evaluation):
         more_rows, more_bars = part.run(limits, suite, peers)
         benchmarks, bars = benchmarks + more_rows, bars + more_bars
     on_cores, by_cores = threads.run(limits, suite, ("exact loss", "sampled step"))

@@ -70,6 +70,38 @@ def _torch_case(arrays, flops) -> Case:
     return Case("torch cross_entropy", run, flops)
 
 
+def _torch_fused_cases(arrays, flops) -> list[Case]:
+    """PyTorch's loss of a linear layer, where it has it: as it is, and without whole logits."""
+    import torch
+
+    fused = getattr(torch.nn.functional, "linear_cross_entropy", None)
+    if fused is None:
+        return []
+    hidden, weight, bias = (torch.from_numpy(np.array(a)).requires_grad_() for a in arrays[:3])
+    labels = torch.from_numpy(np.array(arrays[3])).long()
+
+    def run(options):
+        for tensor in (hidden, weight, bias):
+            tensor.grad = None
+        loss = fused(hidden, weight, labels, linear_bias=bias, options=options)
+        loss.backward()
+        return float(loss.detach())
+
+    name, chunked = "torch linear_cross_entropy", torch.nn.LinearCrossEntropyOptions()
+    return [
+        Case(name, partial(run, None), flops),
+        Case(f"{name}, its default options", partial(run, chunked), flops),
+    ]
+
+
+def _jax_cce_case(arrays, flops) -> Case:
+    import jax_cce
+
+    hidden, weight, _, labels = arrays  # it has no bias
+    gradient = jax.value_and_grad(jax_cce.linear_cross_entropy, (0, 1))
+    return compiled_case("jax-cce", gradient, hidden, weight, labels, flops=flops)
+
+
 def _torch_adaptive_case(arrays, vocab_size, features) -> Case:
     import torch
 
@@ -123,8 +155,11 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     if peers["torch"]:
         cases += [
             _torch_case(arrays, flops),
+            *_torch_fused_cases(arrays, flops),
             _torch_adaptive_case(arrays, vocab_size, features),
         ]
+    if peers.get("jax_cce"):
+        cases.append(_jax_cce_case(arrays, flops))
     rounds = 1 if suite == "quick" else 5
     rows = measure(f"exact loss, {tokens}x{features}, {vocab_size} classes", cases, rounds, limits)
     by_name = {row["name"]: row for row in rows}

@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import corpus, estimators, evaluation, exact, noise, quality, report, report_tables
+from benchmarks import (
+    corpus,
+    estimators,
+    evaluation,
+    exact,
+    noise,
+    quality,
+    report,
+    report_tables,
+    tokens,
+)
 from benchmarks.__main__ import app
 from benchmarks.bars import bar, goal, verdict
 from benchmarks.harness import Case, compiled_case, measure
@@ -233,6 +243,15 @@ def test_the_quick_exact_loss_has_its_bars_and_compares(monkeypatch, limits):
     assert [row["name"] for row in rows] == ["naive optax", "tiled", "three matmuls"]
     assert [goal(row) for row in bars] == ["at least 1.8", "at most 1.3", "at least 30", ""]
     assert bars[-1]["values"][0] < 1e-5  # sums of 400 terms in float32
+
+
+def test_tokens_have_what_whole_logits_have(monkeypatch, limits):
+    monkeypatch.setattr(tokens, "SIZES", (24, 8, 300))
+    monkeypatch.setattr(tokens, "TEACHER_FEATURES", 12)
+    rows, bars = tokens.run(limits, "quick", {})
+    assert [row["name"] for row in rows] == ["naive", "tiled"] * 2
+    assert [goal(row) for row in bars] == ["", "at least 7", ""] * 2
+    assert all(bars[at]["values"][0] < 1e-5 for at in (2, 5))
 
 
 def test_evaluation_finds_what_whole_scores_have(monkeypatch, limits):

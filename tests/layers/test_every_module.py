@@ -41,6 +41,7 @@ MODELS = {
     "ImageToImage": lambda **o: models.ImageToImage(1, 3, features=3, blocks=1, **o),
     "SDCNet": lambda **o: models.SDCNet(features=(3,) * 5, hidden_features=3, **o),
     "Seq2Seq": lambda **o: models.Seq2Seq(models.Seq2SeqConfig(20, 20, features=8), **o),
+    "SessionGRU": lambda **o: models.SessionGRU(20, 8, **o),
     "TimeSeriesLSTM": lambda **o: models.TimeSeriesLSTM(3, 3, hidden_features=4, **o),
     "UNet": lambda **o: models.UNet(1, 3, features=(3, 3), **o),
 }

@@ -191,7 +191,7 @@ def test_what_is_out_of_range_is_an_error_or_nan(users_checks):
         (lambda m: m.hidden([[3.0]]), TypeError, "items must be integers, got dtype float64"),
         (lambda m: m.hidden([[3]], [1], mask=[[True]]), ValueError, "lengths must be left out"),
         (lambda m: m.hidden([[3]], [1, 1]), ValueError, r"lengths must be \[batch\]"),
-        (lambda m: m.recommend([[3]], 0), ValueError, r"k must lie in \[1, vocab_size\]"),
+        (lambda m: m.recommend([[3]], 0), ValueError, r"k must lie in \[1, num_classes\]"),
         (lambda m: m.label_rank([[3]], [ITEMS]), ValueError, "labels must lie in"),
         (lambda m: SessionGRU(0, rngs=nnx.Rngs(0)), ValueError, "items must be at least 1"),
         (lambda m: SessionGRU(9, 2.0, rngs=nnx.Rngs(0)), TypeError, "features must be an integer"),
