@@ -126,7 +126,7 @@ class SessionGRU(nnx.Module):
         mask: Shaped[ArrayLike, "batch time"] | Sequence | None = None,
         **options,
     ) -> Float[Array, "..."]:
-        """The loss of each item after those before it, by any loss of :mod:`jaxnets.kernels`.
+        """The loss of each item after those before it, by any loss of ``jaxnets.kernels``.
 
         Args:
           items, lengths, segment_ids, mask: as in :meth:`hidden`.
