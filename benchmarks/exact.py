@@ -54,44 +54,32 @@ def _matmuls(hidden, weight, logits_gradient):
     return hidden @ weight.T, logits_gradient @ weight, logits_gradient.T @ hidden
 
 
-def _torch_case(arrays, flops) -> Case:
+def _torch_cases(arrays, flops) -> list[Case]:
+    """PyTorch's loss on whole logits; that of a linear layer too, where this PyTorch has it."""
     import torch
 
+    functional = torch.nn.functional
     hidden, weight, bias = (torch.from_numpy(np.array(a)).requires_grad_() for a in arrays[:3])
     labels = torch.from_numpy(np.array(arrays[3])).long()
+    losses = {
+        "cross_entropy": lambda: functional.cross_entropy(hidden @ weight.T + bias, labels),
+    }
+    if hasattr(functional, "linear_cross_entropy"):
+        linear = partial(functional.linear_cross_entropy, hidden, weight, labels, linear_bias=bias)
+        chunked = partial(linear, options=torch.nn.LinearCrossEntropyOptions())
+        losses |= {
+            "linear_cross_entropy": linear,
+            "linear_cross_entropy, its default options": chunked,
+        }
 
-    def run():
+    def run(function):
         for tensor in (hidden, weight, bias):
             tensor.grad = None
-        loss = torch.nn.functional.cross_entropy(hidden @ weight.T + bias, labels)
+        loss = function()
         loss.backward()
         return float(loss.detach())
 
-    return Case("torch cross_entropy", run, flops)
-
-
-def _torch_fused_cases(arrays, flops) -> list[Case]:
-    """PyTorch's loss of a linear layer, where it has it: as it is, and without whole logits."""
-    import torch
-
-    fused = getattr(torch.nn.functional, "linear_cross_entropy", None)
-    if fused is None:
-        return []
-    hidden, weight, bias = (torch.from_numpy(np.array(a)).requires_grad_() for a in arrays[:3])
-    labels = torch.from_numpy(np.array(arrays[3])).long()
-
-    def run(options):
-        for tensor in (hidden, weight, bias):
-            tensor.grad = None
-        loss = fused(hidden, weight, labels, linear_bias=bias, options=options)
-        loss.backward()
-        return float(loss.detach())
-
-    name, chunked = "torch linear_cross_entropy", torch.nn.LinearCrossEntropyOptions()
-    return [
-        Case(name, partial(run, None), flops),
-        Case(f"{name}, its default options", partial(run, chunked), flops),
-    ]
+    return [Case(f"torch {name}", partial(run, loss), flops) for name, loss in losses.items()]
 
 
 def _jax_cce_case(arrays, flops) -> Case:
@@ -154,8 +142,7 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     del exact, tiled
     if peers["torch"]:
         cases += [
-            _torch_case(arrays, flops),
-            *_torch_fused_cases(arrays, flops),
+            *_torch_cases(arrays, flops),
             _torch_adaptive_case(arrays, vocab_size, features),
         ]
     if peers.get("jax_cce"):

@@ -7,7 +7,7 @@ tell is checked where they are known (:func:`is_known`), and else made NaN by wh
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -153,3 +153,22 @@ def as_sizes(name: str, value: Any, axes: int, lowest: int = 1) -> tuple[int, ..
     if len(each) != axes:
         raise ValueError(f"{name} must be an integer or {axes} of them, got {each}")
     return each
+
+
+def as_option(
+    name: str,
+    number: Any,
+    is_right: Callable = lambda x: (x >= 0) & (x < jnp.inf),
+    words: str = "a number of at least 0",
+) -> Any:
+    """A known number as a float, of whatever dtype it meets; a traced one, NaN if not right."""
+    if callable(number):
+        raise TypeError(f"{name} must be a number, not a schedule, got {number!r}")
+    if jnp.shape(number) != ():
+        raise ValueError(f"{name} must be {words}, got shape {jnp.shape(number)}")
+    if not is_known(number):
+        return jnp.where(is_right(number), number, jnp.asarray(jnp.nan, jnp.result_type(number)))
+    known = as_number(name, number)
+    if not is_right(known):
+        raise ValueError(f"{name} must be {words}, got {number}")
+    return known

@@ -40,11 +40,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxnets.kernels.checks import as_floats, is_known
+from jaxnets.kernels.checks import as_floats, as_option, is_known
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.rows.dense import set_rows
 from jaxnets.kernels.rows.rows import SparseRows
-from jaxnets.optim.options import as_option
 
 
 class Touched(NamedTuple):

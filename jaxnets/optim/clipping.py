@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxnets.kernels.checks import as_option
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.optim.by_rows import is_rows
-from jaxnets.optim.options import as_option
 
 
 def global_norm(gradient: Any) -> jax.Array:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 import optax
 
+from jaxnets.kernels.checks import as_option
 from jaxnets.optim.by_rows import Touched, by_rows
-from jaxnets.optim.options import as_option
 
 
 def ftrl(

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxnets.kernels.checks import as_option
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.optim.by_rows import check_given, is_rows, read_touched
 from jaxnets.optim.clipping import as_limit, clip_by_norm, is_float
-from jaxnets.optim.options import as_option
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.checks import as_floats, as_number, is_known
+from jaxnets.kernels.checks import as_floats, as_option
 from jaxnets.kernels.numerics import accumulator_dtype
 
 
@@ -56,10 +56,10 @@ def check_rule(rule: Any, vocab_size: int, *, has_bias: bool) -> Rule:
     """``rule`` of arrays; its numbers NaN where they are found to be out of range only now."""
     if not isinstance(rule, SGD | RowwiseAdagrad):
         raise TypeError(f"rule must be SGD or RowwiseAdagrad, got {type(rule).__name__}")
-    rule = rule._replace(learning_rate=_at_least_0("rule.learning_rate", rule.learning_rate))
+    rule = rule._replace(learning_rate=as_option("rule.learning_rate", rule.learning_rate))
     if isinstance(rule, SGD):
         return rule
-    rule = rule._replace(eps=_at_least_0("rule.eps", rule.eps))
+    rule = rule._replace(eps=as_option("rule.eps", rule.eps))
     names = ["accumulator", "bias_accumulator"] if has_bias else ["accumulator"]
     if not has_bias and rule.bias_accumulator is not None:
         raise ValueError("rule.bias_accumulator must be None without a bias, got one")
@@ -73,16 +73,6 @@ def check_rule(rule: Any, vocab_size: int, *, has_bias: bool) -> Rule:
             )
         rule = rule._replace(**{name: array})
     return rule
-
-
-def _at_least_0(name: str, number: Any) -> Any:
-    if jnp.shape(number) != ():
-        raise ValueError(f"{name} must be a number of at least 0, got shape {jnp.shape(number)}")
-    if not is_known(number):
-        return jnp.where((number >= 0) & (number < jnp.inf), number, jnp.nan)
-    if not 0 <= as_number(name, number) < jnp.inf:
-        raise ValueError(f"{name} must be a number of at least 0, got {number}")
-    return number
 
 
 def moved(
