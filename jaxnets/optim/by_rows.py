@@ -132,6 +132,23 @@ def by_rows(
     return optax.GradientTransformation(init, update)
 
 
+def check_by_rows_alone(optimizer: optax.GradientTransformation, tables: Any, update: str) -> None:
+    """Raises unless ``optimizer`` is one of :func:`by_rows`, as the function ``update`` needs."""
+    state = jax.eval_shape(optimizer.init, tables)
+    if not isinstance(state, RowState):
+        raise TypeError(
+            "optimizer must be one by rows alone, as optim.adagrad, got one whose state is "
+            f"{type(state).__name__}; clip with clip_by_norm before {update}"
+        )
+
+
+def check_all_rows(gradients: list) -> None:
+    """Raises unless each of ``gradients`` is ``SparseRows``."""
+    for leaf in gradients:
+        if not is_rows(leaf):
+            raise TypeError(f"gradients must be SparseRows for each table, got {jnp.shape(leaf)}")
+
+
 def read_touched(table: jax.Array, rows: SparseRows) -> jax.Array:
     """The rows of ``table`` that ``rows`` name, and 0 where an id fills up."""
     return jnp.asarray(table).at[rows.ids].get(mode="fill", fill_value=0)

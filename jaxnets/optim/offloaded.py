@@ -18,7 +18,7 @@ from jaxnets.kernels.rows.offloaded import (
 )
 from jaxnets.kernels.rows.rows import SparseRows
 from jaxnets.optim.apply import apply_updates
-from jaxnets.optim.by_rows import RowState, is_rows
+from jaxnets.optim.by_rows import RowState, check_all_rows, check_by_rows_alone, is_rows
 
 
 def offload(tables: Any) -> Any:
@@ -70,12 +70,7 @@ def offloaded_init(optimizer: optax.GradientTransformation, tables: Any) -> RowS
       'pinned_host'
     """
     check_offloading()
-    state = jax.eval_shape(optimizer.init, tables)
-    if not isinstance(state, RowState):
-        raise TypeError(
-            "optimizer must be one by rows alone, as optim.adagrad, got one whose state is "
-            f"{type(state).__name__}; clip with clip_by_norm before offloaded_update"
-        )
+    check_by_rows_alone(optimizer, tables, "offloaded_update")
     cpu = jax.local_devices(backend="cpu")[0]
     step, states = jax.jit(optimizer.init)(jax.device_put(jax.tree.map(np.asarray, tables), cpu))
     places = [table.sharding for table in jax.tree.leaves(tables)]
@@ -127,9 +122,7 @@ def offloaded_update(
             f"gradients must be SparseRows for each of the {len(state.tables)} tables that the "
             f"state was made for, got {len(leaves)} leaves"
         )
-    for rows in leaves:
-        if not is_rows(rows):
-            raise TypeError(f"gradients must be SparseRows for each table, got {jnp.shape(rows)}")
+    check_all_rows(leaves)
     step, new, states = state.step, [], []
     for rows, table, held in zip(leaves, jax.tree.leaves(matched), state.tables, strict=True):
         table, held, step = _moved(optimizer, rows, state.step, table, held)

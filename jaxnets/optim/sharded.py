@@ -6,14 +6,13 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.rows.sharded import local_rows
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 from jaxnets.optim.apply import apply_updates
-from jaxnets.optim.by_rows import RowState, is_rows
+from jaxnets.optim.by_rows import RowState, check_all_rows, check_by_rows_alone, is_rows
 
 
 def sharded_init(
@@ -39,12 +38,7 @@ def sharded_init(
       ((4, 2), 0)
     """
     sharding = as_sharding(sharding)
-    state = jax.eval_shape(optimizer.init, tables)
-    if not isinstance(state, RowState):
-        raise TypeError(
-            "optimizer must be one by rows alone, as optim.adagrad, got one whose state is "
-            f"{type(state).__name__}; clip with clip_by_norm before sharded_update"
-        )
+    check_by_rows_alone(optimizer, tables, "sharded_update")
     return sharding.run(optimizer.init, (sharding.table_spec,), _split(sharding), tables)
 
 
@@ -87,9 +81,7 @@ def sharded_update(
       >>> table[:, 0].tolist()
       [1.0, 0.5, 1.0, 0.5]
     """
-    for leaf in jax.tree.leaves(gradients, is_leaf=is_rows):
-        if not is_rows(leaf):
-            raise TypeError(f"gradients must be SparseRows for each table, got {jnp.shape(leaf)}")
+    check_all_rows(jax.tree.leaves(gradients, is_leaf=is_rows))
 
     def on_device(gradients, state, tables):
         local = jax.tree.map(
