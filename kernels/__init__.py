@@ -12,7 +12,7 @@ from jaxnets.kernels.linear_softmax.fused_update import LinearSoftmaxUpdate, lin
 from jaxnets.kernels.linear_softmax.label_rank import LabelRank, linear_label_rank
 from jaxnets.kernels.linear_softmax.log_probs import LogProbs, linear_log_probs
 from jaxnets.kernels.linear_softmax.sigmoid import linear_sigmoid_cross_entropy
-from jaxnets.kernels.linear_softmax.tiles import Tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
 from jaxnets.kernels.linear_softmax.top_k import TopK, linear_top_k
 from jaxnets.kernels.linear_softmax.top_k_teacher import TopKTeacher
 from jaxnets.kernels.linear_softmax.update_rules import SGD, RowwiseAdagrad

@@ -11,7 +11,6 @@ The public function and its equation are here; the gradient is computed in one o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Literal, SupportsFloat, SupportsIndex, overload
@@ -30,13 +29,15 @@ from jaxnets.kernels.linear_softmax.checks import (
     check_precision,
     check_temperature,
     known_as_kept,
+    sizes_of,
 )
 from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
 from jaxnets.kernels.linear_softmax.labels import Labels, check_soft_labels, soft_labels
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
-from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
+from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.xla_one_pass import weighted_sum
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
 from jaxnets.kernels.losses import (
@@ -54,7 +55,6 @@ from jaxnets.kernels.losses import (
 )
 from jaxnets.kernels.losses_over_rows import losses_over_rows
 from jaxnets.kernels.meshes import WHOLE, eager_gradients
-from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.pallas.contract import PallasOptions
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
@@ -199,7 +199,8 @@ def linear_softmax_cross_entropy(
         the wider of the two dtypes.
       precision: of the matmuls, a ``jax.lax.Precision`` or its name, "highest" say, on XLA only;
         None: ``jax_default_matmul_precision``, by which TPUs round float32 to bfloat16.
-      tiles: of the XLA implementation; None: what serves the platform best, as far as is known.
+      tiles: of the XLA implementation; None: what serves the machine best, as far as is known, in a
+        quarter of the memory of all logits and their gradient; ``Tiles(memory_mb=25)`` is lean.
       sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
         and ``bias`` are split over the first and the batch's first axis over the second, and so are
         their gradients; value and gradients are those of one device up to rounding. Where the
@@ -251,14 +252,12 @@ def linear_softmax_cross_entropy(
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
-    tokens = math.prod(batch) // sharding.token_shards
-    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, tokens)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
+    sizes = sizes_of(hidden, weight, features_first, sharding, computed)
+    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, sizes)
     options = options._replace(
         compute_dtype=computed, precision=check_precision(precision), num_classes=classes
     )
-    own_classes = vocab_size // sharding.shards
-    sizes = {"tokens": tokens, "features": hidden.shape[-1], "vocab_size": own_classes}
     if class_weights is not None:
         if label_weights is not None:
             raise ValueError("class_weights must come without label_weights, got both")
@@ -275,9 +274,8 @@ def linear_softmax_cross_entropy(
                 f"implementation must be 'tiled' or None with {name}, got {implementation!r}"
             )
         implementation = "tiled"
-    call = PallasOptions.of(
-        dispatch.choose(OPERATION, computed or result_dtype(hidden, weight), sizes, implementation)
-    )
+    by_name = {name: getattr(sizes, name) for name in OPERATION.sizes}
+    call = PallasOptions.of(dispatch.choose(OPERATION, sizes.dtype, by_name, implementation))
     engine: Engine = TiledEngine() if call is None else FusedEngine(call)
     return _loss(
         engine, sharding, options, reduction, bool(return_log_sum_exp), ignore_index,

@@ -12,8 +12,11 @@ from jax import lax
 
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.checks import as_int, as_number, is_known
-from jaxnets.kernels.linear_softmax.tiles import Options, check_tiles, default_tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Sizes, check_tiles, chosen_tiles
+from jaxnets.kernels.linear_softmax.tiles import Options
+from jaxnets.kernels.losses import vocab_size_of
 from jaxnets.kernels.numerics import result_dtype
+from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
 def check_options(
@@ -22,7 +25,7 @@ def check_options(
     soft_cap: Any,
     tiles: Any,
     features_first: bool,
-    tokens: int,
+    sizes: Sizes,
 ) -> Options:
     """The options, each in its range: they are static, so plain numbers."""
     smoothing, z_loss = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
@@ -34,9 +37,24 @@ def check_options(
         soft_cap = as_number("soft_cap", soft_cap)
         if not 0 < soft_cap < math.inf:
             raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
-    tiles = check_tiles(tiles, default_tiles(dispatch.target().platform, tokens))
-    return Options(
-        smoothing, z_loss, soft_cap, tiles.token_tile, tiles.vocab_tile, bool(features_first)
+    tokens, classes = chosen_tiles(check_tiles(tiles), dispatch.target().platform, sizes)
+    return Options(smoothing, z_loss, soft_cap, tokens, classes, bool(features_first))
+
+
+def sizes_of(
+    hidden: jax.Array,
+    weight: jax.Array,
+    features_first: bool,
+    sharding: VocabSharding,
+    computed: Any = None,
+) -> Sizes:
+    """What a device has of the tokens and classes; ``computed`` the dtype, None: by the arrays."""
+    return Sizes(
+        math.prod(hidden.shape[:-1]) // sharding.token_shards,
+        hidden.shape[-1],
+        vocab_size_of(weight, features_first) // sharding.shards,
+        computed or result_dtype(hidden, weight),
+        weight.dtype,
     )
 
 

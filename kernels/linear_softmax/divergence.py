@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, SupportsFloat, SupportsIndex, get_args, overload
@@ -24,9 +23,11 @@ from jaxnets.kernels.linear_softmax.checks import (
     check_precision,
     check_temperature,
     known_as_kept,
+    sizes_of,
 )
 from jaxnets.kernels.linear_softmax.projection import prepared, scale_of
-from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
+from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.top_k_teacher import (
     TopKTeacher,
     check_teacher,
@@ -218,18 +219,19 @@ def linear_divergence(
     heads = [_checked("student", student)]
     if not isinstance(teacher, TopKTeacher):
         heads.append(_checked("teacher", teacher))
-    tokens = math.prod(heads[0].hidden.shape[:-1])
+    sharding = as_sharding(sharding)
+    sizes_of_heads = [sizes_of(h.hidden, h.weight, h.features_first, sharding) for h in heads]
     options = [
-        check_options(0.0, 0.0, None, tiles, head.features_first, tokens)._replace(
+        check_options(0.0, 0.0, None, tiles, head.features_first, sizes)._replace(
             compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight),
             precision=check_precision(precision),
             num_classes=check_num_classes(
                 num_classes, vocab_size_of(head.weight, head.features_first)
             ),
         )
-        for head in heads
+        for head, sizes in zip(heads, sizes_of_heads, strict=True)
     ]
-    batch, sharding = heads[0].hidden.shape[:-1], as_sharding(sharding)
+    batch = heads[0].hidden.shape[:-1]
     sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
     classes = options[0].classes(sizes[0])
     token_weights = check_weights(token_weights, batch)

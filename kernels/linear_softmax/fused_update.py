@@ -19,13 +19,12 @@ from jax.typing import DTypeLike
 from jaxtyping import ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import in_range
-from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options
+from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options, sizes_of
 from jaxnets.kernels.linear_softmax.labels import mark_bad_labels
 from jaxnets.kernels.linear_softmax.per_token import factors_of, losses_of
+from jaxnets.kernels.linear_softmax.tile_sizes import TOKENS, Tiles, even
 from jaxnets.kernels.linear_softmax.tiles import (
-    TOKENS,
     Options,
-    Tiles,
     VocabTile,
     add_at,
     class_count,
@@ -47,6 +46,7 @@ from jaxnets.kernels.losses import (
     vocab_size_of,
 )
 from jaxnets.kernels.meshes import SUM, WHOLE, over_rows, sum_over_rows
+from jaxnets.kernels.vocab_sharding import UNSPLIT
 
 
 class LinearSoftmaxUpdate(NamedTuple):
@@ -156,7 +156,8 @@ def linear_softmax_update(
     labels = check_labels(labels, batch, vocab_size, ignore_index, token_weights)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction must be 'mean' or 'sum', got {reduction!r}")
-    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, labels.size)
+    sizes = sizes_of(hidden, weight, features_first, UNSPLIT)
+    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, sizes)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
     options = options._replace(compute_dtype=computed)
     checked = check_rule(rule, vocab_size, has_bias=bias is not None)
@@ -213,7 +214,7 @@ def _update(
     factors = jax.tree.map(lambda a: jnp.where(unused, 0, a), factors)
     log_sum_exp = jnp.where(unused, jnp.inf, found.log_sum_exp)
 
-    size = min(TOKENS, labels.size)
+    size = even(labels.size, TOKENS)
     _, label_slope, label_rows = label_logits(flat, weight, offsets, labels, options)
     at_label = jnp.where(inside, factors.label * label_slope, 0)
     by_label = -at_label[:, None] * flat.astype(dtype)

@@ -25,11 +25,15 @@ from jaxnets.kernels.linear_softmax.excluded import (
 )
 from jaxnets.kernels.linear_softmax.projection import prepared
 from jaxnets.kernels.linear_softmax.sharded import own_logits, specs
-from jaxnets.kernels.linear_softmax.tiles import (
+from jaxnets.kernels.linear_softmax.tile_sizes import (
+    EVALUATED_CLASSES,
     TOKENS,
-    Options,
     Tiles,
     check_tiles,
+    even,
+)
+from jaxnets.kernels.linear_softmax.tiles import (
+    Options,
     tile_count,
     tile_logits,
     token_tiles,
@@ -134,7 +138,7 @@ def linear_label_rank(
     classes = check_num_classes(num_classes, vocab_size)
     labels = check_labels(labels, batch, classes, ignore_index)
     exclude = check_exclude(exclude, batch, classes)
-    tile = check_tiles(tiles, Tiles(vocab_tile=4096)).vocab_tile
+    tile = check_tiles(tiles).vocab_tile or EVALUATED_CLASSES
     options = Options(vocab_tile=tile, features_first=bool(features_first), num_classes=classes)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
@@ -204,7 +208,7 @@ def _count(
     of this device's classes; ``own [tokens]``: it has the label.
     """
     tokens, dtype = hidden.shape[0], accumulator_dtype(hidden, weight)
-    size = min(TOKENS, tokens)
+    size = even(tokens, TOKENS)
     tiles = jnp.arange(tile_count(bias.shape[0], options))
     nothing = jnp.zeros(size, dtype), (jnp.zeros(size, jnp.int32),) * 3
 

@@ -23,9 +23,11 @@ from jaxnets.kernels.linear_softmax.checks import (
     check_precision,
     check_temperature,
     known_as_kept,
+    sizes_of,
 )
 from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
-from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
+from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.xla_log_probs import statistics
 from jaxnets.kernels.losses import (
     check_ignore_index,
@@ -156,8 +158,8 @@ def linear_log_probs(
         raise ValueError(f"top_k must lie in [1, num_classes] = [1, {classes}], got {best}")
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
-    tokens = labels.size // sharding.token_shards
-    options = check_options(0.0, 0.0, soft_cap, tiles, features_first, tokens)
+    sizes = sizes_of(hidden, weight, features_first, sharding)
+    options = check_options(0.0, 0.0, soft_cap, tiles, features_first, sizes)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
     options = options._replace(
         compute_dtype=computed, precision=check_precision(precision), num_classes=classes

@@ -17,9 +17,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import as_integers, in_range, is_known
-from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options
+from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options, sizes_of
 from jaxnets.kernels.linear_softmax.projection import prepared
-from jaxnets.kernels.linear_softmax.tiles import Options, Tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
+from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.xla_sigmoid import one_vs_all, weighted_sum
 from jaxnets.kernels.losses import (
     Reduction,
@@ -124,8 +125,8 @@ def linear_sigmoid_cross_entropy(
     _check_factors("label_weights", label_weights)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
-    tokens = hidden[..., 0].size // sharding.token_shards
-    options = check_options(0.0, 0.0, None, tiles, features_first, tokens)
+    sizes = sizes_of(hidden, weight, features_first, sharding)
+    options = check_options(0.0, 0.0, None, tiles, features_first, sizes)
     options = options._replace(compute_dtype=check_compute_dtype(compute_dtype, hidden, weight))
     return _loss(
         sharding, options, reduction, ignore_index,

@@ -6,74 +6,15 @@ one static shape and no array is padded; the classes that an earlier tile has se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxnets.kernels.checks import as_int
 from jaxnets.kernels.losses import read_rows
 from jaxnets.kernels.numerics import accumulator_dtype, matmul
 from jaxnets.kernels.rows.distinct import distinct_ids
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """How many tokens and classes are computed at a time; the defaults are those on CPU.
-
-    Args:
-      token_tile: tokens at a time in the one-pass gradient, whose temporary is [token_tile, vocab].
-        Smaller saves memory, larger reads the weights less often.
-      vocab_tile: classes at a time.
-
-    Raises:
-      TypeError: a size that is no integer.
-      ValueError: a size below 1.
-
-    Example:
-      >>> Tiles(vocab_tile=4096)
-      Tiles(token_tile=128, vocab_tile=4096)
-    """
-
-    token_tile: int
-    vocab_tile: int
-
-    def __init__(self, token_tile: SupportsIndex = 128, vocab_tile: SupportsIndex = 1024) -> None:
-        object.__setattr__(self, "token_tile", as_int("token_tile", token_tile, 1))
-        object.__setattr__(self, "vocab_tile", as_int("vocab_tile", vocab_tile, 1))
-
-
-# Tokens at a time where nothing but one tile of logits is kept: a tile of weights is reused by that
-# many tokens while it is in cache.
-TOKENS = 512
-
-# Tiles of tokens that may add to a gradient in the table's own dtype, each rounding it once: the
-# error then is about twice that of one rounding.
-MOST_ROUNDINGS = 8
-
-
-def default_tiles(platform: str, tokens: int) -> Tiles:
-    """What serves a platform best, as far as is known.
-
-    On CPU a tile of weights stays in cache, as measured. Elsewhere each tile of tokens reads and
-    writes the whole gradient of the weights once, in memory that is far: by the TPU compiler's
-    estimates the program for 128 tokens takes three times the cycles of that for 2048. There a
-    table of 16 bits is to need no gradient in float32 either.
-    """
-    if platform == "cpu":
-        return Tiles()
-    return Tiles(max(2048, -(-tokens // MOST_ROUNDINGS)), 4096)
-
-
-def check_tiles(tiles: Any, default: Tiles) -> Tiles:
-    """``tiles``, or the default for None; raises unless they are :class:`Tiles`."""
-    if tiles is None:
-        return default
-    if not isinstance(tiles, Tiles):
-        raise TypeError(f"tiles must be Tiles or None, got {type(tiles).__name__}")
-    return tiles
 
 
 class Options(NamedTuple):

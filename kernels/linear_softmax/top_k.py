@@ -20,11 +20,15 @@ from jaxnets.kernels.linear_softmax.excluded import (
 )
 from jaxnets.kernels.linear_softmax.projection import whole_bias
 from jaxnets.kernels.linear_softmax.sharded import specs
-from jaxnets.kernels.linear_softmax.tiles import (
+from jaxnets.kernels.linear_softmax.tile_sizes import (
+    EVALUATED_CLASSES,
     TOKENS,
-    Options,
     Tiles,
     check_tiles,
+    even,
+)
+from jaxnets.kernels.linear_softmax.tiles import (
+    Options,
     tile_count,
     tile_logits,
     token_tiles,
@@ -107,7 +111,7 @@ def linear_top_k(
     if not 1 <= k <= classes:
         raise ValueError(f"k must lie in [1, num_classes] = [1, {classes}], got {k}")
     exclude = check_exclude(exclude, hidden.shape[:-1], classes)
-    tile = check_tiles(tiles, Tiles(vocab_tile=4096)).vocab_tile
+    tile = check_tiles(tiles).vocab_tile or EVALUATED_CLASSES
     options = Options(vocab_tile=tile, features_first=bool(features_first), num_classes=classes)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, hidden.shape[:-1])
@@ -191,7 +195,7 @@ def _best(
     shape = (*hidden.shape[:-1], k)
     if not tokens:
         return jnp.zeros(shape, dtype), jnp.zeros(shape, jnp.int32)
-    size = min(TOKENS, tokens)
+    size = even(tokens, TOKENS)
     # The first tile has k classes or more: what is best so far are classes of data from the start,
     # and no sentinel competes with a logit of -inf. Nor do classes seen before, which stand behind
     # the best, and of equal logits the first is taken.

@@ -32,8 +32,8 @@ from jaxnets.kernels.linear_softmax.labels import (
     mark_bad_labels,
 )
 from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all, specs
+from jaxnets.kernels.linear_softmax.tile_sizes import TOKENS, even
 from jaxnets.kernels.linear_softmax.tiles import (
-    TOKENS,
     Options,
     VocabTile,
     scaled,
@@ -136,7 +136,7 @@ def _forward(
             flat.append(rows)
             sums.append([log_sum_exp_of_all(sharding, each) for each in own])
         (sum_s, *_), (sum_t,) = sums
-        size = min(TOKENS, flat[0].shape[0])
+        size = even(flat[0].shape[0], TOKENS)
         tiles = jax.tree.map(lambda a: token_tiles(a, size), (*flat, scale, sum_s, sum_t))
 
         def over_tokens(xs):
@@ -250,7 +250,7 @@ def student_gradients(
     if labels is not None:
         unused &= of_loss == 0
     flat = jnp.where(unused[:, None], 0, options.rounded(hidden.reshape(-1, shape[-1])))
-    size = min(TOKENS, flat.shape[0])
+    size = even(flat.shape[0], TOKENS)
     of_tokens = of_divergence, of_loss, scale, log_sum, numbers
     tiles, others = jax.tree.map(lambda a: token_tiles(a, size), (flat, of_tokens))
 

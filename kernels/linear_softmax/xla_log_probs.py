@@ -28,8 +28,8 @@ from jax import lax
 from jaxnets.kernels.linear_softmax.labels import label_logits_of_all
 from jaxnets.kernels.linear_softmax.per_token import Factors, gradients_on_device
 from jaxnets.kernels.linear_softmax.sharded import specs
+from jaxnets.kernels.linear_softmax.tile_sizes import TOKENS, even
 from jaxnets.kernels.linear_softmax.tiles import (
-    TOKENS,
     Options,
     tile_count,
     tile_logits,
@@ -93,7 +93,7 @@ def _passes(
     The latter [tokens, k], or of as many classes as there are, and None without ``top_k``.
     """
     tokens, dtype = hidden.shape[0], options.accumulator(hidden, weight)
-    size = min(TOKENS, tokens)
+    size = even(tokens, TOKENS)
     lowest = jnp.finfo(dtype).min
     k = min(top_k, bias.shape[0])
     options = options._replace(vocab_tile=max(k, options.vocab_tile))

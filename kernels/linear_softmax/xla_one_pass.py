@@ -44,8 +44,8 @@ from jaxnets.kernels.linear_softmax.per_token import (
     token_losses,
 )
 from jaxnets.kernels.linear_softmax.sharded import classes_of_all, specs
+from jaxnets.kernels.linear_softmax.tile_sizes import MOST_ROUNDINGS
 from jaxnets.kernels.linear_softmax.tiles import (
-    MOST_ROUNDINGS,
     Options,
     add_slice,
     is_in,

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.kernels.linear_softmax.sharded import own_logits, specs
+from jaxnets.kernels.linear_softmax.tile_sizes import TOKENS, even
 from jaxnets.kernels.linear_softmax.tiles import (
-    TOKENS,
     Options,
     add_at,
     label_logits,
@@ -133,7 +133,7 @@ def _change(logits: jax.Array, factors: jax.Array) -> jax.Array:
 def _as_false(options: Options, hidden: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
     """The sum of log(1 + exp(l)) over all classes, [tokens]."""
     tokens, dtype = hidden.shape[0], options.accumulator(hidden, weight)
-    size = min(TOKENS, tokens)
+    size = even(tokens, TOKENS)
 
     def over_tokens(hidden):
         def over_vocab(total, index):
@@ -209,7 +209,7 @@ def _derived(
     unused = cotangents == 0
     # A token that nothing depends on must not spread a NaN of its own.
     flat = jnp.where(unused[:, None], 0, flat)
-    size = min(TOKENS, tokens)
+    size = even(tokens, TOKENS)
 
     def slopes(_index, tile):
         def slope(hidden, cotangents):

@@ -22,8 +22,8 @@ from jax import lax
 
 from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.linear_softmax.sharded import specs
+from jaxnets.kernels.linear_softmax.tile_sizes import TOKENS, even
 from jaxnets.kernels.linear_softmax.tiles import (
-    TOKENS,
     Options,
     VocabTile,
     largest_of,
@@ -79,7 +79,7 @@ def _forward(
         scale = None if scale is None else scale.reshape(-1)
         flat = options.rounded(hidden.reshape(-1, hidden.shape[-1]))
         tokens, count = flat.shape[0], bias.shape[0]
-        dtype, size = options.accumulator(hidden, weight), min(TOKENS, tokens)
+        dtype, size = options.accumulator(hidden, weight), even(tokens, TOKENS)
         flat_ids, flat_p = (a.reshape(tokens, -1) for a in (ids - sharding.start(count), p))
 
         def over_tokens(xs):

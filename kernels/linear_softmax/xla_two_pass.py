@@ -11,8 +11,8 @@ from jax import lax
 
 from jaxnets.kernels.linear_softmax.labels import Labels, less_labels, own_label_logits
 from jaxnets.kernels.linear_softmax.per_token import Factors, Statistics
+from jaxnets.kernels.linear_softmax.tile_sizes import TOKENS, even
 from jaxnets.kernels.linear_softmax.tiles import (
-    TOKENS,
     Options,
     VocabTile,
     add_slice,
@@ -78,7 +78,7 @@ def log_sum_exps(
     """
     tokens = hidden.shape[0]
     dtype = options.accumulator(hidden, weight)
-    size = min(TOKENS, tokens)
+    size = even(tokens, TOKENS)
 
     def over_tokens(xs):
         hidden, scales = xs
@@ -121,7 +121,7 @@ def _gradient(
     log_sum_exp: jax.Array,
     factors: Factors,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    size = min(TOKENS, hidden.shape[0])
+    size = even(hidden.shape[0], TOKENS)
     numbers = jax.tree.map(lambda x: token_tiles(x, size), factors)
 
     hidden_gradient, weight_gradient, bias_gradient = gradients_by_tile(

@@ -13,7 +13,8 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import checks, dispatch
 from jaxnets.kernels.linear_softmax.checks import check_temperature
-from jaxnets.kernels.linear_softmax.tiles import Options, Tiles, check_tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Tiles, check_tiles
+from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.losses import Reduction, check_reduction, check_weights, reduce_losses
 from jaxnets.kernels.meshes import WHOLE, eager_gradients, over_rows, split_of
 from jaxnets.kernels.numerics import accumulator_dtype
@@ -147,9 +148,9 @@ def in_batch_softmax_cross_entropy(
     true = None
     if mask is not None or ignore_index is not None:
         true = as_mask("mask", mask, batch) & ~ignored
-    platform = dispatch.target().platform
-    tiles = check_tiles(tiles, Tiles(512, 1024) if platform == "cpu" else Tiles(2048, 4096))
-    options = Options(token_tile=tiles.token_tile, vocab_tile=tiles.vocab_tile)
+    tiles = check_tiles(tiles)
+    rows, columns = (512, 1024) if dispatch.target().platform == "cpu" else (2048, 4096)
+    options = Options(token_tile=tiles.token_tile or rows, vocab_tile=tiles.vocab_tile or columns)
     return _in_batch(
         sharding, options, bool(symmetric), reduction, hidden, Side(items, offset, labels), more,
         divisor, token_weights, true,

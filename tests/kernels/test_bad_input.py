@@ -107,6 +107,14 @@ def test_tiles_of_no_size():
     with pytest.raises(TypeError, match=r"vocab_tile must be an integer, got 2\.5"):
         Tiles(vocab_tile=2.5)
     assert Tiles(np.int64(3), jnp.int32(5)) == Tiles(3, 5)
+    for budget in (0, -1, np.inf, np.nan):
+        with pytest.raises(ValueError, match=f"memory_mb must be above 0, got {float(budget)}"):
+            Tiles(memory_mb=budget)
+    with pytest.raises(TypeError, match="memory_mb must be a number known at trace time, got '25'"):
+        Tiles(memory_mb="25")
+    with pytest.raises(ValueError, match="memory_mb must come without token_tile"):
+        Tiles(64, memory_mb=25)
+    assert Tiles(memory_mb=np.float32(25)) == Tiles(memory_mb=25)
 
 
 def test_a_table_in_the_other_layout_is_named():

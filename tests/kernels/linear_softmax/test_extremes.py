@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import (
-    Tiles,
     linear_divergence,
     linear_label_rank,
     linear_log_probs,
@@ -46,7 +45,7 @@ def test_more_logits_than_int32_numbers(function):
         for shape in re.findall(r"tensor<((?:\d+x)+\w+)>", text)
     }
     assert TOKENS * CLASSES > 2**31
-    assert max(sizes) <= Tiles().token_tile * CLASSES
+    assert max(sizes) <= 512 * CLASSES
 
 
 def test_the_log_sum_exp_of_bfloat16_is_that_of_float64():

@@ -11,7 +11,7 @@ from jaxnets.kernels import (
     linear_divergence,
     linear_softmax_cross_entropy,
 )
-from jaxnets.kernels.linear_softmax.tiles import MOST_ROUNDINGS, default_tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import MOST_ROUNDINGS, Sizes, chosen_tiles
 
 TOKENS, FEATURES, VOCAB = 64, 24, 90  # the last of the tiles of 32 classes is moved back
 RANDOM = np.random.default_rng(0)
@@ -74,15 +74,14 @@ def test_there_is_a_float32_copy_only_with_many_tiles():
 
 def test_off_the_cpu_the_default_has_few_tiles():
     for tokens in (1, 2048, 100_000):
-        tile = default_tiles("tpu", tokens).token_tile
+        tile, _ = chosen_tiles(Tiles(), "tpu", Sizes(tokens, FEATURES, VOCAB, *2 * ["bfloat16"]))
         assert tile * MOST_ROUNDINGS >= tokens
-    assert default_tiles("cpu", 100_000) == Tiles()
     weight, hidden, labels = problem(jnp.bfloat16)
 
     def loss(weight, hidden, labels):
         return linear_softmax_cross_entropy(hidden, weight, labels)
 
-    many = jnp.tile(hidden, (32, 1)), jnp.tile(labels, 32)
+    many = jnp.tile(hidden, (100, 1)), jnp.tile(labels, 100)
     for platform, copied in (("cpu", True), ("tpu", False), ("gpu", False)):
         with compiling_for(platform):
             assert carried_in_float32(jax.jit(jax.grad(loss)), weight, *many) == copied
