@@ -171,7 +171,7 @@ def _generous(sizes: Sizes) -> float:
 def _tokens_within(memory: float, sizes: Sizes, classes: int) -> int:
     """How many tokens the one pass may take at a time, in ``memory`` bytes; a multiple of 8.
 
-    It keeps the exponentials, three tiles of logits and the tile of weights that they come from, and
+    It keeps the exponentials, three tiles of logits and the tile of weights they come from, and
     of the tokens their hidden states and the gradients, four arrays at a time.
     """
     kept = jnp.dtype(sizes.dtype).itemsize
