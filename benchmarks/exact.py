@@ -24,9 +24,7 @@ FASTER_THAN = (
     "naive optax", "torch cross_entropy", "torch linear_cross_entropy",
     "torch linear_cross_entropy, its default options", "jax-cce",
 )  # fmt: skip
-QUICK = (
-    "Exact loss: 1 round of 5; no loss a token, no value only, no 131,072 classes."
-)
+QUICK = "Exact loss: 1 round of 5; no loss a token, no value only, no 131,072 classes."
 
 
 def problem(tokens: int, features: int, vocab_size: int, dtype=jnp.float32):

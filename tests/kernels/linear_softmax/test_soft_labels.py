@@ -106,7 +106,10 @@ def test_labels_cost_no_product_and_no_memory():
     ]
 
     def loss(hidden, weight, labels, shares):
-        return linear_softmax_cross_entropy(hidden, weight, labels, label_weights=shares)
+        tiles = Tiles(token_tile=128, vocab_tile=1024)
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, label_weights=shares, tiles=tiles
+        )
 
     program = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes)
     products = re.findall(
