@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.checks import in_range
+from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.rows.distinct import distinct_ids, spoil_fillers
 from jaxnets.kernels.rows.rows import SparseRows
 from jaxnets.kernels.vocab_sharding import VocabSharding
@@ -89,3 +90,52 @@ def take_sharded(sharding: VocabSharding, table: jax.Array, ids: jax.Array) -> j
         return read_sharded(sharding, vocab_size, table, ids)
 
     return sharding.run(on_device, (sharding.table_spec, P()), P(), table, ids)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def whole_rows(
+    sharding: VocabSharding, features_first: bool, table: jax.Array, ids: jax.Array
+) -> jax.Array:
+    """``read_rows`` of a table or a bias that is split, on all devices, by ids that all have.
+
+    Its gradient is as dense as the table and split alike: each device adds up its own classes, and
+    nothing is sent.
+    """
+    return _whole_rows_forward(sharding, features_first, table, ids)[0]
+
+
+def _whole_rows_forward(
+    sharding: VocabSharding, features_first: bool, table: jax.Array, ids: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    columns = features_first and table.ndim > 1
+    vocab_size = table.shape[1 if columns else 0]
+
+    def on_device(table, ids):
+        return read_sharded(sharding, vocab_size, table, ids, features_first)
+
+    in_specs = sharding.weight_spec(columns), P()
+    return sharding.run(on_device, in_specs, P(), table, ids), (table, ids)
+
+
+def _whole_rows_backward(
+    sharding: VocabSharding, features_first: bool, residuals: tuple[jax.Array, jax.Array],
+    cotangent: jax.Array,
+) -> tuple[jax.Array, None]:  # fmt: skip
+    table, ids = residuals
+    columns = features_first and table.ndim > 1
+
+    def on_device(table, ids, rows):
+        local, _ = sharding.local_ids(ids, table.shape[1 if columns else 0])
+        dense = jnp.zeros(table.shape, accumulator_dtype(table))
+        rows = rows.astype(dense.dtype)
+        if columns:
+            dense = dense.at[:, local].add(jnp.moveaxis(rows, -1, 0), mode="drop")
+        else:
+            dense = dense.at[local].add(rows, mode="drop")
+        return dense.astype(table.dtype)
+
+    split = sharding.weight_spec(columns)
+    return sharding.run(on_device, (split, P(), P()), split, table, ids, cotangent), None
+
+
+whole_rows.defvjp(_whole_rows_forward, _whole_rows_backward)

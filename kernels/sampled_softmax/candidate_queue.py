@@ -28,7 +28,8 @@ class CandidateQueue(ByContents):
     (He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning", section
     3.2; Wang et al. 2021, "Cross-Batch Negative Sampling for Training Two-Tower Recommenders").
     Items stay as they were computed and have no gradient: they are a little stale. A pytree of
-    fixed shapes, for ``jax.jit`` and ``jax.lax.scan``; donate it, else it is copied.
+    fixed shapes, for ``jax.jit`` and ``jax.lax.scan``; donate it, else it is copied. Where devices
+    split the batch it is whole on each, and ``push`` gathers the items of all.
 
     Attributes:
       items: [capacity, features].

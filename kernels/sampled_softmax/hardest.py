@@ -12,13 +12,16 @@ from jax import lax
 from jaxtyping import ArrayLike, Float, Integer
 
 from jaxnets.kernels import checks
-from jaxnets.kernels.losses import check_ignore_index
+from jaxnets.kernels.losses import check_ignore_index, vocab_size_of
 from jaxnets.kernels.losses_over_rows import samples_rows
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype
+from jaxnets.kernels.rows.sharded import read_sharded
 from jaxnets.kernels.sampled_softmax.candidates import Options, candidates, check, leave_out
+from jaxnets.kernels.sampled_softmax.sharded import samples_specs
 from jaxnets.kernels.sampled_softmax.xla import candidate_logits
 from jaxnets.kernels.samplers.samples import Samples
+from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 
 def hardest_samples(
@@ -33,6 +36,7 @@ def hardest_samples(
     remove_accidental_hits: bool = True,
     ignore_index: SupportsIndex | None = None,
     features_first: bool = False,
+    sharding: VocabSharding | None = None,
 ) -> Samples:
     r"""Of each token's samples the ``num_hardest`` with the largest logits.
 
@@ -50,8 +54,8 @@ def hardest_samples(
     log Q rank by it too unless told not to.
 
     Args:
-      hidden, weight, labels, samples, bias, remove_accidental_hits, ignore_index, features_first:
-        as the loss is to be given them.
+      hidden, weight, labels, samples, bias, remove_accidental_hits, ignore_index, features_first,
+        sharding: as the loss is to be given them.
       num_hardest: how many to keep, at least 1 and at most as many as there are.
       subtract_log_q: rank by the corrected logits, as sampled softmax and NCE have them; False for
         losses without log Q.
@@ -84,7 +88,9 @@ def hardest_samples(
     if num_hardest > available:
         raise ValueError(f"num_hardest must be at most {available}, got {num_hardest}")
     options = Options(bool(subtract_log_q), bool(remove_accidental_hits), bool(features_first))
-    return _hardest(num_hardest, options, ignore_index, *lax.stop_gradient(arrays[:5]))
+    sharding = as_sharding(sharding)
+    sharding.check(vocab_size_of(weight, features_first), arrays[0].shape[:-1])
+    return _hardest(sharding, num_hardest, options, ignore_index, *lax.stop_gradient(arrays[:5]))
 
 
 def _places(given: dict[str, Any]) -> Any:
@@ -94,10 +100,11 @@ def _places(given: dict[str, Any]) -> Any:
     return Samples(own, own, own, tries)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @jax.named_scope("hardest_samples")
 @over_rows(hidden=0, weight=WHOLE, bias=WHOLE, labels=0, samples=samples_rows, results=_places)
 def _hardest(
+    sharding: VocabSharding,
     num_hardest: int,
     options: Options,
     ignore_index: int | None,
@@ -107,20 +114,27 @@ def _hardest(
     labels: jax.Array,
     samples: Samples,
 ) -> Samples:
-    batch, dtype = hidden.shape[:-1], accumulator_dtype(hidden, weight)
-    share, _ = leave_out(labels, None, ignore_index, batch, dtype)
-    vocab_size = weight.shape[options.vocab_axis]
-    _, scores = candidate_logits(
-        *candidates(options, vocab_size, hidden, weight, bias, labels, samples, share)
-    )
-    best, at = lax.top_k(scores, num_hardest)
+    vocab_size, dtype = weight.shape[options.vocab_axis], accumulator_dtype(hidden, weight)
 
-    def chosen(array):
-        rows = jnp.broadcast_to(array, (*batch, array.shape[-1])).reshape(scores.shape)
-        return jnp.take_along_axis(rows, at, 1)
+    def on_device(hidden, weight, bias, labels, samples):
+        batch = hidden.shape[:-1]
+        share, _ = leave_out(labels, None, ignore_index, batch, dtype)
+        read = partial(read_sharded, sharding, vocab_size)
+        _, scores = candidate_logits(
+            *candidates(options, vocab_size, hidden, weight, bias, labels, samples, share, read)
+        )
+        best, at = lax.top_k(scores, num_hardest)
 
-    count = jnp.where(jnp.isneginf(best), jnp.inf, chosen(samples.log_expected_count))
-    shape = (*batch, num_hardest)
-    return samples._replace(
-        ids=chosen(samples.ids).reshape(shape), log_expected_count=count.reshape(shape)
-    )
+        def chosen(array):
+            rows = jnp.broadcast_to(array, (*batch, array.shape[-1])).reshape(scores.shape)
+            return jnp.take_along_axis(rows, at, 1)
+
+        count = jnp.where(jnp.isneginf(best), jnp.inf, chosen(samples.log_expected_count))
+        shape = (*batch, num_hardest)
+        return chosen(samples.ids).reshape(shape), count.reshape(shape)
+
+    tokens, table = sharding.token_spec, sharding.weight_spec(options.features_first)
+    given = samples_specs(sharding, samples)
+    in_specs = tokens, table, sharding.table_spec, tokens, given
+    ids, count = sharding.run(on_device, in_specs, tokens, hidden, weight, bias, labels, samples)
+    return samples._replace(ids=ids, log_expected_count=count)

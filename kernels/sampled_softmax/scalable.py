@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels import checks
@@ -28,6 +29,8 @@ from jaxnets.kernels.losses import (
 )
 from jaxnets.kernels.meshes import eager_gradients, placed_like, replicated
 from jaxnets.kernels.numerics import accumulator_dtype, matmul
+from jaxnets.kernels.rows.sharded import whole_rows
+from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 # Logits that are computed at a time: so many whole buckets as they are.
 _LOGITS = 2**20
@@ -58,6 +61,7 @@ def scalable_cross_entropy(
     ignore_index: SupportsIndex | None = None,
     reduction: Reduction = "mean",
     features_first: bool = False,
+    sharding: VocabSharding | None = None,
 ) -> Float[Array, "..."]:
     r"""Softmax cross-entropy of tokens over the classes of their buckets: SCE.
 
@@ -93,6 +97,10 @@ def scalable_cross_entropy(
       reduction: "mean" (by weight, over the tokens that are in a bucket), "sum" or "none" (0 for a
         token of no bucket).
       features_first: ``weight`` is [features, vocab], as the kernel of ``nnx.Linear`` is.
+      sharding: over which axes of a mesh classes and tokens are split; None: neither. Buckets are
+        of the tokens and classes of all devices, as on one: each device gathers the hidden states,
+        looks for the classes of its share of the buckets among its own, and computes the losses of
+        an equal share of them.
 
     Returns:
       The loss, a scalar or [...] for "none", in float32 (float64 for float64 input), 0 without
@@ -100,8 +108,9 @@ def scalable_cross_entropy(
 
     Raises:
       TypeError: float labels, or integer hidden, weight or bias.
-      ValueError: shapes that do not fit, sizes below 1, or a label out of range where its value is
-        known at trace time. Under ``jit`` one out of range gives NaN if its token is in a bucket.
+      ValueError: shapes that do not fit, or that the sharding does not divide, sizes below 1, or a
+        label out of range where its value is known at trace time. Under ``jit`` one out of range
+        gives NaN if its token is in a bucket.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -131,13 +140,19 @@ def scalable_cross_entropy(
         buckets, min(of_tokens, tokens), min(of_classes, vocab_size), bool(mix),
         bool(features_first),
     )  # fmt: skip
-    return _loss(options, reduction, ignore_index, hidden, weight, bias, labels, token_weights, key)
+    sharding = as_sharding(sharding)
+    sharding.check(vocab_size, batch)
+    return _loss(
+        sharding, options, reduction, ignore_index,
+        hidden, weight, bias, labels, token_weights, key,
+    )  # fmt: skip
 
 
 @eager_gradients
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
 @jax.named_scope("scalable_cross_entropy")
 def _loss(
+    sharding: VocabSharding,
     options: _Options,
     reduction: str,
     ignore_index: int | None,
@@ -152,18 +167,32 @@ def _loss(
     if not labels.size:
         return jnp.zeros(batch if reduction == "none" else (), dtype)
     given, vocab_size = labels, vocab_size_of(weight, options.features_first)
-    hidden, labels, token_weights = replicated((hidden, labels, token_weights))
+    hidden, labels, token_weights = _on_all(sharding, (hidden, labels, token_weights))
     kept, labels = leave_out(token_weights, labels, ignore_index, vocab_size, dtype)
     kept = jnp.ones(batch, dtype) if kept is None else kept
     there = (kept != 0).reshape(-1)
     hidden = jnp.where(there[:, None], hidden.reshape(labels.size, -1), 0)
-    losses, chosen = _of_tokens(options, hidden, weight, bias, labels.reshape(-1), there, key)
+    losses, chosen = _of_tokens(
+        sharding, options, hidden, weight, bias, labels.reshape(-1), there, key
+    )
     kept = jnp.where(chosen.reshape(batch), kept, 0)
     losses = reduce_losses(losses.reshape(batch), kept, reduction)
-    return placed_like(given, losses) if reduction == "none" else losses
+    if reduction != "none":
+        return losses
+    if sharding.is_split:
+        return sharding.place(losses, sharding.token_spec)
+    return placed_like(given, losses)
+
+
+def _on_all(sharding: VocabSharding, arrays: Any) -> Any:
+    """``arrays`` whole on every device, where axes are ``Explicit``."""
+    if not sharding.is_split:
+        return replicated(arrays)
+    return jax.tree.map(lambda array: sharding.place(array, P()), arrays)
 
 
 def _of_tokens(
+    sharding: VocabSharding,
     options: _Options,
     hidden: jax.Array,
     weight: jax.Array,
@@ -174,14 +203,20 @@ def _of_tokens(
 ) -> tuple[jax.Array, jax.Array]:
     """The loss of each token, and whether it is in a bucket: [tokens] each."""
     dtype, tokens = accumulator_dtype(hidden, weight), labels.size
-    members, classes = _buckets(options, *lax.stop_gradient((hidden, weight, bias)), kept, key)
+    constants = lax.stop_gradient((hidden, weight, bias))
+    members, classes = _buckets(sharding, options, *constants, kept, key)
+
+    def read(table, ids):
+        if sharding.is_split:
+            return whole_rows(sharding, options.features_first, table, ids)
+        return read_rows(table, ids, options.features_first)
 
     def read_bias(ids):
-        return jnp.zeros(ids.shape, dtype) if bias is None else read_rows(bias, ids).astype(dtype)
+        return jnp.zeros(ids.shape, dtype) if bias is None else read(bias, ids).astype(dtype)
 
     # Read at once, for one gradient of the whole table.
     ids = jnp.concatenate([labels, classes.reshape(-1)])
-    rows = read_rows(weight, ids, options.features_first)
+    rows = read(weight, ids)
     own, rows = rows[:tokens].astype(dtype), rows[tokens:].reshape(*classes.shape, -1)
     true = (hidden.astype(dtype) * own).sum(1) + read_bias(labels)
 
@@ -195,8 +230,15 @@ def _of_tokens(
     hits = (labels[members][:, :, None] == classes[:, None]) | ~kept[members][:, :, None]
     buckets = hidden[members], rows, read_bias(classes), hits, true[members]
     size = options.tokens_per_bucket * options.classes_per_bucket
-    losses = lax.map(in_bucket, buckets, batch_size=max(1, _LOGITS // size)).reshape(-1)
-    members = jnp.where(kept[members], members, tokens).reshape(-1)  # out of bounds: dropped
+
+    def on_device(buckets):
+        return lax.map(in_bucket, buckets, batch_size=max(1, _LOGITS // size))
+
+    # Differentiated by JAX: each device has buckets of its own, and sends nothing.
+    shares = P((*sharding.token_axes, *sharding.vocab_axes))
+    losses = _on_all(sharding, sharding.run(on_device, (shares,), shares, buckets)).reshape(-1)
+    there = kept[members] & (jnp.arange(len(members)) < options.num_buckets)[:, None]
+    members = jnp.where(there, members, tokens).reshape(-1)  # out of bounds: dropped
     # The largest of each token, the first of equal ones, and only that: its gradient is one's.
     largest = (
         jnp.full(tokens, -jnp.inf, dtype).at[members].max(lax.stop_gradient(losses), mode="drop")
@@ -210,6 +252,7 @@ def _of_tokens(
 
 
 def _buckets(
+    sharding: VocabSharding,
     options: _Options,
     hidden: jax.Array,
     weight: jax.Array,
@@ -217,7 +260,10 @@ def _buckets(
     kept: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens [num_buckets, tokens_per_bucket] and classes [num_buckets, classes_per_bucket]."""
+    """Tokens [buckets, tokens_per_bucket] and classes [buckets, classes_per_bucket].
+
+    With ``num_buckets`` that the devices do not divide, some without a direction fill them up.
+    """
     tokens, features = hidden.shape
     if options.mix:
         shares = jax.random.normal(key, (options.num_buckets, tokens), jnp.float32)
@@ -226,11 +272,13 @@ def _buckets(
         directions = jax.random.normal(key, (options.num_buckets, features), jnp.float32)
     # Only where they point counts, and sums of many may be too large for 16 bits.
     directions /= jnp.maximum(jnp.abs(directions).max(1, keepdims=True), 1e-30)
+    missing = -options.num_buckets % (sharding.shards * sharding.token_shards)
+    directions = jnp.pad(directions, ((0, missing), (0, 0)))
     along = matmul(directions.astype(hidden.dtype), hidden, (1, 1))
     _, members = lax.top_k(jnp.where(kept[None], along, -jnp.inf), options.tokens_per_bucket)
     out = None if bias is None else jnp.where(jnp.isneginf(bias), bias, 0)
     _, classes = linear_top_k(
         directions.astype(weight.dtype), weight, options.classes_per_bucket, bias=out,
-        features_first=options.features_first,
+        features_first=options.features_first, sharding=sharding,
     )  # fmt: skip
-    return members, classes
+    return members, _on_all(sharding, classes)

@@ -48,9 +48,12 @@ def split_losses(
     return _forward(sharding, options, loss, hidden, weight, bias, labels, samples, share)[0]
 
 
-def _of_samples(sharding: VocabSharding, samples: Samples) -> P:
-    """How ids are split: as the tokens where each token has its own."""
-    return sharding.token_spec if samples.ids.ndim > 1 else P()
+def samples_specs(sharding: VocabSharding, samples: Samples) -> Any:
+    """How samples are split: as the tokens where each token has its own."""
+    tokens = sharding.token_spec
+    drawn = tokens if samples.ids.ndim > 1 else P()
+    places: Any = drawn, drawn, tokens, tokens if samples.tries.ndim else P()
+    return Samples(*places)
 
 
 def _forward(
@@ -65,7 +68,7 @@ def _forward(
     share: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
     vocab_size = weight.shape[options.vocab_axis]
-    tokens, drawn = sharding.token_spec, _of_samples(sharding, samples)
+    tokens, given = sharding.token_spec, samples_specs(sharding, samples)
 
     def on_device(hidden, weight, bias, labels, samples, share):
         read = partial(read_sharded, sharding, vocab_size)
@@ -75,9 +78,8 @@ def _forward(
         return loss(*gathered).reshape(hidden.shape[:-1]), gathered
 
     table, classes = sharding.weight_spec(options.features_first), sharding.table_spec
-    places: Any = drawn, drawn, tokens, tokens if samples.tries.ndim else P()
-    in_specs = (tokens, table, classes, tokens, Samples(*places), tokens)
-    out_specs = (tokens, _gathered(sharding, drawn))
+    in_specs = (tokens, table, classes, tokens, given, tokens)
+    out_specs = (tokens, _gathered(sharding, given.ids))
     losses, gathered = sharding.run(
         on_device, in_specs, out_specs, hidden, weight, bias, labels, samples, share
     )
@@ -96,7 +98,7 @@ def _backward(
 ) -> tuple[jax.Array | None, ...]:  # fmt: skip
     gathered, weight, bias, labels, samples = residuals
     own_samples = samples.ids.ndim > 1
-    tokens, drawn = sharding.token_spec, _of_samples(sharding, samples)
+    tokens, drawn = sharding.token_spec, samples_specs(sharding, samples).ids
 
     def of_all(*arrays):
         """Each token's own classes, with its gradients of them, from all devices.
