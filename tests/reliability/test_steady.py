@@ -1,5 +1,7 @@
 """In a training loop: one compile, no tracer that escapes, the same numbers for the same key."""
 
+import contextlib
+import gc
 import logging
 
 import jax
@@ -72,11 +74,32 @@ def test_one_compile_and_the_same_numbers_again(name, compiles):
     jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
+@contextlib.contextmanager
+def checking_new_tracers():
+    """``jax.checking_leaks``, which searches the whole heap at each end of a trace: here what is
+    new, since no tracer of these traces can be older."""
+    gc.freeze()
+    try:
+        with jax.checking_leaks():
+            yield
+    finally:
+        gc.unfreeze()
+
+
+LEAKED = []
+
+
+def test_a_tracer_that_escapes_is_found():
+    with checking_new_tracers(), pytest.raises(Exception, match="Leaked"):
+        jax.make_jaxpr(lambda a: LEAKED.append(a + 1) or a)(1.0)
+    LEAKED.clear()
+
+
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_no_tracer_escapes(name):
     subject = SUBJECTS[name]
     platform = subject.platforms[0] if subject.pallas else "cpu"
-    with jax.checking_leaks(), compiling_for(platform, interpret=subject.pallas):
+    with checking_new_tracers(), compiling_for(platform, interpret=subject.pallas):
 
         def function(*arrays):  # traced anew, since leaks are looked for while tracing
             return scalar(subject.function(*arrays))
