@@ -20,7 +20,7 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
 )
 
-QUICK = "Steps: 3 rounds of 10; not 100,000 classes, no full softmax, no sweeps."
+QUICK = "Steps: 3 rounds of 10; not 100,000 classes, no full softmax, no bfloat16, no sweeps."
 
 
 def sampled_case(vocab_size, features, tokens, num_sampled, dtype=jnp.float32, name=None) -> Case:
@@ -142,6 +142,21 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     )
     rows += pair_rows
     del pair
+
+    narrow = [
+        sampled_case(n, 128, 1024, 1024, jnp.bfloat16, f"bfloat16, {n:,} classes")
+        for n in (10_000, 1_000_000)
+    ]
+    narrow_rows = measure("step in bfloat16, 1024x128, 1,024 samples", narrow, 10, limits)
+    bars.append(
+        bar(
+            "step in bfloat16 at 1,000,000 / at 10,000 classes",
+            ratio(narrow_rows[1], narrow_rows[0]),
+            at_most=1.5,
+        )
+    )
+    rows += narrow_rows
+    del narrow
 
     rows += measure(
         "step by num_sampled, 1,000,000 classes, 1024x128",

@@ -182,6 +182,12 @@ def _may_be_split() -> bool:
     return _target.get() is None and jax.device_count() > 1
 
 
+def may_call_host() -> bool:
+    """Whether what is traced here runs on this process' CPU, undivided, and may call NumPy."""
+    here = _target.get() is None and target().platform == "cpu"
+    return here and not _is_xla_only() and not _may_be_split()
+
+
 def _is_xla_only() -> bool:
     asked = os.environ.get("JAXNETS_IMPLEMENTATION", "")
     if asked not in ("", "xla"):

@@ -11,6 +11,7 @@ from jaxtyping import ArrayLike, Shaped
 from jaxnets.kernels import meshes
 from jaxnets.kernels.checks import INT32_MAX, as_int, is_known
 from jaxnets.kernels.numerics import accumulator_dtype, result_dtype, stochastic_bfloat16
+from jaxnets.kernels.rows.in_place import is_left_to_numpy, put_rows
 from jaxnets.kernels.rows.rows import SparseRows
 
 
@@ -78,7 +79,7 @@ def add_rows(
     key = key if table.dtype == jnp.bfloat16 else None
     dtype = (result_dtype if key is None else accumulator_dtype)(table, rows.values)
     whole, ids, values = meshes.replicated((table, *rows))
-    if dtype != table.dtype:
+    if dtype != table.dtype or is_left_to_numpy(whole):
         new = whole.at[ids].get(mode="clip").astype(dtype) + values.astype(dtype)
         if key is not None:
             new = stochastic_bfloat16(new, key)
@@ -97,13 +98,7 @@ def set_rows(table: jax.Array, rows: SparseRows) -> jax.Array:
     """``table [vocab, ...]`` with ``rows`` put in; in place where the table is donated."""
     table = _check(table, rows)
     whole, ids, values = meshes.replicated((table, *rows))
-    whole = whole.at[ids].set(
-        values.astype(table.dtype),
-        mode="drop",
-        unique_indices=True,
-        indices_are_sorted=True,
-    )
-    return meshes.placed_like(table, whole)
+    return meshes.placed_like(table, put_rows(whole, ids, values.astype(table.dtype)))
 
 
 def _check(table: Any, rows: Any) -> jax.Array:

@@ -9,8 +9,6 @@ the same, if its gradient is dense and its optimiser goes over every row. Here a
 
 Each costs the number of rows. The tables must be donated to the jitted step
 (``jax.jit(step, donate_argnums=...)``); otherwise JAX copies them, and the step is O(vocab) again.
-It is so too for a bfloat16 or float16 table on CPU, which XLA scatters by way of a float32 copy
-(bitcasting to integers, or updating row by row, makes it copy as well): keep it in float32 there.
 """
 
 from __future__ import annotations
