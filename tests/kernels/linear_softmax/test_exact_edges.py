@@ -15,7 +15,7 @@ from jaxnets.kernels import (
     linear_softmax_cross_entropy,
     linear_top_k,
 )
-from jaxnets.kernels.linear_softmax import reference
+from tests.exact_loss import exact_loss
 from tests.inputs import INTEGER_TYPES, changed
 
 OUT = -jnp.inf
@@ -78,8 +78,6 @@ def test_a_class_of_bias_minus_infinity_is_out(options):
     hidden, weight, bias, labels = problem()
     bias = np.array(bias)
     bias[:8] = bias[20] = OUT  # the first tile of classes, and one more
-    inside = np.flatnonzero(~np.isneginf(bias))
-    at = jnp.asarray(np.searchsorted(inside, labels))
 
     def ours(implementation, hidden, weight, bias):
         loss = linear_softmax_cross_entropy(
@@ -89,35 +87,24 @@ def test_a_class_of_bias_minus_infinity_is_out(options):
         )  # fmt: skip
         return loss[0] + jnp.sin(loss[1]).sum() if isinstance(loss, tuple) else loss
 
-    def theirs(implementation, hidden, weight, bias):
-        losses, z = reference.linear_softmax_cross_entropy(
-            hidden, weight[inside], at, bias=bias[inside], **options
-        )
-        return losses.mean() + (jnp.sin(z).sum() if implementation != "tiled" else 0)
-
     @jax.jit
     def every(*arrays):
         return [
-            jax.value_and_grad(partial(function, implementation), (0, 1, 2))(*arrays)
-            for function, implementation in (
-                (ours, "tiled"), (ours, "two passes"), (ours, "pallas"),
-                (theirs, "tiled"), (theirs, "two passes"),
-            )
-        ]  # fmt: skip
+            jax.value_and_grad(partial(ours, implementation), (0, 1, 2))(*arrays)
+            for implementation in ("tiled", "two passes", "pallas")
+        ]
 
     with compiling_for("gpu", interpret=True):
-        found = every(hidden, weight, bias)
-    near(found[:3], [*found[3:], found[4]])
+        tiled, *of_both = every(hidden, weight, bias)
+    losses, z, backward = exact_loss(hidden, weight, labels, bias, **options)
+    near(tiled, (losses.mean(), backward(1 / 6)[:3]))
+    both = losses.mean() + np.sin(z).sum(), backward(1 / 6, np.cos(z))[:3]
+    near(of_both, [both, both])
 
 
 def test_the_gradient_of_a_temperature_passes_over_classes_that_are_out():
     hidden, weight, bias, labels = problem()
     bias = changed(bias, 3, OUT)
-
-    def plain(temperature, bias):
-        return reference.linear_softmax_cross_entropy(
-            hidden, weight, labels, bias=bias, temperature=temperature
-        )[0].mean()
 
     def ours(temperature, bias):
         return linear_softmax_cross_entropy(
@@ -125,18 +112,20 @@ def test_the_gradient_of_a_temperature_passes_over_classes_that_are_out():
         )
 
     each = np.linspace(0.5, 2.0, 6, dtype=np.float32)
-    both = jax.jit(lambda *a: [jax.value_and_grad(f, (0, 1))(*a) for f in (ours, plain)])
+    derived = jax.jit(jax.value_and_grad(ours, (0, 1)))
     for temperature in (np.float32(1.5), each):
-        found, wanted = both(temperature, bias)
-        near(found, wanted)
+        losses, _, backward = exact_loss(hidden, weight, labels, bias, temperature=temperature)
+        _, _, d_bias, d_temperature = backward(1 / 6)
+        d_temperature = d_temperature if temperature.ndim else d_temperature.sum()
+        near(derived(temperature, bias), (losses.mean(), (d_temperature, d_bias)))
     near(
         linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, temperature=each.tolist()),
-        wanted[0],
+        losses.mean(),
     )
     spoiled = changed(each, 1, 0)
     with pytest.raises(ValueError, match=r"temperature must be above 0, got 0\.0"):
         linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, temperature=spoiled)
-    assert np.isnan(both(spoiled, bias)[0][0])
+    assert np.isnan(derived(spoiled, bias)[0])
 
 
 def test_a_label_whose_class_is_out_costs_infinity_and_spoils_no_other_token():
@@ -199,32 +188,24 @@ def test_a_token_of_weight_0_leaves_no_trace(options, reductions):
             return result[0] + result[1][kept].sum()
         return result.sum()
 
-    def theirs(reduction, hidden, weight, bias, weights, labels):
-        """Of the classes that are in."""
-        losses, z = reference.linear_softmax_cross_entropy(
-            hidden, weight[1:], jnp.asarray(labels) - 1, bias=bias[1:], **options
-        )
-        total = (losses * weights).sum()
-        if reduction == "mean":
-            return total / weights.sum()
-        return total + (z.sum() if reduction == "log-sum-exp" else 0)
-
-    def derived(function, reduction, arrays):
-        return jax.value_and_grad(partial(function, reduction), (0, 1, 2, 3))(*arrays)
-
     bad = bad_hidden, weight, bias, weights, bad_labels
-    clean = hidden[kept], weight, bias, weights[kept], labels[kept]
     results = jax.jit(
-        lambda bad, clean: [
-            (derived(ours, each, bad), derived(theirs, each, clean)) for each in reductions
+        lambda *bad: [
+            jax.value_and_grad(partial(ours, each), (0, 1, 2, 3))(*bad) for each in reductions
         ]
-    )(bad, clean)
-    for (value, found), (expected, wanted) in jax.tree.map(np.asarray, results):
-        near(value, expected)
-        near((found[0][kept], *found[1:3], found[3][kept]), wanted)
+    )(*bad)
+    losses, z, backward = exact_loss(hidden[kept], weight, labels[kept], bias, **options)
+    for reduction, (value, found) in zip(reductions, results, strict=True):
+        mean, with_z = reduction == "mean", reduction == "log-sum-exp"
+        factor = 1 / len(kept) if mean else 1
+        expected = factor * losses.sum()
+        near(value, expected + with_z * z.sum())
+        wanted = backward(factor, with_z)[:3], factor * (losses - mean * expected)
+        found = jax.tree.map(np.asarray, found)
+        near((found[0][kept], *found[1:3], found[3][kept]), (*wanted[0], wanted[1]))
         assert not found[0][left_out].any()
         assert np.isfinite(found[3]).all()
-    near(ours(reductions[0], *bad), results[0][1][0])  # the labels known, and no error
+    near(ours(reductions[0], *bad), results[0][0])  # the labels known, and no error
 
 
 @pytest.mark.parametrize("implementation", [None, "pallas"])
@@ -240,11 +221,8 @@ def test_a_large_bias_is_no_softmax_of_a_token_that_is_not_there(implementation)
             implementation=implementation,
         ).mean()  # fmt: skip
 
-    def theirs(hidden, weight, bias):
-        losses, _ = reference.linear_softmax_cross_entropy(hidden, weight, labels, bias=bias)
-        return (losses * weights).mean()
-
-    expected = gradients(theirs, hidden, weight, bias)
+    losses, _, backward = exact_loss(hidden, weight, labels, bias)
+    expected = (losses * weights).mean(), backward(weights / 513)[:3]
     with compiling_for("gpu", interpret=True):
         # The logits are some 100: rounded 100 times coarser than in the other tests.
         near(gradients(ours, hidden, weight, bias), expected, 1e-4)
