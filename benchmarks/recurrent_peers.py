@@ -21,7 +21,7 @@ class Kind(NamedTuple):
 
     name: str  # in PyTorch and Keras too
     gates: int
-    cell: type[nnx.Module]
+    cell: Callable[..., nnx.Module]
     to_flax: Callable[..., dict]  # the pure state of that cell
     to_torch: Callable[..., dict]
     from_torch: Callable[..., Any]
