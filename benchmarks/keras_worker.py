@@ -1,4 +1,7 @@
-"""One Keras LSTM, forward and backward, run each time a line comes in; see ``recurrent.py``."""
+"""One LSTM or GRU of Keras, forward and backward, run each time a line comes in.
+
+See ``recurrent_peers.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,13 @@ import numpy as np
 from benchmarks.workers import answer
 
 
-def compiled_step(batch: int, time: int, features: int, hidden: int):
+def compiled_step(kind: str, batch: int, time: int, features: int, hidden: int):
     """A function that runs one step and returns when it is done."""
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(batch, time, features)).astype(np.float32)
     cotangent = rng.normal(size=(batch, time, hidden)).astype(np.float32)
-    layer = keras.layers.LSTM(hidden, return_sequences=True)
+    # A GRU resets after the matmul by default, as PyTorch's and flax'.
+    layer = getattr(keras.layers, kind)(hidden, return_sequences=True)
     layer.build(inputs.shape)
     if keras.backend.backend() == "jax":
         import jax
@@ -44,4 +48,4 @@ def compiled_step(batch: int, time: int, features: int, hidden: int):
 
 
 if __name__ == "__main__":
-    answer(compiled_step(*map(int, sys.argv[1:])))
+    answer(compiled_step(sys.argv[1], *map(int, sys.argv[2:])))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import corpus, epochs, recurrent, report, report_tables, vowels
-from benchmarks.bars import bar
-from benchmarks.harness import compiled_case
+from benchmarks.bars import bar, verdict
+from benchmarks.harness import Case, compiled_case
 
 
 def some_sentences(count=40):
@@ -34,13 +34,51 @@ def test_lengths_of_a_quarter(batch, time):
     assert 0.24 * time < lengths.mean() <= time / 4
 
 
-def test_flax_gives_what_we_give():
+@pytest.mark.parametrize("kind", [recurrent.LSTM, recurrent.GRU], ids=["LSTM", "GRU"])
+def test_flax_gives_what_we_give(kind):
     shape = (2, 5, 3, 4)
-    inputs, parameters, d_outputs = recurrent.problem(*shape)
-    ours = recurrent.step(recurrent.ours, inputs, parameters, d_outputs)
-    theirs = recurrent.step(recurrent.flax_layer(*shape[2:]), inputs, parameters, d_outputs)
+    arrays, flax = recurrent.problem(*shape, kind), recurrent.flax_layer(*shape[2:], kind)
+    both = jax.jit(
+        lambda *arrays: [recurrent.step(layer, *arrays) for layer in (recurrent.ours, flax)]
+    )
+    found, theirs = (recurrent.comparable(results, kind) for results in both(*arrays))
     # Sums of seven products, over five steps, in float32.
-    assert recurrent.difference(ours, theirs) < 5e-6
+    assert recurrent.difference(found, theirs) < 5e-6
+
+
+def test_both_layers_are_held_to_their_peers(monkeypatch):
+    """The quick suite has its shapes, and the standard one all of them and the forward pass."""
+    measured = []
+
+    def measure(group, cases, rounds, limits):
+        measured.append(group)
+        return [
+            {"name": case.name, "extra_info": {"turn": 0}, "stats": {"median": 1.0 + number}}
+            for number, case in enumerate(cases)
+        ]
+
+    results = (np.ones((2, 5, 4)), np.ones((2, 5, 3)), [np.ones((3, 16))] * 3)
+    nothing = Case("nothing", lambda: results)
+    monkeypatch.setattr(recurrent, "compiled_case", lambda name, *_, **__: nothing)
+    monkeypatch.setattr(recurrent, "torch_case", lambda *_, **__: nothing)
+    monkeypatch.setattr(recurrent, "problem", lambda *_: (None,) * 3)
+    monkeypatch.setattr(recurrent, "flax_layer", lambda *_: None)
+    monkeypatch.setattr(recurrent, "measure", measure)
+    monkeypatch.setattr(recurrent, "_skipping", lambda *_: ([], []))
+    monkeypatch.setattr(recurrent, "_long", lambda *_: ([], []))
+    peers = {"torch": True, "keras": False, "tensorflow": False}
+    _, bars = recurrent.run(None, "quick", peers)
+    counts = {each["name"]: len(each["values"]) for each in bars}
+    assert counts["LSTM with gradient: flax / ours, each shape"] == 2
+    assert counts["GRU with gradient: flax / ours, each shape"] == 1
+    assert counts["GRU forward: flax / ours, each shape"] == 0
+    assert len(measured) == 3
+    _, bars = recurrent.run(None, "standard", peers)
+    held = {each["name"]: (each["values"], verdict(each)) for each in bars}
+    assert held["GRU forward: flax / ours, each shape"] == ([2.0] * 4, "met")
+    assert held["GRU with gradient: flax / ours, each shape"] == ([2.0] * 4, "met")
+    assert held["GRU with gradient: ours / PyTorch, geometric mean"][1] == "met"
+    assert held["LSTM forward: flax / ours, each shape"] == ([2.0] * 4, "met")
 
 
 def small(monkeypatch):
