@@ -75,7 +75,7 @@ def softmax(
     console = Console()
     parts = exact, steps, tokens, evaluation, threads, estimators, quality
     suite, notes = chosen(quick, full, *(part.QUICK for part in parts))
-    peers = find_peers(console, "tensorflow", "torch", "jax_cce")
+    peers = find_peers(console, "tensorflow", "torch", "jax_cce", "tokamax")
     if profile is not None:
         trace(profiling.sampled_case().run, profile)
         console.print(f"trace of ten steps at 1,000,000 classes: {profile}")

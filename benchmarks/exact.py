@@ -89,12 +89,27 @@ def _torch_cases(arrays, flops) -> list[Case]:
     return [Case(f"torch {name}", partial(run, loss), flops) for name, loss in losses.items()]
 
 
-def _jax_cce_case(arrays, flops) -> Case:
+def jax_cce_case(arrays, flops) -> Case:
+    """Cut cross-entropy in JAX."""
     import jax_cce
 
     hidden, weight, _, labels = arrays  # it has no bias
     gradient = jax.value_and_grad(jax_cce.linear_cross_entropy, (0, 1))
     return compiled_case("jax-cce", gradient, hidden, weight, labels, flops=flops)
+
+
+def tokamax_case(arrays, flops) -> Case:
+    """By chunks, which it has to be told on CPU; else it makes whole logits there."""
+    from tokamax import linear_softmax_cross_entropy_loss
+
+    def loss(hidden, table, labels):
+        return linear_softmax_cross_entropy_loss(
+            hidden, labels, table, reduction="mean", implementation="chunked_xla"
+        )
+
+    hidden, weight, _, labels = arrays  # it has no bias
+    gradient = jax.value_and_grad(loss, (0, 1))
+    return compiled_case("tokamax", gradient, hidden, weight.T, labels, flops=flops)
 
 
 def _torch_adaptive_case(arrays, vocab_size, features) -> Case:
@@ -152,7 +167,9 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
             _torch_adaptive_case(arrays, vocab_size, features),
         ]
     if peers.get("jax_cce"):
-        cases.append(_jax_cce_case(arrays, flops))
+        cases.append(jax_cce_case(arrays, flops))
+    if peers.get("tokamax"):
+        cases.append(tokamax_case(arrays, flops))
     rounds = 1 if suite == "quick" else 5
     rows = measure(f"exact loss, {tokens}x{features}, {vocab_size} classes", cases, rounds, limits)
     by_name = {row["name"]: row for row in rows}

@@ -24,18 +24,21 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 from jaxnets.kernels import dispatch
 from jaxnets.kernels.linear_softmax.checks import (
     check_compute_dtype,
+    check_gradient_filter,
     check_num_classes,
     check_options,
     check_precision,
     check_temperature,
+    is_one_pass,
     known_as_kept,
+    only_tiled,
     sizes_of,
 )
-from jaxnets.kernels.linear_softmax.class_weights import weights_by_class
+from jaxnets.kernels.linear_softmax.class_weights import check_class_weights, weights_by_class
 from jaxnets.kernels.linear_softmax.labels import Labels, check_soft_labels, soft_labels
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
-from jaxnets.kernels.linear_softmax.projection import prepared, temperature_axis
+from jaxnets.kernels.linear_softmax.projection import factors_of, prepared, temperature_axis
 from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
 from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.xla_one_pass import weighted_sum
@@ -92,6 +95,7 @@ def linear_softmax_cross_entropy(
     features_first: bool = ...,
     compute_dtype: DTypeLike | None = ...,
     precision: lax.Precision | str | None = ...,
+    gradient_filter: SupportsFloat | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = ...,
@@ -119,6 +123,7 @@ def linear_softmax_cross_entropy(
     features_first: bool = ...,
     compute_dtype: DTypeLike | None = ...,
     precision: lax.Precision | str | None = ...,
+    gradient_filter: SupportsFloat | None = ...,
     tiles: Tiles | None = ...,
     sharding: VocabSharding | None = ...,
     implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = ...,
@@ -145,6 +150,7 @@ def linear_softmax_cross_entropy(
     features_first: bool = False,
     compute_dtype: DTypeLike | None = None,
     precision: lax.Precision | str | None = None,
+    gradient_filter: SupportsFloat | None = None,
     tiles: Tiles | None = None,
     sharding: VocabSharding | None = None,
     implementation: Literal["tiled", "pallas", "mosaic_gpu"] | None = None,
@@ -199,6 +205,14 @@ def linear_softmax_cross_entropy(
         the wider of the two dtypes.
       precision: of the matmuls, a ``jax.lax.Precision`` or its name, "highest" say, on XLA only;
         None: ``jax_default_matmul_precision``, by which TPUs round float32 to bfloat16.
+      gradient_filter: in (0, 1), 2**-12 say: a tile of tokens and classes is left out of the
+        gradients of hidden states and ``weight`` where every softmax in it is smaller (Wijmans et
+        al. 2024, "Cut Your Losses in Large-Vocabulary Language Models", section 4.3). With the
+        filter g, and :math:`f_i` each token's factor in the loss, 1 / tokens in a mean, the
+        gradient of a row of ``weight`` is off by at most :math:`g \sum_i |f_i| \|h_i\|`, that of a
+        hidden state by :math:`g |f_i| \sum_v \|w_v\|`; the loss, and the gradient of ``bias``, by
+        nothing. For classes sorted by frequency; on XLA, in one pass: not for "none",
+        ``return_log_sum_exp``, or a soft cap with smoothing. None: all tiles count.
       tiles: of the XLA implementation; None: what serves the machine best, as far as is known, in a
         quarter of the memory of all logits and their gradient; ``Tiles(memory_mb=25)`` is lean.
       sharding: over which axes of a mesh classes and tokens are split; None: neither. ``weight``
@@ -248,7 +262,6 @@ def linear_softmax_cross_entropy(
         )
         kept = known_as_kept(batch, None, None, token_weights)
     check_reduction(reduction)
-    class_weights = check_weights(class_weights, (classes,), "class_weights", "class")
     divisor = check_temperature(temperature, batch, kept)
     sharding = as_sharding(sharding)
     sharding.check(vocab_size, batch)
@@ -258,25 +271,19 @@ def linear_softmax_cross_entropy(
     options = options._replace(
         compute_dtype=computed, precision=check_precision(precision), num_classes=classes
     )
+    class_weights = check_class_weights(
+        class_weights, classes, label_weights, options.label_smoothing
+    )
     if class_weights is not None:
-        if label_weights is not None:
-            raise ValueError("class_weights must come without label_weights, got both")
-        if options.label_smoothing:
-            raise ValueError(
-                "class_weights must come without label_smoothing, of which a token has several "
-                f"classes, got label_smoothing={options.label_smoothing}"
-            )
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
-    only_tiled = {"label_weights": label_weights, "precision": precision}
-    for name in (name for name, given in only_tiled.items() if given is not None):
-        if implementation not in (None, "tiled"):
-            raise ValueError(
-                f"implementation must be 'tiled' or None with {name}, got {implementation!r}"
-            )
-        implementation = "tiled"
+    least = check_gradient_filter(gradient_filter, options, reduction, return_log_sum_exp)
+    implementation = only_tiled(
+        implementation,
+        label_weights=label_weights, precision=precision, gradient_filter=gradient_filter,
+    )  # fmt: skip
     by_name = {name: getattr(sizes, name) for name in OPERATION.sizes}
     call = PallasOptions.of(dispatch.choose(OPERATION, sizes.dtype, by_name, implementation))
-    engine: Engine = TiledEngine() if call is None else FusedEngine(call)
+    engine: Engine = TiledEngine(least) if call is None else FusedEngine(call)
     return _loss(
         engine, sharding, options, reduction, bool(return_log_sum_exp), ignore_index,
         hidden, weight, bias, labels, label_weights, token_weights, divisor,
@@ -325,19 +332,10 @@ def _loss(
         targets, mass = soft_labels(labels, label_weights, kept, ignore_index, vocab_size, classes)
     hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
 
-    # A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
-    one_pass = isinstance(engine, TiledEngine) and (
-        options.soft_cap is None or options.label_smoothing == 0
-    )
-    if reduction != "none" and not return_log_sum_exp and one_pass:
-        factors = kept
-        if factors is None:
-            (factors,) = sharding.place_tokens(jnp.ones(batch, accumulator))
-        if reduction == "mean":
-            total = factors.sum()
-            factors = jnp.where(total == 0, 0, factors / jnp.where(total == 0, 1, total))
+    if isinstance(engine, TiledEngine) and is_one_pass(options, reduction, return_log_sum_exp):
+        factors = factors_of(sharding, kept, batch, reduction, accumulator)
         factors = factors if mass is None else factors * mass
-        return weighted_sum(sharding, options, hidden, weight, bias, targets, factors)
+        return weighted_sum(sharding, engine, options, hidden, weight, bias, targets, factors)
     losses, log_sum_exp = per_token(sharding, engine, options, hidden, weight, bias, targets)
     if mass is not None:
         losses = jnp.where(mass == 0, 0, losses) * mass

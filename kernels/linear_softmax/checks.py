@@ -107,6 +107,44 @@ def check_compute_dtype(compute_dtype: Any, hidden: jax.Array, weight: jax.Array
     return dtype if {hidden.dtype, weight.dtype} != {dtype} else None
 
 
+def is_one_pass(options: Options, reduction: str, return_log_sum_exp: bool) -> bool:
+    """Whether loss and gradient can come from one pass, of the engine that has one.
+
+    A soft cap bends each logit, and then label smoothing is no longer a sum in closed form.
+    """
+    bent = options.soft_cap is not None and options.label_smoothing != 0
+    return reduction != "none" and not return_log_sum_exp and not bent
+
+
+def check_gradient_filter(
+    gradient_filter: Any, options: Options, reduction: str, return_log_sum_exp: bool
+) -> float | None:
+    """The filter as a number, or None; raises where the gradient takes two passes."""
+    if gradient_filter is None:
+        return None
+    least = as_number("gradient_filter", gradient_filter)
+    if not 0 < least < 1:
+        raise ValueError(f"gradient_filter must lie in (0, 1), got {least}")
+    if not is_one_pass(options, reduction, return_log_sum_exp):
+        raise ValueError(
+            "gradient_filter must be None where the gradient takes two passes: with "
+            "reduction='none', return_log_sum_exp or both a soft_cap and label_smoothing, got "
+            f"{least}"
+        )
+    return least
+
+
+def only_tiled(implementation: Any, **options: Any) -> Any:
+    """``implementation``, "tiled" where one of ``options`` is given, which no other has."""
+    for name in (name for name, given in options.items() if given is not None):
+        if implementation not in (None, "tiled"):
+            raise ValueError(
+                f"implementation must be 'tiled' or None with {name}, got {implementation!r}"
+            )
+        implementation = "tiled"
+    return implementation
+
+
 def check_temperature(temperature: Any, shape: tuple[int, ...], kept: Any) -> jax.Array | None:
     """``temperature``, [] or of ``shape``, as an array; None where it is the number 1.
 

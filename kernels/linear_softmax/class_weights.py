@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.checks import in_range
-from jaxnets.kernels.losses import read_rows, safe_ids
+from jaxnets.kernels.losses import check_weights, read_rows, safe_ids
 from jaxnets.kernels.meshes import WHOLE, over_rows
 from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.vocab_sharding import VocabSharding
+
+
+def check_class_weights(
+    class_weights: Any, classes: int, label_weights: Any, label_smoothing: float
+) -> jax.Array | None:
+    """``class_weights`` as [classes] or None; raises with what makes several labels a token."""
+    if class_weights is None:
+        return None
+    class_weights = check_weights(class_weights, (classes,), "class_weights", "class")
+    if label_weights is not None:
+        raise ValueError("class_weights must come without label_weights, got both")
+    if label_smoothing:
+        raise ValueError(
+            "class_weights must come without label_smoothing, of which a token has several "
+            f"classes, got label_smoothing={label_smoothing}"
+        )
+    return class_weights
 
 
 @partial(jax.jit, static_argnums=0)

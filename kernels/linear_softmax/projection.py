@@ -64,6 +64,25 @@ def whole_bias(
     return jnp.where(padding, -jnp.inf, bias)
 
 
+def factors_of(
+    sharding: VocabSharding,
+    kept: jax.Array | None,
+    batch: tuple[int, ...],
+    reduction: str,
+    dtype: jnp.dtype,
+) -> jax.Array:
+    """What each token's loss is multiplied by in a sum that is the "sum" or the "mean", ``batch``.
+
+    ``kept``: the tokens' weights, or None for 1.
+    """
+    if kept is None:
+        (kept,) = sharding.place_tokens(jnp.ones(batch, dtype))
+    if reduction == "sum":
+        return kept
+    total = kept.sum()
+    return jnp.where(total == 0, 0, kept / jnp.where(total == 0, 1, total))
+
+
 def scale_of(
     sharding: VocabSharding,
     temperature: jax.Array | None,

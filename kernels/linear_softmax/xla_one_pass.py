@@ -17,6 +17,10 @@ The gradient of a table of bfloat16 has no float32 copy, which would be the larg
 each tile of tokens adds its part, of float32, to the table's own dtype. That rounds it once a tile,
 so with more than ``MOST_ROUNDINGS`` tiles it is accumulated in float32 after all.
 
+A ``gradient_filter`` leaves out the matmuls of a tile where every softmax is smaller. That of the
+hidden states' gradient is to know before the last tile is seen: a softmax is below
+``exp(logit) / running_sum``, which later tiles only lower.
+
 With the vocabulary split over devices, each goes over its own classes; a token's maximum, sum and
 label's logit, and then its gradient, are put together between the two halves of a tile of tokens.
 """
@@ -64,9 +68,10 @@ from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def weighted_sum(
     sharding: VocabSharding,
+    engine: TiledEngine,
     options: Options,
     hidden: jax.Array,
     weight: jax.Array,
@@ -80,7 +85,7 @@ def weighted_sum(
     int32 or soft (out of range: NaN), ``factors [...]`` (0: left out).
     """
     arrays = hidden, weight, bias, labels
-    losses, _ = token_losses(sharding, TiledEngine(), options, *arrays)
+    losses, _ = token_losses(sharding, engine, options, *arrays)
     return _total(losses, factors)
 
 
@@ -90,6 +95,7 @@ def _total(losses: jax.Array, factors: jax.Array) -> jax.Array:
 
 def _forward(
     sharding: VocabSharding,
+    engine: TiledEngine,
     options: Options,
     hidden: jax.Array,
     weight: jax.Array,
@@ -99,7 +105,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     tokens, table, classes = specs(sharding, options)
     *gradients, losses = sharding.run(
-        partial(_on_device, sharding, options),
+        partial(_on_device, sharding, engine.gradient_filter, options),
         (tokens, table, classes, tokens, tokens),
         (tokens, table, classes, tokens),
         hidden, weight, bias, labels, factors,
@@ -109,6 +115,7 @@ def _forward(
 
 def _on_device(
     sharding: VocabSharding,
+    gradient_filter: float | None,
     options: Options,
     hidden: jax.Array,
     weight: jax.Array,
@@ -132,6 +139,14 @@ def _on_device(
         mean_row = jnp.where(columns, weight, 0).sum(options.vocab_axis, dtype=dtype) * share
         mean_bias = jnp.where(inside, bias, 0).sum(dtype=dtype) * share
 
+    def unless_small(largest, total, left_out, matmul):
+        """``matmul()``; zeros where the softmax, at most ``largest / total``, is too small."""
+        if gradient_filter is None:
+            return matmul()
+        small = left_out | (largest < gradient_filter * total)
+        like = jax.eval_shape(matmul)
+        return lax.cond(small.all(), lambda: jnp.zeros(like.shape, like.dtype), matmul)
+
     def over_tokens(gradients, xs):
         weight_gradient, bias_gradient = gradients
         first, hidden, labels, factors = xs
@@ -141,7 +156,7 @@ def _on_device(
         labels = labels_without(labels, left_out)
 
         def over_vocab(carry, index):
-            running_max, hidden_gradient = carry
+            running_max, running_sum, hidden_gradient = carry
             tile = vocab_tile(weight, bias, index, options)
             logits, slope = tile_logits(hidden, tile, options)
             tile_max = largest_of(logits)
@@ -149,14 +164,16 @@ def _on_device(
             tile_sum = e.sum(1)
             e = (e if slope is None else e * slope).astype(hidden.dtype)
             new_max = jnp.maximum(running_max, tile_max)
-            hidden_gradient = (
-                hidden_gradient * jnp.exp(running_max - new_max)[:, None]
-                + times_tile(e, tile, options) * jnp.exp(tile_max - new_max)[:, None]
+            before, above = jnp.exp(running_max - new_max), jnp.exp(tile_max - new_max)
+            running_sum = running_sum * before + tile_sum * above
+            hidden_gradient = hidden_gradient * before[:, None] + unless_small(
+                above, running_sum, left_out, lambda: times_tile(e, tile, options) * above[:, None]
             )
-            return (new_max, hidden_gradient), (e, tile_max, tile_sum)
+            return (new_max, running_sum, hidden_gradient), (e, tile_max, tile_sum)
 
-        start = (jnp.full(size, jnp.finfo(dtype).min), jnp.zeros(hidden.shape, dtype))
-        (own_max, hidden_gradient), (e, tile_max, tile_sum) = lax.scan(
+        zeros = jnp.zeros(size, dtype)
+        start = (jnp.full(size, jnp.finfo(dtype).min), zeros, jnp.zeros(hidden.shape, dtype))
+        (own_max, _, hidden_gradient), (e, tile_max, tile_sum) = lax.scan(
             over_vocab, start, jnp.arange(tile_count(vocab_size, options))
         )
         row_max = sharding.max_over_vocab(own_max)
@@ -188,7 +205,9 @@ def _on_device(
             by_scale = (hidden.astype(dtype) * scaled[:, None]).astype(here.dtype)
             # XLA for TPU would compute it inside the matmul, again for each of its own tiles.
             by_scale = lax.optimization_barrier(by_scale)
-            part = table_gradient(here, by_scale, options)
+            part = unless_small(
+                above[index], row_sum, left_out, lambda: table_gradient(here, by_scale, options)
+            )
             weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
             bias_gradient = add_slice(
                 bias_gradient, product(scaled, here.astype(dtype)), tile.start
@@ -231,6 +250,7 @@ def _on_device(
 
 def _backward(
     _sharding: VocabSharding,
+    _engine: TiledEngine,
     _options: Options,
     gradients: tuple[jax.Array, ...],
     cotangent: jax.Array,

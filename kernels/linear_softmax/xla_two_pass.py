@@ -31,7 +31,12 @@ from jaxnets.kernels.numerics import log_of_sum
 
 
 class TiledEngine(NamedTuple):
-    """An :class:`Engine` that runs wherever XLA does."""
+    """An :class:`Engine` that runs wherever XLA does.
+
+    ``gradient_filter``: of the one-pass gradient, ``xla_one_pass.py``; None: none.
+    """
+
+    gradient_filter: float | None = None
 
     def statistics(
         self,
