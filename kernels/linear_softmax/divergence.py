@@ -1,6 +1,7 @@
 """Divergences between two linear heads, for distillation: the public function and its equation.
 
-``xla_divergence.py`` computes them, ``xla_top_k_divergence.py`` that from a teacher on record.
+``xla_divergence_one_pass.py`` computes their mean or sum, ``xla_divergence.py`` those of each token
+or with labels, and ``xla_top_k_divergence.py`` that from a teacher on record.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     known_as_kept,
     sizes_of,
 )
-from jaxnets.kernels.linear_softmax.projection import prepared, scale_of
+from jaxnets.kernels.linear_softmax.projection import factors_of, prepared, scale_of
 from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
 from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.top_k_teacher import (
@@ -34,6 +35,7 @@ from jaxnets.kernels.linear_softmax.top_k_teacher import (
     probabilities,
 )
 from jaxnets.kernels.linear_softmax.xla_divergence import Both, divergence_per_token
+from jaxnets.kernels.linear_softmax.xla_divergence_one_pass import weighted_divergence
 from jaxnets.kernels.linear_softmax.xla_top_k_divergence import top_k_divergence_per_token
 from jaxnets.kernels.losses import (
     Reduction,
@@ -175,7 +177,9 @@ def linear_divergence(
       num_classes: how many rows of both tables are classes, the others being padding; None: all.
       token_weights: [...], a factor for each token; 0 (or False) leaves the token out.
       reduction: "mean" (by weight), "sum" or "none" (one a token).
-      compute_dtype, precision, tiles: as of :func:`linear_softmax_cross_entropy`, of both heads.
+      compute_dtype, precision, tiles: as of :func:`linear_softmax_cross_entropy`, of both heads. A
+        mean or a sum without labels takes one pass, and of both heads a temporary of [token_tile,
+        vocab]; else it is two, and none.
       sharding: over which axes classes and tokens are split, of both heads alike.
 
     Returns:
@@ -311,5 +315,8 @@ def _divergence(
     else:
         other = lax.stop_gradient(ready(options[1], *teacher))
         both = Both(kind, beta, *options)
+        if labels is None and reduction != "none":
+            factors = factors_of(sharding, kept, batch, reduction, accumulator)
+            return [weighted_divergence(sharding, both, head, other, scale, factors), None]
         losses = divergence_per_token(sharding, both, head, other, scale, labels)
     return [a if a is None else reduce_losses(a, kept, reduction) for a in losses]

@@ -9,7 +9,7 @@ a logit of the student is
     JSD_\beta: \quad & (1 - \beta)\, q_v \big(\log (q_v / m_v) - KL(q \| m)\big)
 
 so backward each tile of both heads' logits is computed again, and turned into a tile of the
-gradient of the student's table.
+gradient of the student's table. (A mean or a sum keeps them: ``xla_divergence_one_pass.py``.)
 
 Both heads' logits are multiplied by one number a token, the inverse of a temperature, where they
 are made. The cross-entropy of labels is of the student's logits as they are, from the same passes.
@@ -71,12 +71,13 @@ def divergence_per_token(
     return _forward(sharding, both, student, teacher, scale, labels)[0]
 
 
-def _in_specs(sharding: VocabSharding, both: Both) -> tuple[tuple, tuple]:
+def both_specs(sharding: VocabSharding, both: Both) -> tuple[tuple, tuple]:
+    """How the arrays of the student are split, and those of the teacher."""
     student, teacher = (specs(sharding, options) for options in both[2:])
     return student, teacher
 
 
-def _terms(both: Both, log_q: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
+def divergence_terms(both: Both, log_q: jax.Array, log_p: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of each class: its part of the divergence, and of the KL that its gradient has."""
     p, q = jnp.exp(log_p), jnp.exp(log_q)
 
@@ -93,7 +94,7 @@ def _terms(both: Both, log_q: jax.Array, log_p: jax.Array) -> tuple[jax.Array, j
     return both.beta * part(p, log_p - log_m) + (1 - both.beta) * own, own
 
 
-def _slope(both: Both, log_q: jax.Array, log_p: jax.Array, own: jax.Array) -> jax.Array:
+def divergence_slope(both: Both, log_q: jax.Array, log_p: jax.Array, own: jax.Array) -> jax.Array:
     """The gradient of the divergence by the student's logits, [tokens, size]."""
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     if both.kind == "forward":
@@ -147,7 +148,7 @@ def _forward(
                 tile_t = vocab_tile(teacher[1], teacher[2], index, both.teacher)
                 log_q = _log_p(both.student, hidden_s, tile_s, scale, sum_s)
                 log_p = _log_p(both.teacher, hidden_t, tile_t, scale, sum_t)
-                parts = _terms(both, log_q, log_p)
+                parts = divergence_terms(both, log_q, log_p)
                 return tuple(t + p.sum(1) for t, p in zip(totals, parts, strict=True)), None
 
             zeros = jnp.zeros(size, sum_s.dtype)
@@ -162,7 +163,7 @@ def _forward(
 
     tokens = sharding.token_spec
     divergence, own, sum_s, sum_t, loss, log_sum = sharding.run(
-        on_device, (*_in_specs(sharding, both), tokens, tokens), tokens,
+        on_device, (*both_specs(sharding, both), tokens, tokens), tokens,
         student, teacher, scale, labels,
     )  # fmt: skip
     return (divergence, loss), (student, teacher, scale, labels, own, sum_s, sum_t, log_sum)
@@ -197,7 +198,7 @@ def _backward(
 
             def slope(logits, scale, hidden_t, own, sum_s, sum_t):
                 log_p = _log_p(both.teacher, hidden_t, tile_t, scale, sum_t)
-                return _slope(both, logits - sum_s[:, None], log_p, own)
+                return divergence_slope(both, logits - sum_s[:, None], log_p, own)
 
             return slope
 
@@ -209,7 +210,7 @@ def _backward(
         )
 
     tokens = sharding.token_spec
-    places = _in_specs(sharding, both)
+    places = both_specs(sharding, both)
     in_specs = (*places, *(tokens,) * 7)
     gradients = sharding.run(on_device, in_specs, places[0], *residuals, cotangents)
     return gradients, None, None, None

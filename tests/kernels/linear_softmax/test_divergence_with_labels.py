@@ -85,10 +85,10 @@ def test_value_and_gradients(x64):
 
 @pytest.mark.parametrize("case", CASES, ids=["jsd", "record"])
 def test_labels_cost_no_product(case):
-    """As many matmuls as without, forward and backward."""
+    """As many matmuls as a loss a token takes without; a sum of heads takes half of them."""
     student, teacher = heads(np.float32)
 
-    def products(labels):
+    def products(labels, reduction="none"):
         def loss(*student):
             found = both_losses(case, student, teacher, reduction="sum")
             return sum(found) if labels else found[0]
@@ -99,8 +99,13 @@ def test_labels_cost_no_product(case):
                 ("forward", record(teacher, EACH)) if kind == "record" else (kind, teacher)
             )
             return linear_divergence(
-                (hidden, weight, bias), given, kind=kind, tiles=TILES, reduction="sum", **options
-            )
+                (hidden, weight, bias),
+                given,
+                kind=kind,
+                tiles=TILES,
+                reduction=reduction,
+                **options,
+            ).sum()
 
         return re.findall(
             r"dot_general .* : \(tensor<\d+x\d+xf32>, tensor<\d+x\d+xf32>\)",
@@ -108,8 +113,9 @@ def test_labels_cost_no_product(case):
         )
 
     # Of a record: logits, logits again, and two for the gradients; of heads, logits of both, three
-    # times, and two.
+    # times, and two, or once where one pass does.
     assert len(products(True)) == len(products(False)) == (4 if case[0] == "record" else 8)
+    assert len(products(False, "sum")) == 4
 
 
 def test_what_only_values_tell(users_checks):
