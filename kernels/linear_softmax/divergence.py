@@ -27,7 +27,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     sizes_of,
 )
 from jaxnets.kernels.linear_softmax.projection import factors_of, prepared, scale_of
-from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
+from jaxnets.kernels.linear_softmax.tile_sizes import Sizes, Tiles
 from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.top_k_teacher import (
     TopKTeacher,
@@ -48,6 +48,7 @@ from jaxnets.kernels.losses import (
     reduce_losses,
     vocab_size_of,
 )
+from jaxnets.kernels.numerics import accumulator_dtype
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
 
 Kind = Literal["forward", "reverse", "jsd"]
@@ -224,16 +225,17 @@ def linear_divergence(
     if not isinstance(teacher, TopKTeacher):
         heads.append(_checked("teacher", teacher))
     sharding = as_sharding(sharding)
-    sizes_of_heads = [sizes_of(h.hidden, h.weight, h.features_first, sharding) for h in heads]
     options = [
-        check_options(0.0, 0.0, None, tiles, head.features_first, sizes)._replace(
+        check_options(
+            0.0, 0.0, None, tiles, head.features_first, _sizes_of(head, sharding, len(heads))
+        )._replace(
             compute_dtype=check_compute_dtype(compute_dtype, head.hidden, head.weight),
             precision=check_precision(precision),
             num_classes=check_num_classes(
                 num_classes, vocab_size_of(head.weight, head.features_first)
             ),
         )
-        for head, sizes in zip(heads, sizes_of_heads, strict=True)
+        for head in heads
     ]
     batch = heads[0].hidden.shape[:-1]
     sizes = [h.weight.shape[o.vocab_axis] for h, o in zip(heads, options, strict=True)]
@@ -263,6 +265,13 @@ def linear_divergence(
         *arrays, labels, token_weights, divisor,
     )  # fmt: skip
     return found[0] if labels is None else DivergenceAndCrossEntropy(*found)
+
+
+def _sizes_of(head: Head, sharding: VocabSharding, heads: int) -> Sizes:
+    """What tiles are chosen for: one pass keeps the logits of all heads, in what sums are kept."""
+    kept = accumulator_dtype(head.hidden, head.weight)
+    sizes = sizes_of(head.hidden, head.weight, head.features_first, sharding, kept)
+    return sizes._replace(heads=heads)
 
 
 def _checked(name: str, head: Any) -> Head:

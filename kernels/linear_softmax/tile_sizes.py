@@ -83,8 +83,9 @@ class Sizes(NamedTuple):
     tokens: int
     features: int
     vocab_size: int
-    dtype: Any  # that is computed in
+    dtype: Any  # that is kept
     table_dtype: Any
+    heads: int = 1  # of which logits are kept
 
 
 # Tokens at a time where nothing but one tile of logits is kept, and on CPU the most otherwise: a
@@ -164,7 +165,7 @@ def _classes_in_cache() -> int:
 
 def _generous(sizes: Sizes) -> float:
     """The bytes that the one pass may take where nobody set a budget."""
-    whole = 2.0 * jnp.dtype(sizes.dtype).itemsize * sizes.tokens * sizes.vocab_size
+    whole = 2.0 * jnp.dtype(sizes.dtype).itemsize * sizes.tokens * sizes.vocab_size * sizes.heads
     return min(whole, max(whole / 4, _ENOUGH_BYTES))
 
 
@@ -177,7 +178,7 @@ def _tokens_within(memory: float, sizes: Sizes, classes: int) -> int:
     kept = jnp.dtype(sizes.dtype).itemsize
     summed = max(4, kept)
     classes = min(classes, sizes.vocab_size)
-    a_token = kept * sizes.vocab_size + summed * (3 * classes + 4 * sizes.features)
+    a_token = kept * sizes.vocab_size * sizes.heads + summed * (3 * classes + 4 * sizes.features)
     within = int((memory - summed * classes * sizes.features) // a_token) // 8 * 8
     rounded_once = -(-sizes.tokens // MOST_ROUNDINGS)
     if jnp.dtype(sizes.table_dtype).itemsize < summed and within < rounded_once:
