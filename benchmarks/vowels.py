@@ -39,6 +39,7 @@ SHA256 = {
 }
 SPEAKERS, CHANNELS, HIDDEN, BATCH, EPOCHS = 9, 12, 64, 30, 40
 ROW = 64  # steps of a packed row
+BUCKETS = 4
 QUICK = "JapaneseVowels."
 LAYOUTS = ("padded", "bucketed", "packed")
 
@@ -142,7 +143,7 @@ def _batches(layout: str, series: Series, labels: np.ndarray, longest: int, seed
     lengths = np.array([len(s) for s in series])
     if layout == "packed":
         return lambda epoch: _packed_batches(series, labels, lengths, (seed, epoch)), None
-    boundaries = optimal_boundaries(lengths, 4) if layout == "bucketed" else (longest,)
+    boundaries = optimal_boundaries(lengths, BUCKETS) if layout == "bucketed" else (longest,)
     plan = bucket_plan(lengths, boundaries, batch=BATCH, seed=seed)
     source = BatchSource(plan, [series], labels, epochs=EPOCHS)
     count = plan.batches

@@ -60,14 +60,14 @@ def test_padded_bucketed_and_packed_have_the_same_loss_and_gradients(x64):
 
     def alone(time):
         """Some series by themselves, each in an array of this time, or of its own length."""
-        some = [(s, np.pad(s, ((0, (time or len(s)) - len(s)), (0, 0)))) for s in SERIES[:3]]
+        some = [(s, np.pad(s, ((0, (time or len(s)) - len(s)), (0, 0)))) for s in SERIES[:2]]
         results = [gradient(weights, Batch((a[None],), (np.array([len(s)]),))) for s, a in some]
         return jax.tree.map(lambda *parts: sum(parts), *results)
 
     packed = pack_arrays(SERIES, pack(LENGTHS, 20), 20)
     one_bucket = total([11])
     pairs = [
-        (one_bucket, total([4, 8, 11])),
+        (one_bucket, total([6, 11])),
         (one_bucket, jax.jit(jax.value_and_grad(packed_sum))(weights, *packed[:2])),
         (alone(11), alone(None)),
     ]

@@ -67,11 +67,23 @@ def close(got, wanted, dtype=jnp.float32):
     assert_near(got, wanted, tolerance, 1e-3)
 
 
-def each_pair(names, options):
-    """(kind of axes, name, one of two options): every two of them together in some case."""
+def alternating(names, options):
+    """(kind of axes, name, one of two options) that runs, and the other kind and option.
+
+    Of these a case is traced only: what they refuse they refuse then.
+    """
+    kinds = AxisType.Auto, AxisType.Explicit
     for n, name in enumerate(names):
-        yield AxisType.Auto, name, options[n % 2]
-        yield AxisType.Explicit, name, options[1 - n % 2]
+        k, m = n % 2, (n + 1) // 2 % 2
+        yield kinds[k], name, options[m], (kinds[1 - k], options[1 - m])
+
+
+def assert_traces(function, arrays, wanted):
+    found = jax.eval_shape(function, *arrays)
+    shapes = [
+        [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(each)] for each in (found, wanted)
+    ]
+    assert shapes[0] == shapes[1]
 
 
 EXACT_OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3, "ignore_index": 5}
@@ -89,19 +101,20 @@ def exact_on_one_device(dtype):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "dtype"), [*each_pair(SHARDINGS, (jnp.float32, jnp.bfloat16))]
+    ("kind", "name", "dtype", "traced"), [*alternating(SHARDINGS, (jnp.float32, jnp.bfloat16))]
 )
-def test_exact_loss(kind, name, dtype):
-    sharding = SHARDINGS[name](make_mesh(kind))
+def test_exact_loss(kind, name, dtype, traced):
+    def case(kind, dtype):
+        sharding = SHARDINGS[name](make_mesh(kind))
+        sharded = jax.value_and_grad(partial(exact_loss, sharding=sharding), (0, 1, 2))
+        return sharded, place(sharding, *problem(dtype)), exact_on_one_device(dtype)
 
-    def sharded(*arrays):
-        return exact_loss(*arrays, sharding=sharding)
-
-    placed = place(sharding, *problem(dtype))
-    got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed)
-    close(got, exact_on_one_device(dtype), dtype)
+    function, placed, wanted = case(kind, dtype)
+    got = jax.jit(function)(*placed)
+    close(got, wanted, dtype)
     for gradient, array in zip(got[1], placed, strict=False):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+    assert_traces(*case(*traced))
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
@@ -195,15 +208,17 @@ def sampled_gradients(hidden, weight, bias, labels, samples, **options):
     return with_bias, jax.grad(loss, (0, 1))(hidden, weight)
 
 
-@pytest.mark.parametrize(("kind", "name", "num_true"), [*each_pair(SHARDINGS, (0, 2))])
-def test_sampled_loss(kind, name, num_true):
-    sharding = SHARDINGS[name](make_mesh(kind))
-    arrays, samples, wanted = sampled_problem(num_true)
+@pytest.mark.parametrize(("kind", "name", "num_true", "traced"), [*alternating(SHARDINGS, (0, 2))])
+def test_sampled_loss(kind, name, num_true, traced):
+    def case(kind, num_true):
+        sharding = SHARDINGS[name](make_mesh(kind))
+        arrays, samples, wanted = sampled_problem(num_true)
+        sharded = partial(sampled_gradients, samples=samples, sharding=sharding)
+        return sharded, place(sharding, *arrays), wanted
 
-    def sharded(*arrays):
-        return sampled_gradients(*arrays, samples, sharding=sharding)
-
-    close(jax.jit(sharded)(*place(sharding, *arrays)), wanted)
+    function, placed, wanted = case(kind, num_true)
+    close(jax.jit(function)(*placed), wanted)
+    assert_traces(*case(*traced))
 
 
 OPTIMIZERS = {
