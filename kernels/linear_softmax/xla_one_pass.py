@@ -163,6 +163,8 @@ def _on_device(
             e = jnp.exp(logits - tile_max[:, None])
             tile_sum = e.sum(1)
             e = (e if slope is None else e * slope).astype(hidden.dtype)
+            # XLA for TPU would compute it three times: for the sum, the scan and the matmul.
+            e, tile_sum = lax.optimization_barrier((e, tile_sum))
             new_max = jnp.maximum(running_max, tile_max)
             before, above = jnp.exp(running_max - new_max), jnp.exp(tile_max - new_max)
             running_sum = running_sum * before + tile_sum * above

@@ -11,7 +11,7 @@ from benchmarks.compilers.devices import TPUS
 from benchmarks.pointwise import SHAPES
 
 # Value and gradient of the exact loss over the three matmuls; the goal is 1.35.
-EXACT = {"v5e": 1.35, "v5p": 1.35, "v6e": 1.85, "v7x": 1.6}
+EXACT = {"v5e": 1.35, "v5p": 1.3, "v6e": 1.7, "v7x": 1.4}
 
 
 def listed(rows):
@@ -38,7 +38,7 @@ def test_the_exact_loss_over_three_matmuls(worker, device):
     matmuls = estimate(worker, device, found["the three matmuls"])
     assert ours.unknown_loops == matmuls.unknown_loops == 0
     assert ours.cycles <= EXACT[device] * matmuls.cycles
-    assert ours.temp_bytes <= 780e6  # naive code: 6,443 MB; the goal is 700
+    assert ours.temp_bytes <= 745e6  # naive code: 6,443 MB; the goal is 700, which v7x misses
 
 
 @pytest.mark.parametrize(
