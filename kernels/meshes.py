@@ -219,15 +219,20 @@ def _varying(array: Any) -> frozenset[str]:
     return getattr(kind, "vma", frozenset()) if of is None else of.varying
 
 
+def vary_like(example: jax.Array, arrays: Any) -> Any:
+    """``arrays`` that differ, to ``check_vma``, over the axes that ``example`` differs over."""
+    return jax.tree.map(lambda array: _vary(array, _varying(example)), arrays)
+
+
+def _vary(array: Any, every: frozenset[str]) -> Any:
+    missing = tuple(sorted(every - _varying(array)))
+    return lax.pcast(array, missing, to="varying") if missing else array
+
+
 def _in_checked_shard_map(function: Callable, given: dict[str, Any], arrays: dict[str, Any]) -> Any:
     every = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves(arrays)))
-
-    def vary(array):
-        missing = tuple(sorted(every - _varying(array)))
-        return lax.pcast(array, missing, to="varying") if missing else array
-
     try:
-        return function(**given | jax.tree.map(vary, arrays))
+        return function(**given | jax.tree.map(lambda array: _vary(array, every), arrays))
     except TypeError as error:
         if "manual axis types" not in str(error):
             raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from jaxnets.kernels.checks import INT32_MAX, as_integers
 from jaxnets.kernels.losses import safe_ids
@@ -73,9 +75,38 @@ def distinct_ids(ids: Any, vocab_size: int) -> tuple[jax.Array, Any]:
     return row_ids, jax.tree.unflatten(tree, shaped)
 
 
+_GOLDEN = np.uint32(0x9E3779B1)  # Knuth's multiplier, 2**32 over the golden ratio: odd, and a prime
+_SLOTS_PER_ID = 4
+
+
+def first_of_each(ids: jax.Array) -> jax.Array:
+    """Whether an id stands before all that equal it, [n] bool of ``ids [n]``, whatever they are.
+
+    By hashing: of the ids that fall into a slot the foremost is the first of its kind, and those
+    that equal it are not. Those that differ from it try again with another hash, and each time
+    there are fewer. No sort: of tens of thousands XLA for TPU takes half a minute to compile one.
+    """
+    bits = math.ceil(math.log2(max(2, _SLOTS_PER_ID * ids.size)))
+    places = jnp.arange(ids.size, dtype=jnp.int32)
+
+    def settle(state):
+        is_first, left, factor = state
+        slots = (ids.astype(jnp.uint32) * factor) >> (32 - bits)
+        slots = jnp.where(left, slots.astype(jnp.int32), 1 << bits)
+        table = jnp.full(1 << bits, ids.size, jnp.int32).at[slots].min(places, mode="drop")
+        foremost = table.at[slots].get(mode="clip")
+        is_first |= left & (foremost == places)
+        return is_first, left & (ids[foremost] != ids), factor * _GOLDEN
+
+    left = ids == ids  # all, and in a shard_map varying as the ids do
+    return lax.while_loop(lambda state: state[1].any(), settle, (~left, left, _GOLDEN))[0]
+
+
 def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     """Sorted distinct ids, filled up with ``fill``, and where each id stands among them."""
-    order, ordered, is_first = sort_ids(ids)
+    order = jnp.argsort(ids, stable=True)
+    ordered = ids[order]
+    is_first = jnp.concatenate([jnp.ones(ids[:1].shape, bool), ordered[1:] != ordered[:-1]])
     rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
     # Fillers differ, so that ids are distinct and sorted to the end, as the scatters promise XLA.
     fillers = jnp.int32(fill) + jnp.arange(ids.size, dtype=jnp.int32)
@@ -99,14 +130,3 @@ def summed_rows(reads: list[tuple[Any, Any]], vocab_size: int, dtype: Any) -> Sp
         values = values.reshape(-1, *shape[1:]).astype(dtype)
         total = total.at[at.reshape(-1)].add(values, mode="drop")
     return SparseRows(row_ids, total)
-
-
-def sort_ids(ids: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """``ids [n]`` in order: ``(order, ordered, is_first)``, [n] each.
-
-    ``ordered = ids[order]`` keeps the order of equal ids; ``is_first`` marks the first of each.
-    """
-    order = jnp.argsort(ids, stable=True)
-    ordered = ids[order]
-    is_first = jnp.concatenate([jnp.ones(ids[:1].shape, bool), ordered[1:] != ordered[:-1]])
-    return order, ordered, is_first

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jaxnets.kernels.numerics import accumulator_dtype, matmul, result_dtype
 
@@ -135,7 +136,9 @@ def _backward(residuals: tuple, cotangent: jax.Array) -> tuple[jax.Array | None,
     else:
         hidden_gradient = _einsum("ts,tsf->tf", e, sampled_rows)
         sampled_gradient = _einsum("ts,tf->tsf", e, scaled)
-    e = e.astype(dtype)
+    # Read anew: XLA for TPU else makes this sum in a matmul above, which takes it twice as long to
+    # compile, and the matmul more cycles.
+    e = lax.optimization_barrier(e).astype(dtype)
     offset_gradient = scale @ e if offset_like.ndim == 1 else scale[:, None] * e
     hidden_gradient = hidden_gradient * scale[:, None]
     hidden_gradient += (true_gradient[:, :, None] * true_rows.astype(dtype)).sum(1)

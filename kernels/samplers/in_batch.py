@@ -13,7 +13,7 @@ from jaxtyping import ArrayLike, Float, Integer, Shaped
 from jaxnets.kernels import checks
 from jaxnets.kernels.meshes import placed_like, replicated
 from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.kernels.rows.distinct import sort_ids
+from jaxnets.kernels.rows.distinct import first_of_each
 from jaxnets.kernels.samplers.samples import CLASS_IDS, Samples, as_mask, log_inclusion
 
 
@@ -84,7 +84,7 @@ def _samples(
     labels, true = labels.reshape(-1), true.reshape(-1)
     log_p = jnp.where(true, log_probability.reshape(-1), 0)
     tries = true.sum(dtype=jnp.int32)
-    counted = true & _first_of_each(labels, true) if unique else true
+    counted = true & first_of_each(jnp.where(true, labels, checks.INT32_MAX)) if unique else true
     counts = jnp.where(true, log_count_in_batch(unique, log_p, tries), 0)
     # A padded label's id is that of a true one, so that no other row of the table is touched.
     ids = jnp.where(true, labels, jnp.where(true, labels, -1).max(initial=0))
@@ -97,9 +97,3 @@ def log_count_in_batch(unique: bool, log_p: jax.Array, tries: jax.Array) -> jax.
     if unique:
         return log_inclusion(log_p, tries)
     return log_p + jnp.log(tries.astype(log_p.dtype))
-
-
-def _first_of_each(labels: jax.Array, true: jax.Array) -> jax.Array:
-    """Where a class stands for the first time among the true labels."""
-    order, _, is_first = sort_ids(jnp.where(true, labels, checks.INT32_MAX))
-    return jnp.zeros(labels.shape, bool).at[order].set(is_first, unique_indices=True)

@@ -16,6 +16,7 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
     to_dense,
 )
+from jaxnets.kernels.rows import distinct
 from tests.fixed_samples import fixed_samples
 
 VOCAB, FEATURES = 50, 3
@@ -35,6 +36,19 @@ def test_gathered_rows_stand_for_the_table():
     for name in table:
         for one, here in zip(ids, local, strict=True):
             np.testing.assert_array_equal(rows[name][here], table[name][one])
+
+
+@pytest.mark.parametrize("slots", [4, 0.1])
+def test_the_first_of_each_id_is_marked(monkeypatch, slots):
+    """Of any ids, and where most of them share a slot of the hash with others."""
+    monkeypatch.setattr(distinct, "_SLOTS_PER_ID", slots)
+    ids = np.random.default_rng(0).integers(-50, 50, 300).astype(np.int32)
+    ids[::5], ids[::7], ids[::11] = 2**31 - 1, -(2**31), ids[::11] << 27
+    wanted = np.zeros(300, bool)
+    wanted[np.unique(ids, return_index=True)[1]] = True
+    found = jax.jit(lambda ids: distinct.first_of_each(ids))(ids)  # traced anew
+    np.testing.assert_array_equal(found, wanted)
+    assert distinct.first_of_each(jnp.zeros(0, int)).shape == (0,)
 
 
 def test_an_id_out_of_range_gives_nan_under_jit():

@@ -101,7 +101,7 @@ def plain_runs(k, runs):
 
 
 @pytest.mark.parametrize("k", [3, 6])
-@pytest.mark.parametrize("way", ["rejection", "race", "both"])
+@pytest.mark.parametrize("way", ["rejection", "rounds", "race", "both"])
 def test_unique_sampling_equals_drawing_until_enough(monkeypatch, k, way):
     """Inclusion of each class, and the tries, against plain rejection; false alarms 1e-4 each.
 
@@ -109,9 +109,14 @@ def test_unique_sampling_equals_drawing_until_enough(monkeypatch, k, way):
     """
     from jaxnets.kernels.samplers import without_replacement
 
-    share, tries_per_class = {"rejection": (0, 20), "race": (100, 3), "both": (0, 1)}[way]
+    share, tries_per_class = {
+        "rejection": (0, 20), "rounds": (0, 1), "race": (100, 3), "both": (0, 1)
+    }[way]  # fmt: skip
     monkeypatch.setattr(without_replacement, "_RACE_SHARE", share)
     monkeypatch.setattr(without_replacement, "_TRIES_PER_CLASS", tries_per_class)
+    monkeypatch.setattr(without_replacement, "_TRIES_A_ROUND", tries_per_class)
+    if way == "both":
+        monkeypatch.setattr(without_replacement, "_SPREAD", ())
     sampler, runs = LogUniform(12), 4000
     keys = jax.random.split(jax.random.key(3), runs)
     ids, tries = jax.jit(jax.vmap(lambda key: draw_unique(sampler, key, k)))(keys)
