@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.kernels.linear_softmax.sharded import log_sum_exp_of_all
+from jaxnets.kernels.linear_softmax.tile_sizes import MOST_ROUNDINGS
 from jaxnets.kernels.linear_softmax.tiles import (
-    MOST_ROUNDINGS,
     add_slice,
     largest_of,
     put_or_add,
