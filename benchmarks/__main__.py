@@ -97,7 +97,7 @@ def sequences(
     output: Output = Path("results"), quick: Quick = False, full: Full = False,
     profile: Profile = None,
 ) -> None:  # fmt: skip
-    """LSTM and GRU beside their peers; padded versus bucketed versus packed sequences, on real text."""
+    """LSTM and GRU beside their peers; padded, bucketed and packed sequences, on real text."""
     console = Console()
     suite, notes = chosen(quick, full, recurrent.QUICK, threads.QUICK, epochs.QUICK, vowels.QUICK)
     peers = find_peers(console, "keras", "tensorflow", "torch")
