@@ -263,7 +263,7 @@ def _scan(
     chunk = min(chunk or xla_chunk_size.steps(batch, time, gates, staged=staged), time)
     short_chunk = chunk
     if options.chunk_size is None and not staged:
-        short_chunk = xla_chunk_size.without_gradient(time, chunk)
+        short_chunk = xla_chunk_size.without_gradient(batch, time, features, gates, chunk)
     scan = ScanOptions(
         cell, options.reverse, chunk, short_chunk, row_counts(batch) if staged else (batch,),
         "carries" if remat else "gates", options.truncate_steps,
