@@ -39,7 +39,7 @@ class Program(NamedTuple):
       shape: its sizes and dtype, in words.
       name: ``DEFAULT``, ``NAIVE`` with what that is, or an implementation.
       function: picklable: a module's function, or a ``functools.partial`` of one.
-      arguments: a tuple of trees of ``jax.ShapeDtypeStruct``.
+      arguments: a tuple of trees of ``jax.ShapeDtypeStruct``, or a function that makes it.
       dtype: that its matmuls are in.
       flops: of the matmuls, by their formula.
       moved: the least bytes: each operand read once, each result written once.
@@ -50,7 +50,7 @@ class Program(NamedTuple):
     shape: str
     name: str
     function: Callable
-    arguments: tuple
+    arguments: tuple | Callable
     dtype: str
     flops: float
     moved: float

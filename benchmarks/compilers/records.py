@@ -15,6 +15,7 @@ class Record:
       error: why there is no program; empty where there is one.
       refused: the error is our own refusal, with its reason, and no compiler's.
       compile_s: seconds that compiling took, here.
+      compile_cpu_s: and of the CPU, in all threads: what else runs here prolongs these less.
       argument_bytes: of the arguments in the device's memory.
       output_bytes: of the results.
       temp_bytes: of what is live beside them at the worst moment.
@@ -25,6 +26,7 @@ class Record:
     error: str = ""
     refused: bool = False
     compile_s: float = 0.0
+    compile_cpu_s: float = 0.0
     argument_bytes: int = 0
     output_bytes: int = 0
     temp_bytes: int = 0

@@ -75,6 +75,13 @@ def _parts(row: Row, _: Row | None) -> str:
     return "; ".join(map(words, row["record"]["parts"][:4]))
 
 
+def _collectives(row: Row, _: Row | None) -> str:
+    found = row["record"]["collectives"]
+    return "; ".join(
+        f"{times:,} x {kind}, {moved / 1e6:,.1f} MB" for kind, (times, moved) in found.items()
+    )
+
+
 def _kernels(row: Row, _: Row | None) -> str:
     def words(kernel: dict) -> str:
         known = kernel["registers"] is not None
@@ -100,6 +107,7 @@ COLUMNS = {
         Column("fullest unit", _fullest),
         Column("VMEM MB", _megabytes("vmem_bytes")),
         *_SHARED,
+        Column("collectives, bytes given out", _collectives),
         Column("longest parts, times x cycles", _parts),
     ),
     "gpu": (

@@ -14,6 +14,7 @@ from benchmarks.compilers.devices import DEVICES, Device
 from benchmarks.compilers.programs import Program, programs
 from benchmarks.compilers.records import Record
 from benchmarks.compilers.report import NAME, cost_in_words
+from benchmarks.compilers.sharded import sharded_programs
 from benchmarks.compilers.worker import Worker
 from benchmarks.harness import progress
 
@@ -50,7 +51,7 @@ def run(devices: Iterable[str] = DEVICES, *, quick: bool = False) -> dict[str, A
     rows = []
     with Worker() as worker:
         for name in devices:
-            for program in programs(quick=quick):
+            for program in (*programs(quick=quick), *sharded_programs(name)):
                 record = worker.estimate(
                     name, program.function, program.arguments, donated=program.donated
                 )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels.dispatch import target
 from jaxnets.kernels.numerics import accumulator_dtype, matmul, result_dtype
 
 
@@ -136,9 +137,11 @@ def _backward(residuals: tuple, cotangent: jax.Array) -> tuple[jax.Array | None,
     else:
         hidden_gradient = _einsum("ts,tsf->tf", e, sampled_rows)
         sampled_gradient = _einsum("ts,tf->tsf", e, scaled)
-    # Read anew: XLA for TPU else makes this sum in a matmul above, which takes it twice as long to
-    # compile, and the matmul more cycles.
-    e = lax.optimization_barrier(e).astype(dtype)
+    if target().platform == "tpu":
+        # XLA would make the sum below in a matmul above: in more cycles, and twice the time to
+        # compile. On a CPU reading e anew costs a tenth.
+        e = lax.optimization_barrier(e)
+    e = e.astype(dtype)
     offset_gradient = scale @ e if offset_like.ndim == 1 else scale[:, None] * e
     hidden_gradient = hidden_gradient * scale[:, None]
     hidden_gradient += (true_gradient[:, :, None] * true_rows.astype(dtype)).sum(1)

@@ -9,20 +9,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
-from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import SingleDeviceSharding
 
 from benchmarks.compilers.compile import topology
 from benchmarks.compilers.programs import lstm_outputs, pointwise_outputs
 from jaxnets import optim
 from jaxnets.kernels import (
+    LogUniform,
     Samples,
     SparseRows,
-    VocabSharding,
+    draw_samples,
     gather_rows,
     linear_softmax_cross_entropy,
     pointwise_conv,
@@ -120,6 +119,10 @@ def sampled(implementation, labels, ids, *arrays):
     return _gradients(loss, *arrays)
 
 
+def drawn(vocab, count, seed, labels):
+    return draw_samples(LogUniform(vocab), jax.random.key(seed), count, labels)
+
+
 def summed(function, *arrays):
     return _gradients(lambda *arrays: function(*arrays).astype(jnp.float32).sum(), *arrays)
 
@@ -197,35 +200,6 @@ ODD = {
     },
 }
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-# A loss whose tokens and vocabulary are split over a mesh of a topology's devices.
-
-
-def _mesh(device, larger, sides):
-    devices = np.array(topology(device, larger).devices).reshape(sides)
-    return Mesh(devices, ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
-
-
-def sharded_loss(device, larger, sides, hidden, weight, labels):
-    sharding = VocabSharding(_mesh(device, larger, sides), "vocab", "data")
-
-    def loss(hidden, weight):
-        return linear_softmax_cross_entropy(hidden, weight, labels, sharding=sharding)
-
-    return _gradients(loss, hidden, weight)
-
-
-def sharded_shapes(device, larger, sides):
-    mesh = _mesh(device, larger, sides)
-    shapes = (
-        ((256, 128), "bfloat16", P("data")), ((4096, 128), "bfloat16", P("vocab")),
-        ((256,), "int32", P("data")),
-    )  # fmt: skip
-    return tuple(
-        jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-        for shape, dtype, spec in shapes
-    )
 
 
 # A table in the memory of a device's host, a million rows of it, and the step of row-wise Adagrad.

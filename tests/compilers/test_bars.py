@@ -4,11 +4,15 @@ What is launched and moved on a GPU is counted. None of it is a time. Where a go
 the bar is today's estimate, so that a change that makes a program dearer is seen.
 """
 
+from functools import partial
+
+import jax
 import pytest
 
 from benchmarks.compilers import programs
 from benchmarks.compilers.devices import TPUS
 from benchmarks.pointwise import SHAPES
+from tests.compilers import cases
 
 # Value and gradient of the exact loss over the three matmuls; the goal is 1.35.
 EXACT = {"v5e": 1.35, "v5p": 1.3, "v6e": 1.7, "v7x": 1.4}
@@ -60,6 +64,30 @@ def test_the_pointwise_convolution_with_gradient_over_flax(worker, image, out):
     """The goal is 1.0, which one shape of the four misses: its bias' gradient is a kernel more."""
     rows = programs._pointwise("float32", image, out, quick=True)
     assert ours_over_theirs(worker, "v5e", rows) <= (1.1 if image[-1] == 512 else 1.0)
+
+
+def test_the_sampled_step_does_not_cost_the_vocabulary(worker):
+    """Of sorts, gathers and scatters the compiler estimates nothing, nor how often a loop runs.
+
+    It took 55 seconds to compile while a sort of all classes finished a draw, and 8 are the goal
+    where nothing else runs.
+    """
+    few, many = (
+        estimate(
+            worker, "v5e", next(programs._sampled("float32", 1024, 512, vocab, 1024, quick=True))
+        )
+        for vocab in (10_000, 1_000_000)
+    )
+    assert many.cycles <= 1.2 * few.cycles
+    assert many.compile_cpu_s <= 25
+
+
+def test_a_draw_of_many_classes_is_soon_compiled(worker):
+    shapes = jax.ShapeDtypeStruct((), "int32"), jax.ShapeDtypeStruct((1024,), "int32")
+    drawn = partial(cases.drawn, 1_000_000, 8192)
+    record = worker.estimate("v5e", drawn, shapes, counted=False)
+    assert record.error == ""
+    assert record.compile_cpu_s <= 8  # 2 are usual
 
 
 # Value and gradient of the exact loss on an H100: kernels launched, and bytes over those of

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import pytest
 
-from benchmarks.compilers import programs
+from benchmarks.compilers import programs, sharded
 from benchmarks.compilers.devices import DEVICES, GPUS, TPUS
 from tests.compilers import cases
 
@@ -87,13 +87,13 @@ def test_a_scan_of_n_matmuls_launches_n(worker, name):
     assert many.unknown_loops == 0
 
 
-@pytest.mark.parametrize("mesh", [("v5e", "v5e:4x4", (4, 4)), ("v5p", "v5p:2x2x1", (2, 2))])
-def test_of_a_sharded_program_the_communication_is_counted(worker, mesh):
+@pytest.mark.parametrize("grid", sharded.GRIDS.values(), ids=lambda grid: grid.topology)
+def test_of_a_sharded_program_the_communication_is_counted(worker, grid):
     """Over the vocabulary go sums of tokens, and over the tokens the gradient of the weight."""
-    shapes = partial(cases.sharded_shapes, *mesh)
-    record = worker.estimate(mesh[0], partial(cases.sharded_loss, *mesh), shapes)
+    shapes = partial(sharded.exact_shapes, grid, 256, 128, 4096)
+    record = worker.estimate(grid.device, partial(sharded.exact_loss, grid), shapes)
     assert not record.error
-    rows, columns = mesh[2]
+    rows, columns = grid.rows, grid.columns
     times, moved = record.collectives["all-reduce"]
     tokens, classes = 256 // rows, 4096 // columns  # of a device
     gradients = (tokens + classes) * 128
@@ -101,6 +101,17 @@ def test_of_a_sharded_program_the_communication_is_counted(worker, mesh):
     assert times >= 2
     # The gradients in bfloat16 or float32, and the loss.
     assert statistics + 2 * gradients < moved <= statistics + 4 * gradients + 4
+
+
+def test_of_an_lstm_over_a_batch_only_the_gradients_of_its_parameters_are_sent(worker):
+    grid = sharded.GRIDS["v5p"]
+    features = hidden = 128
+    shapes = partial(sharded.lstm_shapes, grid, 32, 8, features, hidden)
+    record = worker.estimate("v5p", partial(sharded.lstm_over_batch, grid), shapes)
+    assert not record.error
+    weights = (features + hidden + 1) * 4 * hidden
+    assert list(record.collectives) == ["all-reduce"]
+    assert 2 * weights <= record.collectives["all-reduce"][1] <= 4 * weights
 
 
 def test_a_compiler_that_ends_its_process_is_a_record_and_another_process_takes_over(worker):

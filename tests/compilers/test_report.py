@@ -18,7 +18,10 @@ def result(cycles=2_000_000, failed=""):
     tpu, gpu = DEVICES["v5e"], DEVICES["H100"]
     part = Part("fusion.1", "jit(f)/dot_general", times=4, cycles=cycles // 4, pallas=False)
     kernel = Kernel("gemm", "jit(f)/dot", 3, 500, 100, registers=40, spilled=8, occupancy=0.5)
-    ours = TpuRecord("v5e", error=failed, cycles=cycles, parts=(part,), units={"MXU": 0.5})
+    ours = TpuRecord(
+        "v5e", error=failed, cycles=cycles, parts=(part,), units={"MXU": 0.5},
+        collectives={"all-reduce": (3, 5_000_000)},
+    )  # fmt: skip
     counted = GpuRecord("H100", kernels=(kernel,), launches=3, read=1500, written=300, spilled=8)
     rows = [
         run.row(program(DEFAULT), tpu, ours),
@@ -40,6 +43,7 @@ def test_a_page_a_device_says_whose_estimates_these_are(tmp_path):
     assert "<td>2.000</td><td>2.00</td>" in text  # million cycles, over naive's
     assert "4 x 500,000 dot_general" in text
     assert "MXU 50%" in text
+    assert "3 x all-reduce, 5.0 MB" in text
     assert "3 x 0.0 MB gemm (40 registers, occupancy 50%)" in gpu.read_text()
     assert "cycles" not in gpu.read_text()
 
