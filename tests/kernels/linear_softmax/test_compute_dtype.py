@@ -1,5 +1,6 @@
 """``compute_dtype=``: matmuls in few bits from float32 arrays, everything else in float32."""
 
+import functools
 import re
 
 import jax
@@ -16,7 +17,7 @@ from jaxnets.kernels import (
     linear_log_probs,
     linear_softmax_cross_entropy,
 )
-from jaxnets.kernels.linear_softmax import reference
+from tests.exact_loss import exact_loss
 
 BATCH, FEATURES, VOCAB = (2, 12), 16, 104
 TILES = Tiles(token_tile=8, vocab_tile=40)
@@ -64,29 +65,57 @@ def gradient(loss, compute_dtype, **options):
     return jax.jit(jax.value_and_grad(value, (0, 1, 2)))
 
 
+def turned(loss, table):
+    """``table``, features first for some of the losses."""
+    return table.T if loss in (smoothed, log_probs) else table
+
+
+@functools.cache
+def on_one_device(loss):
+    """What is lowered and compiled for bfloat16, the value and the gradients."""
+    arrays = HIDDEN, turned(loss, WEIGHT), BIAS
+    first = arrays[1] is not WEIGHT
+    program = gradient(loss, "bfloat16", features_first=first).lower(*arrays)
+    compiled = program.compile()
+    return program.as_text(), compiled.as_text(), *compiled(*arrays)
+
+
+# The options and the factors of the tokens' losses.
+EXACT = {
+    one_pass: ({}, 1 / LABELS.size),
+    smoothed: ({"label_smoothing": 0.2, "z_loss": 1e-2}, 1 / LABELS.size),
+    each_token: ({}, WAVES),
+}
+
+
+def in_float32(loss):
+    if loss not in EXACT:
+        return gradient(loss, None)(HIDDEN, WEIGHT, BIAS)
+    options, factors = EXACT[loss]
+    losses, _, backward = exact_loss(HIDDEN, WEIGHT, LABELS, BIAS, **options)
+    return (factors * losses).sum(), backward(factors)[:3]
+
+
 @pytest.mark.parametrize("loss", LOSSES)
 def test_what_is_computed(loss):
     """Rounded operands, float32 sums; no product of float32 matrices, no rounded table."""
-    first = loss in (smoothed, log_probs)
-    table = WEIGHT.T if first else WEIGHT
-    program = gradient(loss, "bfloat16", features_first=first).lower(HIDDEN, table, BIAS)
-    text, compiled = program.as_text(), program.compile()
+    text, compiled, value, gradients = on_one_device(loss)
     operands = re.findall(
         r"dot_general .* : \((tensor<\d+x\d+x\w+>), (tensor<\d+x\d+x\w+>)\)", text
     )
     assert len(operands) >= 3
     assert all("bf16" in operand for pair in operands for operand in pair)
-    shape = ",".join(map(str, table.shape))
+    shape = ",".join(map(str, turned(loss, WEIGHT).shape))
     assert f"tensor<{shape.replace(',', 'x')}xbf16>" not in text
-    assert f"bf16[{shape}]" not in compiled.as_text()
+    assert f"bf16[{shape}]" not in compiled
 
-    value, gradients = compiled(HIDDEN, table, BIAS)
     assert value.dtype == jnp.float32
     assert all(g.dtype == jnp.float32 for g in gradients)
-    wanted, expected = gradient(loss, None, features_first=first)(HIDDEN, table, BIAS)
+    wanted, expected = in_float32(loss)
     # An error of eps / 2 in each factor of a logit, and again in the factors of its gradient.
     np.testing.assert_allclose(value, wanted, rtol=4 * EPSILON)
-    for a, b in zip(gradients, expected, strict=True):
+    found = gradients[0], turned(loss, gradients[1]), gradients[2]
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=4 * EPSILON * np.abs(b).max())
         assert np.abs(a - b).max() > 0
     # More bits than bfloat16 has: the gradients were never rounded to it.
@@ -97,8 +126,7 @@ def test_what_is_computed(loss):
 def test_the_same_as_of_rounded_arrays(x64):
     """In float64 the reference of what was rounded: hidden states and table, not the bias."""
     rounded = [jnp.asarray(a, jnp.bfloat16).astype(jnp.float64) for a in (HIDDEN, WEIGHT)]
-    labels, bias = jnp.asarray(LABELS), jnp.asarray(BIAS)
-    wanted, _ = reference.linear_softmax_cross_entropy(*rounded, labels, bias=bias)
+    wanted, _, _ = exact_loss(*rounded, LABELS, BIAS)
     value = jax.jit(lambda *a: one_pass(*a, compute_dtype=jnp.bfloat16, reduction="none"))
     losses = value(HIDDEN, WEIGHT, BIAS)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5, atol=1e-5)
@@ -119,8 +147,9 @@ def test_over_devices(loss):
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind, kind))
     split = VocabSharding(mesh, "vocab", "data")
     got = gradient(loss, "bfloat16", sharding=split)(HIDDEN, WEIGHT, BIAS)
-    wanted = gradient(loss, "bfloat16")(HIDDEN, WEIGHT, BIAS)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+    _, _, value, (d_hidden, d_table, d_bias) = on_one_device(loss)
+    wanted = value, d_hidden, turned(loss, d_table), d_bias
+    for a, b in zip(jax.tree.leaves(got), wanted, strict=True):
         # Other tiles: a softmax that is rounded above another maximum.
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=EPSILON * np.abs(b).max())
 
