@@ -108,6 +108,7 @@ def test_each_kind_of_method_learns(method, monkeypatch):
     # A quarter of a second later whenever it is read: as many steps on a busy machine.
     clock = SimpleNamespace(perf_counter=partial(next, itertools.count(0, 0.25)))
     monkeypatch.setattr(quality, "time", clock)
+    monkeypatch.setattr(quality, "BATCH", 16)
     monkeypatch.setattr(quality, "EMBEDDED", 16)
     monkeypatch.setattr(quality, "HIDDEN", 32)
     rng = np.random.default_rng(0)
