@@ -116,16 +116,18 @@ def check_tiles(tiles: Any) -> Tiles:
 
 def chosen_tiles(tiles: Tiles, platform: str, sizes: Sizes) -> tuple[int, int]:
     """Tokens and classes at a time: those asked for, and else what serves the platform best."""
+    memory = None if tiles.memory_mb is None else tiles.memory_mb * 1e6
     if tiles.vocab_tile is not None:
         classes = tiles.vocab_tile
-    elif platform == "cpu":
-        classes = even(sizes.vocab_size, _classes_in_cache())
     else:
-        classes = _MOST_CLASSES
+        classes = _classes_in_cache() if platform == "cpu" else _MOST_CLASSES
+        if memory is not None:
+            classes = _classes_within(memory, sizes, classes)
+        if platform == "cpu":
+            classes = even(sizes.vocab_size, classes)
     if tiles.token_tile is not None:
         return tiles.token_tile, classes
     most = TOKENS if platform == "cpu" else max(2048, -(-sizes.tokens // MOST_ROUNDINGS))
-    memory = None if tiles.memory_mb is None else tiles.memory_mb * 1e6
     if memory is not None or platform == "cpu":
         fewest = _FEWEST_TOKENS if memory is None else 8
         within = _tokens_within(_generous(sizes) if memory is None else memory, sizes, classes)
@@ -161,6 +163,13 @@ def _classes_in_cache() -> int:
     """A power of two, for ``TOKENS`` of which a tile of float32 logits fits the caches."""
     fitting = max(1, second_level_bytes() // (4 * TOKENS))
     return min(_MOST_CLASSES, max(_FEWEST_CLASSES, 1 << (fitting.bit_length() - 1)))
+
+
+def _classes_within(memory: float, sizes: Sizes, classes: int) -> int:
+    """``classes``, halved until a tile of them takes an eighth of ``memory``: tokens need it more."""
+    while classes > _FEWEST_CLASSES and 4 * classes * (sizes.features + 3 * 64) > memory / 8:
+        classes //= 2
+    return classes
 
 
 def _generous(sizes: Sizes) -> float:

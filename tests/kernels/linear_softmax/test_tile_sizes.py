@@ -50,9 +50,12 @@ def test_a_budget_is_kept_to(memory_mb, dtype):
     assert memory_mb / 5 * 1e6 <= taken <= memory_mb * 1e6
 
 
-def test_tokens_within_a_budget():
+def test_tokens_within_a_budget(monkeypatch):
     sizes = Sizes(4096, 512, 32_768, *FLOAT32)
-    assert chosen_tiles(Tiles(memory_mb=25), "cpu", sizes)[0] < TOKENS / 2
+    with monkeypatch.context() as patched:
+        for mebibytes in (2, 4, 64):
+            patched.setattr(tile_sizes, "second_level_bytes", lambda m=mebibytes: m * 2**20)
+            assert chosen_tiles(Tiles(memory_mb=25), "cpu", sizes) == (128, 1024)
     assert chosen_tiles(Tiles(memory_mb=1e-6), "cpu", sizes)[0] == 8
     assert chosen_tiles(Tiles(memory_mb=1e6), "cpu", sizes)[0] == TOKENS
     assert chosen_tiles(Tiles(), "cpu", sizes)[0] == TOKENS
