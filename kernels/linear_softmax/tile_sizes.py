@@ -166,7 +166,7 @@ def _classes_in_cache() -> int:
 
 
 def _classes_within(memory: float, sizes: Sizes, classes: int) -> int:
-    """``classes``, halved until a tile of them takes an eighth of ``memory``: tokens need it more."""
+    """``classes`` halved until their tile takes an eighth of ``memory``: the rest is for tokens."""
     while classes > _FEWEST_CLASSES and 4 * classes * (sizes.features + 3 * 64) > memory / 8:
         classes //= 2
     return classes
