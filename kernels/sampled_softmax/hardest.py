@@ -54,8 +54,8 @@ def hardest_samples(
     log Q rank by it too unless told not to.
 
     Args:
-      hidden, weight, labels, samples, bias, remove_accidental_hits: as the loss is to be given them.
-      ignore_index, features_first, sharding: the same.
+      hidden, weight, labels, samples, bias: as the loss is to be given them.
+      remove_accidental_hits, ignore_index, features_first, sharding: the same.
       num_hardest: how many to keep, at least 1 and at most as many as there are.
       subtract_log_q: rank by the corrected logits, as sampled softmax and NCE have them; False for
         losses without log Q.
