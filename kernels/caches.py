@@ -14,12 +14,11 @@ _CORES = Path("/sys/devices/system/cpu")
 @cache
 def second_level_bytes() -> int:
     """Of the second-level caches of all cores that this process may run on, together."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(_count())
-    return sum(_share(core) for core in cores)
-
-
-def _count() -> int:
-    return os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+    else:
+        cores = list(range(os.cpu_count() or 1))
+    return sum(map(_share, cores))
 
 
 def _share(core: int) -> int:

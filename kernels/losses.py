@@ -233,3 +233,15 @@ def reduce_losses(losses: jax.Array, token_weights: jax.Array | None, reduction:
     if reduction == "sum":
         return weighted.sum()
     return jnp.where(total == 0, 0, weighted.sum() / jnp.where(total == 0, 1, total))
+
+
+def times_cotangent(gradients: Any, cotangent: jax.Array) -> Any:
+    """``gradients`` of a scalar loss, kept since its forward pass, times the loss' cotangent.
+
+    Multiplied in the dtype of the loss, and each in its own again.
+    """
+
+    def times(gradient):
+        return (cotangent * gradient.astype(cotangent.dtype)).astype(gradient.dtype)
+
+    return jax.tree.map(times, gradients)

@@ -38,7 +38,11 @@ from jaxnets.kernels.linear_softmax.class_weights import check_class_weights, we
 from jaxnets.kernels.linear_softmax.labels import Labels, check_soft_labels, soft_labels
 from jaxnets.kernels.linear_softmax.pallas import FusedEngine
 from jaxnets.kernels.linear_softmax.per_token import Engine, per_token
-from jaxnets.kernels.linear_softmax.projection import factors_of, prepared, temperature_axis
+from jaxnets.kernels.linear_softmax.projection import (
+    factors_by_reduction,
+    prepared,
+    temperature_axis,
+)
 from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
 from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.xla_one_pass import weighted_sum
@@ -333,7 +337,7 @@ def _loss(
     hidden, weight, bias = prepared(sharding, options, hidden, weight, bias, temperature, kept)
 
     if isinstance(engine, TiledEngine) and is_one_pass(options, reduction, return_log_sum_exp):
-        factors = factors_of(sharding, kept, batch, reduction, accumulator)
+        factors = factors_by_reduction(sharding, kept, batch, reduction, accumulator)
         factors = factors if mass is None else factors * mass
         return weighted_sum(sharding, engine, options, hidden, weight, bias, targets, factors)
     losses, log_sum_exp = per_token(sharding, engine, options, hidden, weight, bias, targets)

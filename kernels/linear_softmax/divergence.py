@@ -26,7 +26,7 @@ from jaxnets.kernels.linear_softmax.checks import (
     known_as_kept,
     sizes_of,
 )
-from jaxnets.kernels.linear_softmax.projection import factors_of, prepared, scale_of
+from jaxnets.kernels.linear_softmax.projection import factors_by_reduction, prepared, scale_of
 from jaxnets.kernels.linear_softmax.tile_sizes import Sizes, Tiles
 from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.top_k_teacher import (
@@ -325,7 +325,7 @@ def _divergence(
         other = lax.stop_gradient(ready(options[1], *teacher))
         both = Both(kind, beta, *options)
         if labels is None and reduction != "none":
-            factors = factors_of(sharding, kept, batch, reduction, accumulator)
+            factors = factors_by_reduction(sharding, kept, batch, reduction, accumulator)
             return [weighted_divergence(sharding, both, head, other, scale, factors), None]
         losses = divergence_per_token(sharding, both, head, other, scale, labels)
     return [a if a is None else reduce_losses(a, kept, reduction) for a in losses]

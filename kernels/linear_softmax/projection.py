@@ -64,7 +64,7 @@ def whole_bias(
     return jnp.where(padding, -jnp.inf, bias)
 
 
-def factors_of(
+def factors_by_reduction(
     sharding: VocabSharding,
     kept: jax.Array | None,
     batch: tuple[int, ...],

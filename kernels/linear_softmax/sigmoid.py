@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, Integer, Shaped
 
 from jaxnets.kernels.checks import as_integers, in_range, is_known
 from jaxnets.kernels.linear_softmax.checks import check_compute_dtype, check_options, sizes_of
-from jaxnets.kernels.linear_softmax.projection import factors_of, prepared
+from jaxnets.kernels.linear_softmax.projection import factors_by_reduction, prepared
 from jaxnets.kernels.linear_softmax.tile_sizes import Tiles
 from jaxnets.kernels.linear_softmax.tiles import Options
 from jaxnets.kernels.linear_softmax.xla_sigmoid import one_vs_all, weighted_sum
@@ -190,7 +190,7 @@ def _loss(
     arrays = hidden, weight, bias, ids, factors
     if reduction == "none":
         return reduce_losses(one_vs_all(sharding, options, *arrays), kept, reduction)
-    factors = factors_of(sharding, kept, batch, reduction, dtype)
+    factors = factors_by_reduction(sharding, kept, batch, reduction, dtype)
     return weighted_sum(sharding, options, *arrays, factors)
 
 

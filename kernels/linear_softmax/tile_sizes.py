@@ -38,10 +38,9 @@ class Tiles:
       memory_mb: what the one-pass gradient may take beside its arguments and results, in megabytes
         (1e6 bytes), in place of ``token_tile``. As far as it can be kept to: 8 tokens are taken at
         least, and of a table of 16 bits so many that its gradient needs no float32 copy, if that is
-        larger. None, on CPU: a
-        quarter of what all logits and their gradient would take, or 100 where that is more, and
-        not more than they would take. Whatever keeps no more than a tile of logits, as a loss a
-        token or an evaluation does, takes a few MB and has no use for it.
+        larger. None, on CPU: a quarter of what all logits and their gradient would take, or 100
+        where that is more, and not more than they would take. Whatever keeps no more than a tile of
+        logits, as a loss a token or an evaluation does, takes a few MB and has no use for it.
 
     Raises:
       TypeError: a size that is no integer, or a budget that is no number.

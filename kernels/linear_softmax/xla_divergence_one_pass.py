@@ -37,6 +37,7 @@ from jaxnets.kernels.linear_softmax.xla_divergence import (
     divergence_slope,
     divergence_terms,
 )
+from jaxnets.kernels.losses import reduce_losses, times_cotangent
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
@@ -55,11 +56,7 @@ def weighted_divergence(
     ``scale [...]`` multiplies the logits; None is 1.
     """
     divergences, _ = divergence_per_token(sharding, both, student, teacher, scale, None)
-    return _total(divergences, factors)
-
-
-def _total(divergences: jax.Array, factors: jax.Array) -> jax.Array:
-    return jnp.where(factors == 0, 0, divergences * factors).sum()
+    return reduce_losses(divergences, factors, "sum")
 
 
 def _forward(
@@ -75,7 +72,7 @@ def _forward(
         partial(_on_device, sharding, both), (*places, tokens, tokens), (places[0], tokens),
         student, teacher, scale, factors,
     )  # fmt: skip
-    return _total(divergences, factors), (gradients, divergences)
+    return reduce_losses(divergences, factors, "sum"), (gradients, divergences)
 
 
 def _on_device(
@@ -168,9 +165,7 @@ def _on_device(
 def _backward(
     _sharding: VocabSharding, _both: Both, residuals: tuple, cotangent: jax.Array
 ) -> tuple[tuple, None, None, jax.Array]:
-    gradients, of_factors = jax.tree.map(
-        lambda g: (cotangent * g.astype(cotangent.dtype)).astype(g.dtype), residuals
-    )
+    gradients, of_factors = times_cotangent(residuals, cotangent)
     return gradients, None, None, of_factors
 
 

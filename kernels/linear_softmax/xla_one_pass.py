@@ -64,6 +64,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
+from jaxnets.kernels.losses import reduce_losses, times_cotangent
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
@@ -86,11 +87,7 @@ def weighted_sum(
     """
     arrays = hidden, weight, bias, labels
     losses, _ = token_losses(sharding, engine, options, *arrays)
-    return _total(losses, factors)
-
-
-def _total(losses: jax.Array, factors: jax.Array) -> jax.Array:
-    return jnp.where(factors == 0, 0, losses * factors).sum()
+    return reduce_losses(losses, factors, "sum")
 
 
 def _forward(
@@ -110,7 +107,7 @@ def _forward(
         (tokens, table, classes, tokens),
         hidden, weight, bias, labels, factors,
     )  # fmt: skip
-    return _total(losses, factors), (*gradients, losses)
+    return reduce_losses(losses, factors, "sum"), (*gradients, losses)
 
 
 def _on_device(
@@ -257,10 +254,7 @@ def _backward(
     gradients: tuple[jax.Array, ...],
     cotangent: jax.Array,
 ) -> tuple[jax.Array | None, ...]:
-    hidden, weight, bias, factors = (
-        (cotangent * gradient.astype(cotangent.dtype)).astype(gradient.dtype)
-        for gradient in gradients
-    )
+    hidden, weight, bias, factors = times_cotangent(gradients, cotangent)
     return hidden, weight, bias, None, factors
 
 

@@ -30,6 +30,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     vocab_tile,
 )
 from jaxnets.kernels.linear_softmax.xla_two_pass import gradients_by_tile
+from jaxnets.kernels.losses import reduce_losses, times_cotangent
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
 
@@ -46,11 +47,7 @@ def weighted_sum(
 ) -> jax.Array:
     """Sum over tokens of ``token_factors [...]`` (0: left out) times :func:`one_vs_all`."""
     losses = one_vs_all(sharding, options, hidden, weight, bias, labels, factors)
-    return _total(losses, token_factors)
-
-
-def _total(losses: jax.Array, token_factors: jax.Array) -> jax.Array:
-    return jnp.where(token_factors == 0, 0, losses * token_factors).sum()
+    return reduce_losses(losses, token_factors, "sum")
 
 
 def _sum_forward(
@@ -66,16 +63,13 @@ def _sum_forward(
     *gradients, losses = _on_devices(
         sharding, options, True, hidden, weight, bias, labels, factors, token_factors
     )
-    return _total(losses, token_factors), (*gradients, losses)
+    return reduce_losses(losses, token_factors, "sum"), (*gradients, losses)
 
 
 def _sum_backward(
     _sharding: VocabSharding, _options: Options, gradients: tuple, cotangent: jax.Array
 ) -> tuple[jax.Array | None, ...]:
-    hidden, weight, bias, factors, token_factors = (
-        (cotangent * gradient.astype(cotangent.dtype)).astype(gradient.dtype)
-        for gradient in gradients
-    )
+    hidden, weight, bias, factors, token_factors = times_cotangent(gradients, cotangent)
     return hidden, weight, bias, None, factors, token_factors
 
 

@@ -92,6 +92,27 @@ def take_sharded(sharding: VocabSharding, table: jax.Array, ids: jax.Array) -> j
     return sharding.run(on_device, (sharding.table_spec, P()), P(), table, ids)
 
 
+def dense_gradient(
+    sharding: VocabSharding,
+    table: jax.Array,
+    vocab_axis: int,
+    reads: list[tuple[jax.Array, jax.Array]],
+) -> jax.Array:
+    """That of a device's share of ``table``, of pairs: ids [...], and what came for each of them.
+
+    Only in a ``shard_map``: ids of other devices' classes are dropped.
+    """
+    dense = jnp.zeros(table.shape, accumulator_dtype(table))
+    for ids, values in reads:
+        local, _ = sharding.local_ids(ids, table.shape[vocab_axis])
+        values = values.astype(dense.dtype)
+        if vocab_axis:
+            dense = dense.at[:, local].add(jnp.moveaxis(values, -1, 0), mode="drop")
+        else:
+            dense = dense.at[local].add(values, mode="drop")
+    return dense.astype(table.dtype)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def whole_rows(
     sharding: VocabSharding, features_first: bool, table: jax.Array, ids: jax.Array
@@ -125,14 +146,7 @@ def _whole_rows_backward(
     columns = features_first and table.ndim > 1
 
     def on_device(table, ids, rows):
-        local, _ = sharding.local_ids(ids, table.shape[1 if columns else 0])
-        dense = jnp.zeros(table.shape, accumulator_dtype(table))
-        rows = rows.astype(dense.dtype)
-        if columns:
-            dense = dense.at[:, local].add(jnp.moveaxis(rows, -1, 0), mode="drop")
-        else:
-            dense = dense.at[local].add(rows, mode="drop")
-        return dense.astype(table.dtype)
+        return dense_gradient(sharding, table, 1 if columns else 0, [(ids, rows)])
 
     split = sharding.weight_spec(columns)
     return sharding.run(on_device, (split, P(), P()), split, table, ids, cotangent), None

@@ -18,12 +18,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.kernels.rows.sharded import read_sharded
+from jaxnets.kernels.rows.sharded import dense_gradient, read_sharded
 from jaxnets.kernels.sampled_softmax.candidates import Options, candidates
 from jaxnets.kernels.samplers.samples import Samples
 from jaxnets.kernels.vocab_sharding import VocabSharding
@@ -122,15 +120,7 @@ def _backward(
         def scatter(table, axis, true, sampled):
             if table is None:
                 return None
-            dense = jnp.zeros(table.shape, accumulator_dtype(table))
-            for at, values in ((ids, sampled), (labels, true)):
-                local, _ = sharding.local_ids(at, table.shape[axis])
-                values = values.astype(dense.dtype)
-                if axis:
-                    dense = dense.at[:, local].add(jnp.moveaxis(values, -1, 0), mode="drop")
-                else:
-                    dense = dense.at[local].add(values, mode="drop")
-            return dense.astype(table.dtype)
+            return dense_gradient(sharding, table, axis, [(ids, sampled), (labels, true)])
 
         d_weight = scatter(weight, options.vocab_axis, true[0], sampled)
         return d_hidden, d_weight, scatter(bias, 0, true[1], sampled_offset)

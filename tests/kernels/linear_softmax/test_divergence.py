@@ -25,6 +25,15 @@ def problem(vocab_size=23):
     return head(4), head(6)
 
 
+def problem_in_float64():
+    """The same, some classes out of both."""
+    out = np.where(np.arange(23) % 9, 0, -np.inf)
+    return [
+        tuple(jnp.asarray(a, jnp.float64) for a in (h, w, np.asarray(b) + out))
+        for h, w, b in problem()
+    ]
+
+
 def plain(kind, student, teacher, beta=0.5, temperature=1.0):
     """[...], by log_softmax of whole logits; classes of bias -inf are out of both."""
     inside = ~jnp.isneginf(student[2])
@@ -57,12 +66,7 @@ def plain(kind, student, teacher, beta=0.5, temperature=1.0):
     ],
 )
 def test_value_and_gradients(x64, kind, features_first):
-    student, teacher = problem()
-    out = np.where(np.arange(23) % 9, 0, -np.inf)
-    student, teacher = (
-        tuple(jnp.asarray(a, jnp.float64) for a in (h, w, np.asarray(b) + out))
-        for h, w, b in (student, teacher)
-    )
+    student, teacher = problem_in_float64()
     each = np.linspace(0.5, 2.0, 10).reshape(BATCH)
     options = {"beta": 0.3, "temperature": each if features_first else 1.7}
     waves = np.sin(np.arange(10.0)).reshape(BATCH)
@@ -87,12 +91,7 @@ def test_value_and_gradients(x64, kind, features_first):
 
 def test_one_pass_gives_the_mean_and_its_gradient(x64):
     """Of all kinds, with a token left out, a class out, and tiles that divide nothing."""
-    student, teacher = problem()
-    out = np.where(np.arange(23) % 9, 0, -np.inf)
-    student, teacher = (
-        tuple(jnp.asarray(a, jnp.float64) for a in (h, w, np.asarray(b) + out))
-        for h, w, b in (student, teacher)
-    )
+    student, teacher = problem_in_float64()
     weights = np.linspace(0.5, 2.0, 10).reshape(BATCH)
     weights[1, 2] = 0
     options = {"beta": 0.3, "temperature": np.linspace(2.0, 0.7, 10).reshape(BATCH)}
