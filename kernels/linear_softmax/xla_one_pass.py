@@ -1,28 +1,34 @@
 """A weighted sum of losses and its whole gradient in one pass: each logit is computed once.
 
-A tile of tokens goes over the vocabulary tile by tile and keeps ``e = exp(logits - tile_max)``.
-The softmax is ``e`` times one number for each (token, vocabulary tile),
+A tile of tokens goes over the vocabulary tile by tile and keeps ``e = exp(logits - shift)``, where
+``shift`` is known for each token before its first logit is:
 
-    softmax = e * exp(tile_max - row_max) / row_sum,
+    softmax = e / total,    loss = log(total) + shift - label_logit
 
-which is known only once the last tile is seen. It is never multiplied into ``e``,
-[token_tile, vocab], but into the other *operand* of the matmul, ``hidden [token_tile, features]``:
+Any shift gives the same softmax, since floats keep their relative precision, as long as ``e``
+neither overflows nor vanishes. The largest logit of a few classes is a lower bound of the token's
+maximum, so no total is too small; where a token's logits reach some 66 above it, its tile of tokens
+is done again with the maximum itself. So no logit is written to memory, and no pass over a
+tile waits for its maximum: exponential and sum are the end of the matmul where XLA fuses them.
 
-    weight_gradient[tile] += e^T @ (scale[tile] * hidden)
+The softmax is never multiplied out, [token_tile, vocab]; ``1 / total`` goes into the other operand
+of the matmul, ``hidden [token_tile, features]``:
+
+    weight_gradient[tile] += e^T @ (hidden / total)
 
 so a logit costs one multiply-add over the features and one exponential, and the whole gradient
-three matmuls. The gradient of ``hidden`` is accumulated online, as flash attention does it.
+three matmuls. The gradient of ``hidden`` is ``e @ weight / total``, divided at the end.
 
 The gradient of a table of bfloat16 has no float32 copy, which would be the largest array there is:
 each tile of tokens adds its part, of float32, to the table's own dtype. That rounds it once a tile,
 so with more than ``MOST_ROUNDINGS`` tiles it is accumulated in float32 after all.
 
 A ``gradient_filter`` leaves out the matmuls of a tile where every softmax is smaller. That of the
-hidden states' gradient is to know before the last tile is seen: a softmax is below
-``exp(logit) / running_sum``, which later tiles only lower.
+hidden states' gradient is to know before the last tile is seen: a softmax is below ``e`` over the
+sum so far, which later tiles only raise.
 
-With the vocabulary split over devices, each goes over its own classes; a token's maximum, sum and
-label's logit, and then its gradient, are put together between the two halves of a tile of tokens.
+With the vocabulary split over devices, each goes over its own classes; a token's shift, total and
+gradient are put together between the two halves of a tile of tokens.
 """
 
 from __future__ import annotations
@@ -67,6 +73,11 @@ from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
 from jaxnets.kernels.losses import reduce_losses, times_cotangent
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
+
+FEW_CLASSES = 128  # whose largest logit is a token's shift
+# A token's sum of exponentials above its shift. Where it is larger, or NaN, the shift was too low:
+# times rows of the table it must not overflow, and its reciprocal, times hidden states, not vanish.
+LARGEST_TOTAL = 2.0**96
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -138,7 +149,7 @@ def _on_device(
 
     def unless_small(largest, total, left_out, matmul):
         """``matmul()``; zeros where the softmax, at most ``largest / total``, is too small."""
-        if gradient_filter is None:
+        if largest is None:
             return matmul()
         small = left_out | (largest < gradient_filter * total)
         like = jax.eval_shape(matmul)
@@ -152,69 +163,82 @@ def _on_device(
         hidden = jnp.where(left_out[:, None], 0, hidden)
         labels = labels_without(labels, left_out)
 
-        def over_vocab(carry, index):
-            running_max, running_sum, hidden_gradient = carry
+        def over_vocab(shift, index, sums):
+            total, hidden_gradient, kept = sums
             tile = vocab_tile(weight, bias, index, options)
             logits, slope = tile_logits(hidden, tile, options)
-            tile_max = largest_of(logits)
-            e = jnp.exp(logits - tile_max[:, None])
-            tile_sum = e.sum(1)
+            e = jnp.exp(logits - shift[:, None])
+            largest = None if gradient_filter is None else e.max(1)
+            tile_total = e.sum(1)
             e = (e if slope is None else e * slope).astype(hidden.dtype)
-            # XLA for TPU would compute it three times: for the sum, the scan and the matmul.
-            e, tile_sum = lax.optimization_barrier((e, tile_sum))
-            new_max = jnp.maximum(running_max, tile_max)
-            before, above = jnp.exp(running_max - new_max), jnp.exp(tile_max - new_max)
-            running_sum = running_sum * before + tile_sum * above
-            hidden_gradient = hidden_gradient * before[:, None] + unless_small(
-                above, running_sum, left_out, lambda: times_tile(e, tile, options) * above[:, None]
+            # XLA for TPU would compute it three times: for the sum, what is kept and the matmul.
+            e, tile_total = lax.optimization_barrier((e, tile_total))
+            total += tile_total
+            hidden_gradient += unless_small(
+                largest, total, left_out, lambda: times_tile(e, tile, options)
             )
-            return (new_max, running_sum, hidden_gradient), (e, tile_max, tile_sum)
+            kept = jax.tree.map(partial(_put, index), kept, (e, largest))
+            return total, hidden_gradient, kept
 
-        zeros = jnp.zeros(size, dtype)
-        start = (jnp.full(size, jnp.finfo(dtype).min), zeros, jnp.zeros(hidden.shape, dtype))
-        (own_max, _, hidden_gradient), (e, tile_max, tile_sum) = lax.scan(
-            over_vocab, start, jnp.arange(tile_count(vocab_size, options))
+        def raised(index, shift):
+            tile = vocab_tile(weight, bias, index, options)
+            return jnp.maximum(shift, largest_of(tile_logits(hidden, tile, options)[0]))
+
+        def attempt(state):
+            tries, shift, (_, _, kept) = state
+            shift = lax.fori_loop(0, jnp.where(tries == 1, tiles, 0), raised, shift)
+            sums = jnp.zeros(size, dtype), jnp.zeros(hidden.shape, dtype), kept
+            sums = lax.fori_loop(0, tiles, partial(over_vocab, shift), sums)
+            return tries + 1, shift, sums
+
+        def overflows(state):
+            tries, _, (total, *_) = state
+            return (tries < 2) & ~(total <= LARGEST_TOTAL).all()
+
+        shift = largest_of(tile_logits(hidden, few_classes, options)[0])
+        kept = (
+            lax.empty((tiles, size, tile_size), hidden.dtype),
+            None if gradient_filter is None else lax.empty((tiles, size), dtype),
         )
-        row_max = sharding.max_over_vocab(own_max)
-        above = jnp.exp(tile_max - row_max[None])
-        row_sum = sharding.sum_over_vocab((tile_sum * above).sum(0))
-        log_sum_exp = log_of_sum(row_max, row_sum)
-        row_sum = jnp.where(left_out, 1, row_sum)  # 0 where all classes are out
+        start = jnp.full(size, jnp.inf, dtype), jnp.zeros(hidden.shape, dtype), kept
+        _, shift, (total, hidden_gradient, kept) = lax.while_loop(
+            overflows, attempt, (jnp.int32(tries), shift, start)
+        )
+        row_shift = sharding.max_over_vocab(shift)
+        lowered = jnp.exp(shift - row_shift)
+        total = sharding.sum_over_vocab(total * lowered)
+        log_sum_exp = log_of_sum(row_shift, total)
+        total = jnp.where(left_out, 1, total)  # 0 where all classes are out
 
         label_logit = label_logits_of_all(sharding, options, hidden, weight, bias, labels)
         losses = losses_without_smoothing(options, log_sum_exp, label_logit)
         # d loss / d logits = softmax * softmax_factor - onehot * label_factor - smoothing / classes
-        softmax_factor = factors * softmax_slope(options, log_sum_exp)
-        by_softmax = softmax_factor / row_sum
-        if sharding.vocab_axes:
-            by_softmax *= jnp.exp(own_max - row_max)
-        hidden_gradient = hidden_gradient * by_softmax[:, None]
+        # By the sum: with the log-sum-exp of large logits, which is rounded, they add up to more.
+        scale = factors * softmax_slope(options, log_sum_exp) * lowered / total
+        hidden_gradient = hidden_gradient * scale[:, None]
         if smoothing:
             losses -= sharding.sum_over_vocab(product(hidden.astype(dtype), mean_row) + mean_bias)
             hidden_gradient -= factors[:, None] * mean_row[None]
         losses = jnp.where(left_out, 0, losses)
-
-        # By the sum: with the log-sum-exp of large logits, which is rounded, they add up to more.
-        scale = (softmax_factor / row_sum)[None] * above
+        # In float16 most of a mean's factors times hidden states would vanish.
+        largest_scale = jnp.abs(scale).max()
+        share_of_it = scale / jnp.where(largest_scale == 0, 1, largest_scale)
+        by_scale = (hidden.astype(dtype) * share_of_it[:, None]).astype(hidden.dtype)
 
         def over_tiles(index, gradients):
             weight_gradient, bias_gradient = gradients
             tile = vocab_tile(weight, bias, index, options)
-            here, scaled = e[index], scale[index]
-            by_scale = (hidden.astype(dtype) * scaled[:, None]).astype(here.dtype)
-            # XLA for TPU would compute it inside the matmul, again for each of its own tiles.
-            by_scale = lax.optimization_barrier(by_scale)
+            e, largest = jax.tree.map(lambda a: a[index], kept)
             part = unless_small(
-                above[index], row_sum, left_out, lambda: table_gradient(here, by_scale, options)
+                largest, total / lowered, left_out, lambda: table_gradient(e, by_scale, options)
             )
+            part *= largest_scale
             weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
-            bias_gradient = add_slice(
-                bias_gradient, product(scaled, here.astype(dtype)), tile.start
-            )
+            bias_gradient = add_slice(bias_gradient, product(scale, e.astype(dtype)), tile.start)
             return weight_gradient, bias_gradient
 
         weight_gradient, bias_gradient = lax.fori_loop(
-            0, tile_count(vocab_size, options), over_tiles, (weight_gradient, bias_gradient)
+            0, tiles, over_tiles, (weight_gradient, bias_gradient)
         )
         local = local_labels(sharding, labels, vocab_size)
         gradients = hidden_gradient, weight_gradient, bias_gradient
@@ -226,12 +250,19 @@ def _on_device(
         )
         return tuple(gradients), (losses, hidden_gradient.astype(own_dtype))
 
+    # Once: in the loop, XLA for TPU copies the whole table to a layout for these rows.
+    few_classes = lax.optimization_barrier(
+        vocab_tile(weight, bias, 0, options._replace(vocab_tile=FEW_CLASSES))
+    )
+    tiles, tile_size = tile_count(vocab_size, options), min(options.vocab_tile, vocab_size)
+    # Of float16 the kept exponentials have too few exponents for a shift that is not the maximum.
+    tries = 0 if float(jnp.finfo(hidden.dtype).max) > LARGEST_TOTAL else 1
     few = tokens <= MOST_ROUNDINGS * size
     nothing = unset_like(weight, weight.dtype if few else dtype)  # the first tile sets it
-    tiles = jax.tree.map(lambda a: token_tiles(a, size), (hidden, labels, factors))
+    xs = jax.tree.map(lambda a: token_tiles(a, size), (hidden, labels, factors))
     first = jnp.arange(-(-tokens // size)) == 0
     (weight_gradient, bias_gradient), (losses, hidden_gradient) = lax.scan(
-        over_tokens, (nothing, jnp.zeros(bias.shape, dtype)), (first, *tiles)
+        over_tokens, (nothing, jnp.zeros(bias.shape, dtype)), (first, *xs)
     )
     if smoothing:
         clean = jnp.where(factors[:, None] == 0, 0, hidden).astype(dtype)
@@ -245,6 +276,10 @@ def _on_device(
         bias_gradient.astype(bias.dtype),
         losses.reshape(-1)[:tokens].reshape(shape[:-1]),
     )
+
+
+def _put(index: jax.Array, array: jax.Array, part: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(array, part, index, 0)
 
 
 def _backward(
