@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -32,10 +33,14 @@ from jaxnets.kernels import (
     to_dense,
 )
 from jaxnets.models import Seq2Seq, Seq2SeqConfig, beam_search, greedy_search
+from tests.exact_loss import exact_loss
+from tests.fixed_samples import fixed_samples
 from tests.near import assert_near
+from tests.sampled_losses import sampled_loss
 from tests.with_bias import with_bias
 
 BATCH, TIME, FEATURES, VOCAB = 8, 3, 4, 48
+SAMPLED, EPSILON = np.arange(8) * 5, float(np.finfo(np.float32).eps)
 EXPLICIT, AUTO = AxisType.Explicit, AxisType.Auto
 KINDS = {
     "explicit": (EXPLICIT, EXPLICIT),
@@ -49,7 +54,8 @@ def make_mesh(kind):
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    """Of NumPy, which compiles nothing."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 HIDDEN, WEIGHT, BIAS = (
@@ -57,15 +63,15 @@ HIDDEN, WEIGHT, BIAS = (
     normal(1, VOCAB, FEATURES),
     normal(2, VOCAB),
 )
-LABELS = jax.random.randint(jax.random.key(3), (BATCH, TIME), 0, VOCAB)
+LABELS = np.random.default_rng(3).integers(0, VOCAB, (BATCH, TIME)).astype(np.int32)
 BATCHED = {
     "hidden": HIDDEN,
     "labels": LABELS,
-    "token_weights": jnp.arange(BATCH * TIME).reshape(BATCH, TIME) % 3,
+    "token_weights": np.arange(BATCH * TIME, dtype=np.int32).reshape(BATCH, TIME) % 3,
     "sequences": normal(4, BATCH, 6, FEATURES),
-    "lengths": jnp.arange(BATCH) % 7,
-    "mask": jnp.arange(BATCH * 6).reshape(BATCH, 6) % 5 != 0,
-    "temperature": jnp.linspace(0.5, 2, BATCH * TIME).reshape(BATCH, TIME),
+    "lengths": np.arange(BATCH, dtype=np.int32) % 7,
+    "mask": np.arange(BATCH * 6).reshape(BATCH, 6) % 5 != 0,
+    "temperature": np.linspace(0.5, 2, BATCH * TIME, dtype=np.float32).reshape(BATCH, TIME),
     "images": normal(5, BATCH, 5, 5, FEATURES),
 }
 TABLES = {
@@ -82,7 +88,7 @@ def losses(batch, tables):
     """Of the softmax: means, sums and a loss for each token."""
     hidden, labels = batch["hidden"], batch["labels"]
     arrays, bias = (hidden, tables["weight"], labels), tables["bias"]
-    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
+    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 2, labels)
     own = draw_samples(
         LogUniform(VOCAB), jax.random.key(0), 8, labels, unique=False, per_token=True
     )
@@ -127,8 +133,11 @@ def exact_and_lstm(batch, tables):
             return_log_sum_exp=True,
         ),
         lstm(inputs, None, tables["lstm"], mask=mask, time_first=True),
-        lstm(batch["sequences"].sum(0), None, tables["lstm"], batched=False),
     )
+
+
+def one_sequence(batch, tables):
+    return lstm(batch["sequences"].sum(0), None, tables["lstm"], batched=False)
 
 
 def placed(mesh):
@@ -158,37 +167,44 @@ def test_values_and_gradients_are_those_of_one_device(kind, function):
     batch, tables = placed(make_mesh(kind))
     got = jax.jit(partial(with_gradients, function))(batch, tables)
     # Sums over batch, time and classes in another order.
-    assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
+    assert_near(got, wanted, 64 * EPSILON, 1e-3)
     arrays = jax.tree.leaves(({name: batch[name] for name in got[1][0]}, tables))
     for gradient, array in zip(jax.tree.leaves(got[1]), arrays, strict=True):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
+def test_one_sequence_is_traced():
+    batch, tables = placed(make_mesh("explicit and auto"))
+    jax.eval_shape(partial(with_gradients, one_sequence), batch, tables)
+
+
 def test_translation():
-    """Embeddings, a reversed source, attention and both searches."""
+    """Embeddings, a reversed source and attention; a beam search runs, all else is traced."""
     model = Seq2Seq(
         Seq2SeqConfig(20, 24, features=8, dropout=0.0, bidirectional=False, reverse_source=True),
         rngs=nnx.Rngs(0),
     )
     graph, state = nnx.split(model)
-    words = 3 + jnp.arange(BATCH * 5).reshape(BATCH, 5) % 17
-    batch = words, jnp.arange(BATCH) % 5 + 1, words, jnp.full(BATCH, 5)
+    words = 3 + np.arange(BATCH * 5, dtype=np.int32).reshape(BATCH, 5) % 17
+    batch = words, np.arange(BATCH) % 5 + 1, words, np.full(BATCH, 5)
 
-    def run(state, source, source_lengths, target, target_lengths):
-        def loss(state):
-            return nnx.merge(graph, state).loss(source, source_lengths, target, target_lengths)
+    def loss(state, *batch):
+        return nnx.merge(graph, state).loss(*batch)
 
-        model = nnx.merge(graph, state)
-        found = greedy_search(model, source, source_lengths, max_time=4)
-        beams = beam_search(model, source, source_lengths, max_time=4, beam=2)
-        return jax.value_and_grad(loss, allow_int=True)(state), found, beams
+    def traced(state, *batch):
+        found = greedy_search(nnx.merge(graph, state), *batch[:2], max_time=4)
+        return jax.value_and_grad(loss, allow_int=True)(state, *batch), found
+
+    def run(state, *batch):
+        beams = beam_search(nnx.merge(graph, state), *batch[:2], max_time=4, beam=2)
+        return loss(state, *batch), beams
 
     mesh = make_mesh("explicit")
-    floats = lambda tree: [a for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0]  # noqa: E731
-    wanted = floats(jax.jit(run)(state, *batch))
+    wanted = jax.jit(run)(state, *batch)
     state = jax.device_put(state, NamedSharding(mesh, P()))
-    got = floats(jax.jit(run)(state, *jax.device_put(batch, NamedSharding(mesh, P("data")))))
-    assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
+    batch = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    assert_near(jax.jit(run)(state, *batch), wanted, 64 * EPSILON, 1e-3)
+    jax.eval_shape(traced, state, *batch)
 
 
 @pytest.mark.smoke
@@ -210,50 +226,62 @@ def test_nothing_but_gradients_is_sent():
 
 
 @pytest.mark.parametrize(
-    ("kind", "vocab_axis", "token_axis"),
+    ("kind", "vocab_axis", "token_axis", "of"),
     [
-        ("explicit", "model", "data"),
-        ("explicit", None, ["data", "model"]),
-        ("auto and explicit", ("model",), ("data",)),
+        ("explicit", "model", "data", "exact"),
+        ("explicit", None, ["data", "model"], "sampled"),
+        ("auto and explicit", ("model",), ("data",), "exact"),
     ],
 )
-def test_eager_gradients_and_checks_of_a_split_vocabulary(kind, vocab_axis, token_axis):
+def test_eager_gradients_and_checks_of_a_split_vocabulary(kind, vocab_axis, token_axis, of):
     """Outside of ``jit``, without ``jax.set_mesh``; tokens left out leave no trace."""
     mesh = make_mesh(kind)
     sharding = VocabSharding(mesh, vocab_axis, token_axis)
     specs = sharding.token_spec, sharding.table_spec, sharding.table_spec, sharding.token_spec
-    weights = jnp.ones((BATCH, TIME)).at[0, 0].set(0)
-    hidden, labels = HIDDEN.at[0, 0].set(jnp.nan), LABELS.at[0, 0].set(VOCAB).at[1, 0].set(-1)
-    labels = jnp.where(labels < VOCAB, jnp.minimum(labels, VOCAB - 3), VOCAB)
-    whole = hidden, WEIGHT, BIAS.at[-2:].set(-jnp.inf), labels
+    weights, bias = np.ones((BATCH, TIME), np.float32), BIAS.copy()
+    hidden, labels = HIDDEN.copy(), np.minimum(LABELS, VOCAB - 3)
+    weights[0, 0], hidden[0, 0], bias[-2:] = 0, np.nan, -np.inf
+    labels[0, 0], labels[1, 0] = VOCAB, -1
+    whole = hidden, WEIGHT, bias, labels
     arrays = jax.device_put(whole, tuple(NamedSharding(mesh, spec) for spec in specs))
-    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
-    for loss, more in (
-        (linear_softmax_cross_entropy, {}),
-        (sampled_softmax_cross_entropy, {"samples": samples}),
-    ):
-        options = {"token_weights": weights, "ignore_index": -1, **more}
-        wanted, got = (
-            jax.value_and_grad(partial(with_bias(loss), **options, **split), (0, 1, 2))(*given)
-            for split, given in (({}, whole), ({"sharding": sharding}, arrays))
-        )
-        assert jnp.isfinite(got[0])
-        assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
-    loss = partial(linear_softmax_cross_entropy, sharding=sharding, ignore_index=-1)
+    # By hand, of the tokens that count.
+    kept = (weights != 0) & (labels != -1)
+    some = hidden[kept], WEIGHT, labels[kept]
+    options = {"token_weights": weights, "ignore_index": -1, "sharding": sharding}
+    if of == "exact":
+        loss = linear_softmax_cross_entropy
+        losses, _, backward = exact_loss(*some, bias)
+    else:
+        loss, samples = sampled_softmax_cross_entropy, fixed_samples(VOCAB, labels % VOCAB, SAMPLED)
+        counts = samples.labels_log_expected_count[kept]
+        options["samples"] = samples
+        few = samples._replace(labels_log_expected_count=counts)
+        losses, backward = sampled_loss("softmax", *some, few, bias)
+    d_hidden, *others = backward(1 / losses.size)[:3]
+    of_all = np.zeros(hidden.shape)
+    of_all[kept] = d_hidden
+    got = jax.value_and_grad(partial(with_bias(loss), **options), (0, 1, 2))(*arrays)
+    assert_near(got, (losses.mean(), (of_all, *others)), 64 * EPSILON, 1e-3)
+    if of == "sampled":
+        return
     hidden, weight, bias, labels = arrays
-    error, value = checked_loss(loss)(hidden, weight, labels, bias=bias, token_weights=weights)
+    eager = checked_loss(partial(loss, **options))
+    checked = jax.jit(eager)
+    if kind == "explicit":
+        error, value = eager(hidden, weight, labels, bias=bias)
+        assert error.get() is None
+        assert jnp.isfinite(value)
+    error, value = checked(hidden, weight, labels, bias=bias)
     assert error.get() is None
     assert jnp.isfinite(value)
-    wrong = jax.device_put(whole[3].at[1, 1].set(VOCAB), arrays[3].sharding)
-    error, _ = jax.jit(checked_loss(loss))(hidden, weight, wrong, bias=bias, token_weights=weights)
+    wrong = whole[3].copy()
+    wrong[1, 1] = VOCAB
+    error, _ = checked(hidden, weight, jax.device_put(wrong, labels.sharding), bias=bias)
     assert f"labels must lie in [0, {VOCAB}), got {VOCAB}" in error.get()
 
 
 def test_a_mesh_in_place_of_a_sharding_is_named(users_checks):
-    mesh, samples = (
-        make_mesh("explicit"),
-        draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, LABELS),
-    )
+    mesh, samples = make_mesh("explicit"), fixed_samples(VOCAB, LABELS, SAMPLED)
     for call in (
         partial(linear_softmax_cross_entropy, sharding=mesh),
         partial(sampled_softmax_cross_entropy, sharding=mesh, samples=samples),
