@@ -1,6 +1,5 @@
 """The exact loss and top-k at their edges: integers, classes and tokens that are out, no tokens."""
 
-import itertools
 from functools import partial
 
 import jax
@@ -357,8 +356,8 @@ def test_strict_modes(strict_modes):
 
         return jax.value_and_grad(loss, (0, 1, 2))
 
-    for options, reduction in itertools.product(OPTIONS[:3], ("mean", "none")):
-        jax.eval_shape(derived(options, reduction), hidden, weight, bias)
+    for case in ((OPTIONS[0], "mean"), (OPTIONS[0], "none"), (OPTIONS[1], "none")):
+        jax.eval_shape(derived(*case), hidden, weight, bias)
     run = derived(OPTIONS[1], "mean"), derived(OPTIONS[2], "none")
     both = jax.jit(lambda *arrays: [function(*arrays) for function in run])
     for value in jax.tree.leaves(both(hidden, weight, bias)):
