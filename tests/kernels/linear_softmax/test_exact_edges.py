@@ -260,12 +260,9 @@ def test_what_overflows_costs_infinity_and_float16_does_not_by_a_temperature():
     hidden, weight, _, labels = problem()
     hidden, weight = (4000 * hidden).astype(jnp.float16), (weight / 4000).astype(jnp.float16)
     for temperature in (0.01, np.linspace(0.01, 0.02, 6)):
-
-        def loss(*arrays, temperature=temperature):
-            return linear_softmax_cross_entropy(*arrays, labels, temperature=temperature)
-
-        wide = hidden.astype(jnp.float32), weight.astype(jnp.float32)
-        np.testing.assert_allclose(loss(hidden, weight), loss(*wide), rtol=1e-5)
+        loss = linear_softmax_cross_entropy(hidden, weight, labels, temperature=temperature)
+        losses, _, _ = exact_loss(hidden, weight, labels, temperature=temperature)
+        np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
 
 
 def test_a_term_whose_factor_is_0_may_be_infinite():
@@ -315,20 +312,17 @@ def test_top_k_with_infinite_logits_and_nan_names_different_classes(dtype):
     hidden, none = jnp.ones((2, 1), dtype), jnp.zeros((7, 1), dtype)
     for bias in rows:
         bias = jnp.asarray(bias, dtype)
-        for k in (3, 7):
+        for k, tile in ((3, 1), (7, 3), (3, np.int64(100))):
             expected = jax.lax.top_k(np.broadcast_to(np.asarray(bias, np.float32), (2, 7)), k)
-            for tile in (1, 3, np.int64(100)):
-                found = linear_top_k(
-                    hidden, none, np.int64(k), bias=bias, tiles=Tiles(vocab_tile=tile)
-                )
-                jax.tree.map(np.testing.assert_array_equal, tuple(found), tuple(expected))
+            found = linear_top_k(hidden, none, np.int64(k), bias=bias, tiles=Tiles(vocab_tile=tile))
+            jax.tree.map(np.testing.assert_array_equal, tuple(found), tuple(expected))
 
 
 @pytest.mark.smoke
 def test_top_k_takes_no_notice_of_signs_of_nan_and_zero():
     """What comes of 0 times infinity has its sign bit set on x86."""
     bias = jnp.array([0.0, np.copysign(np.nan, -1), -0.0, OUT, 0.0, np.nan])
-    for tile in (1, 2, 4, 6):
+    for tile in (1, 4, 6):
         _, ids = linear_top_k(
             jnp.ones((1, 1)), jnp.zeros((6, 1)), 6, bias=bias, tiles=Tiles(vocab_tile=tile)
         )
