@@ -85,25 +85,56 @@ TABLES = {
 
 
 def losses(batch, tables):
-    """Of the softmax: means, sums and a loss for each token."""
+    """Of the softmax: means, and a loss for each token."""
     hidden, labels = batch["hidden"], batch["labels"]
     arrays, bias = (hidden, tables["weight"], labels), tables["bias"]
-    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 2, labels)
-    own = draw_samples(
-        LogUniform(VOCAB), jax.random.key(0), 8, labels, unique=False, per_token=True
+    draw = partial(draw_samples, LogUniform(VOCAB), jax.random.key(0))
+    samples, own = draw(2, labels), draw(8, labels, unique=False, per_token=True)
+    weights, each = batch["token_weights"], batch["temperature"]
+    return (
+        linear_softmax_cross_entropy(*arrays, bias=bias, token_weights=weights, temperature=each),
+        sampled_softmax_cross_entropy(*arrays, samples, bias=bias, ignore_index=3),
+        nce_loss(*arrays, own, bias=bias, token_weights=weights, reduction="none"),
     )
+
+
+def losses_by_hand():
+    draw = partial(draw_samples, LogUniform(VOCAB), jax.random.key(0))
+    samples, own = draw(2, LABELS), draw(8, LABELS, unique=False, per_token=True)
+    arrays, weights = (HIDDEN, WEIGHT, LABELS), BATCHED["token_weights"]
+    exact, _, of_exact = exact_loss(*arrays, BIAS, temperature=BATCHED["temperature"])
+    sampled, of_sampled = sampled_loss("softmax", *arrays, samples, BIAS)
+    nce, of_nce = sampled_loss("nce", *arrays, own, BIAS, remove_accidental_hits=False)
+    shares = [kept / kept.sum() for kept in (weights, LABELS != 3)]
+    means = (exact * shares[0]).sum(), (sampled * shares[1]).sum()
+    *gradients, d_temperature = of_exact(np.cos(means[0]) * shares[0])
+    more = of_sampled(np.cos(means[1]) * shares[1]), of_nce(np.cos(nce * weights) * weights)
+    found = [sum(each) for each in zip(gradients, *more, strict=True)]
+    return (*means, nce * weights), (*found, d_temperature)
+
+
+def capped(batch, tables):
+    return linear_softmax_cross_entropy(
+        batch["hidden"], tables["weight"], batch["labels"], bias=tables["bias"], ignore_index=3,
+        soft_cap=3.0, temperature=1.3, return_log_sum_exp=True,
+    )  # fmt: skip
+
+
+def capped_by_hand():
+    kept = LABELS != 3
+    losses, z, backward = exact_loss(HIDDEN, WEIGHT, LABELS, BIAS, soft_cap=3.0, temperature=1.3)
+    mean = (losses * kept).sum() / kept.sum()
+    gradients = backward(np.cos(mean) * kept / kept.sum(), np.cos(z) * kept)[:3]
+    return (mean, z * kept), (*gradients, np.zeros(LABELS.shape))
+
+
+def over_all_classes_and_rows(batch, tables):
+    hidden, labels = batch["hidden"], batch["labels"]
+    arrays, bias = (hidden, tables["weight"]), tables["bias"]
     ids, rows, local = gather_rows(tables["weight"], labels)
     return (
-        linear_softmax_cross_entropy(
-            *arrays,
-            bias=bias,
-            token_weights=batch["token_weights"],
-            temperature=batch["temperature"],
-        ),
-        linear_top_k(*arrays[:2], 3, bias=bias, exclude=labels[..., None]),
-        linear_label_rank(*arrays, bias=bias, exclude=labels[..., None] // 2),
-        sampled_softmax_cross_entropy(*arrays, samples, bias=bias, ignore_index=3),
-        nce_loss(*arrays, own, bias=bias, token_weights=batch["token_weights"], reduction="none"),
+        linear_top_k(*arrays, 3, bias=bias, exclude=labels[..., None]),
+        linear_label_rank(*arrays, labels, bias=bias, exclude=labels[..., None] // 2),
         in_batch_softmax_cross_entropy(hidden[:, 0], hidden[:, 1], labels[:, 0]),
         linear_softmax_cross_entropy(hidden, rows, local, reduction="sum"),
         to_dense(SparseRows(ids, rows), VOCAB),
@@ -111,29 +142,16 @@ def losses(batch, tables):
 
 
 def layers(batch, tables):
-    inputs, lengths = batch["sequences"], batch["lengths"]
-    return (
-        lstm(inputs, None, tables["lstm"], recurrent_dropout=0.5, key=jax.random.key(0)),
-        gru(inputs, None, tables["gru"], lengths=lengths, reverse=True),
-        pointwise_conv(batch["images"], tables["pointwise"], None, activation="relu"),
-        depthwise_conv(batch["images"], tables["depthwise"]),
-    )
-
-
-def exact_and_lstm(batch, tables):
-    arrays = batch["hidden"], tables["weight"], batch["labels"]
     inputs, mask = batch["sequences"].swapaxes(0, 1), batch["mask"].swapaxes(0, 1)
     return (
-        linear_softmax_cross_entropy(
-            *arrays,
-            bias=tables["bias"],
-            ignore_index=3,
-            soft_cap=3.0,
-            temperature=1.3,
-            return_log_sum_exp=True,
+        lstm(
+            inputs, None, tables["lstm"], mask=mask, time_first=True, recurrent_dropout=0.5,
+            key=jax.random.key(0),
         ),
-        lstm(inputs, None, tables["lstm"], mask=mask, time_first=True),
-    )
+        gru(batch["sequences"], None, tables["gru"], lengths=batch["lengths"], reverse=True),
+        pointwise_conv(batch["images"], tables["pointwise"], None, activation="relu"),
+        depthwise_conv(batch["images"], tables["depthwise"]),
+    )  # fmt: skip
 
 
 def one_sequence(batch, tables):
@@ -159,12 +177,25 @@ def with_gradients(function, batch, tables):
 
 
 @pytest.mark.parametrize(
-    ("kind", "function"),
-    [("explicit", losses), ("explicit", layers), ("explicit and auto", exact_and_lstm)],
+    ("kind", "function", "by_hand"),
+    [("explicit", losses, losses_by_hand), ("explicit and auto", capped, capped_by_hand)],
 )
-def test_values_and_gradients_are_those_of_one_device(kind, function):
-    wanted = jax.jit(partial(with_gradients, function))(BATCHED, TABLES)
+def test_losses_and_gradients_are_those_by_hand(kind, function, by_hand):
     batch, tables = placed(make_mesh(kind))
+    (_, found), (of_batch, of_tables) = jax.jit(partial(with_gradients, function))(batch, tables)
+    gradients = {**of_batch, **of_tables}
+    names = "hidden", "weight", "bias", "temperature"
+    got = found, [gradients[name] for name in names]
+    assert_near(got, by_hand(), 64 * EPSILON, 1e-3)
+    for name in names:
+        array = {**batch, **tables}[name]
+        assert gradients[name].sharding.is_equivalent_to(array.sharding, array.ndim)
+
+
+@pytest.mark.parametrize("function", [over_all_classes_and_rows, layers])
+def test_values_and_gradients_are_those_of_one_device(function):
+    wanted = jax.jit(partial(with_gradients, function))(BATCHED, TABLES)
+    batch, tables = placed(make_mesh("explicit"))
     got = jax.jit(partial(with_gradients, function))(batch, tables)
     # Sums over batch, time and classes in another order.
     assert_near(got, wanted, 64 * EPSILON, 1e-3)
