@@ -21,7 +21,7 @@ def main(address: str, number: int) -> None:
     from tests.exact_loss import exact_loss
     from tests.fixed_samples import fixed_samples
     from tests.sampled_losses import sampled_loss
-    from tests.sharding.test_sharded import sharded_row_step
+    from tests.sharding.row_steps import sharded_row_step
 
     assert jax.device_count() == 8
     assert jax.process_count() == 2

@@ -20,7 +20,8 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
 )
 from jaxnets.kernels.samplers import without_replacement
-from tests.sharding.test_sharded import make_mesh, sharded_row_step
+from tests.sharding.row_steps import sharded_row_step
+from tests.sharding.test_sharded import make_mesh
 
 TOKENS, FEATURES, SAMPLED = 96, 32, 64
 TILE = 1024

@@ -13,7 +13,6 @@ from scipy import stats
 from jaxnets import optim
 from jaxnets.kernels import (
     ShardedUnigram,
-    SparseRows,
     Unigram,
     VocabSharding,
     compiling_for,
@@ -29,6 +28,7 @@ from tests.fixed_samples import fixed_samples
 from tests.inputs import changed
 from tests.near import assert_near
 from tests.sampled_losses import sampled_loss
+from tests.sharding.row_steps import row_gradients
 
 VOCAB, FEATURES, BATCH, TIME = 1600, 24, 8, 3
 
@@ -242,32 +242,9 @@ OPTIMIZERS = {
 }
 
 
-def row_gradients(tables, hidden, labels, samples, sharding=None):
-    """The loss, and its gradient by rows: on one device, or on all of a sharding's."""
-    ids, rows, local = gather_rows(
-        tables, {"labels": labels, "samples": samples.ids}, sharding=sharding
-    )
-    on_rows = sharding and sharding._replace(vocab_axis=None)
-
-    def loss(rows):
-        return sampled_softmax_cross_entropy(
-            hidden, rows["weight"], local["labels"],
-            samples._replace(ids=local["samples"]), bias=rows["bias"], sharding=on_rows
-        )  # fmt: skip
-
-    value, gradient = jax.value_and_grad(loss)(rows)
-    return value, {name: SparseRows(ids, values) for name, values in gradient.items()}
-
-
 def row_update(optimizer, gradients, state, tables):
     updates, state = optimizer.update(gradients, state, tables)
     return optim.apply_updates(tables, updates), state
-
-
-def sharded_row_step(sharding, optimizer, tables, state, *arrays):
-    """A step on all devices."""
-    value, gradients = row_gradients(tables, *arrays, sharding=sharding)
-    return value, *optim.sharded_update(sharding, optimizer, gradients, state, tables)
 
 
 def row_steps(tables, states, *arrays, sharding=None):
