@@ -83,9 +83,10 @@ def test_sizes_of_any_sort(make):
 
 
 def test_look_up():
-    table = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    table = jnp.asarray(rows)
     assert look_up(table, jnp.zeros((2, 0), jnp.int32)).shape == (2, 0, 3)
-    np.testing.assert_array_equal(look_up(table, np.array([[4, 0]], np.uint8)), table[[[4, 0]]])
+    np.testing.assert_array_equal(look_up(table, np.array([[4, 0]], np.uint8)), rows[[[4, 0]]])
     for wrong in (5, -1, 2**31):
         with pytest.raises(ValueError, match=r"words must lie in \[0, vocab_size\) = \[0, 5\)"):
             look_up(table, np.array([0, wrong]), "words")

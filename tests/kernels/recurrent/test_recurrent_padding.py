@@ -9,6 +9,7 @@ import pytest
 
 from jaxnets.kernels import GRUParameters, LSTMParameters, compiling_for, gru, lstm
 from jaxnets.kernels.recurrent import reference, xla_chunk
+from jaxnets.kernels.recurrent.padding import Given, padding_of
 from tests.inputs import INTEGER_TYPES
 from tests.near import assert_near
 from tests.traced import traced
@@ -162,22 +163,34 @@ def test_marks_of_any_type(kind):
         layer = functools.partial(KINDS[kind], implementation="reference", **marks)
         return traced(layer, *arrays)
 
-    ids, zeros_and_ones = run(segment_ids=IDS), run(mask=MASK.astype(int).tolist())
+    ids = run(segment_ids=IDS)
     for dtype in INTEGER_TYPES:
         assert run(segment_ids=IDS.astype(dtype)) == ids
-        assert run(mask=MASK.astype(dtype)) == zeros_and_ones
     assert run(segment_ids=IDS.tolist()) == ids
     assert run(mask=MASK.tolist()) == run(mask=MASK)
+    ones = run(mask=MASK.astype(int).tolist())
+    assert run(mask=MASK.astype(int)) == ones
 
     @jax.jit
     def by_masks(*arrays):
-        return [
-            KINDS[kind](*arrays, mask=mask, implementation="reference")
-            for mask in (MASK, MASK.astype(int), MASK.astype(np.float32))
-        ]
+        masks = MASK, MASK.astype(int), MASK.astype(np.float32)
+        return [KINDS[kind](*arrays, mask=mask, implementation="reference") for mask in masks]
 
     wanted, *found = by_masks(*arrays)
     assert_near(found, [wanted] * 2, 1e-6)
+
+
+def test_steps_that_count_by_masks_of_any_type():
+    masks = [MASK.astype(dtype) for dtype in (*INTEGER_TYPES, "float16", "float32")]
+
+    @jax.jit
+    def paddings(*masks):
+        return [padding_of(Given(mask=mask), TIME, reverse=False) for mask in masks]
+
+    wanted, *found = paddings(MASK, *masks)
+    for padding in found:
+        assert not padding.wrong.any()
+        jax.tree.map(np.testing.assert_array_equal, padding._replace(wrong=None), wanted)
 
 
 @pytest.mark.parametrize(
