@@ -78,3 +78,13 @@ def few_programs():
     """Frees the programs that a module compiled: the system limits how many one process maps."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def cheap_parameters():
+    """Parameters drawn by NumPy: see tests/draws.py."""
+    from tests.draws import draw_by_numpy
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_by_numpy(patch)
+        yield

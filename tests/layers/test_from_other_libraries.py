@@ -20,6 +20,8 @@ from jaxnets.convert import (
 )
 from jaxnets.layers import GRU, LSTM, Embedding, OutputProjection
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 FIGURES = np.load(Path(__file__).parents[1] / "data" / "recurrent.npz")
 FEATURES, HIDDEN = 3, 5
 INPUTS = np.random.default_rng(0).normal(size=(2, 4, FEATURES)).astype(np.float32)

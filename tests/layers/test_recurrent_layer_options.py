@@ -16,7 +16,7 @@ INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES
 # As Keras has them: padding behind, in front, a hole, nothing at all.
 MASK = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 0, 1], [0] * 6], bool)
 BOTH_WAYS = {"bidirectional": True}
-pytestmark = pytest.mark.usefixtures("loops")
+pytestmark = pytest.mark.usefixtures("loops", "cheap_parameters")
 
 
 @pytest.mark.parametrize("module", [LSTM, GRU])

@@ -15,7 +15,7 @@ from jaxnets.layers import GRU, LSTM
 BATCH, TIME, FEATURES, HIDDEN = 4, 6, 3, 5
 INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)), jnp.float32)
 LENGTHS = jnp.array([6, 1, 0, 4])
-pytestmark = pytest.mark.usefixtures("loops")
+pytestmark = pytest.mark.usefixtures("loops", "cheap_parameters")
 OPTIONS = [
     {},
     pytest.param({"num_layers": 2, "bidirectional": True}, marks=pytest.mark.smoke),

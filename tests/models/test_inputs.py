@@ -13,6 +13,8 @@ from jaxnets.models.sdcnet import count_regions
 from tests.every_number import every_number
 from tests.traced import traced
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 
 def rngs():
     return nnx.Rngs(0)

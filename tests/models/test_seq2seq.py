@@ -25,6 +25,8 @@ from tests.every_number import every_number
 from tests.inputs import INTEGER_TYPES
 from tests.traced import traced
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 SMALL = Seq2SeqConfig(30, 40, features=8, dropout=0.0, num_sampled=16)
 
 

@@ -23,6 +23,8 @@ from tests.every_number import every_number
 from tests.inputs import INTEGER_TYPES
 from tests.traced import traced
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 ITEMS = 50
 SESSIONS = [np.array(ids, np.int32) for ids in ([3, 8, 1, 4], [9, 2], [7, 7, 3], [5])]
 

@@ -20,6 +20,8 @@ from tests.inputs import INTEGER_TYPES
 from tests.slopes import assert_slopes
 from tests.traced import traced
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 QUIET = Console(quiet=True)
 called = nnx.jit(lambda model, *arrays: model(*arrays))
 
