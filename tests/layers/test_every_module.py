@@ -12,6 +12,8 @@ from flax import nnx
 
 from jaxnets import layers, models
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 SIGNAL, IMAGE = jnp.ones((2, 4, 3)), jnp.ones((2, 4, 5, 3))
 LAYERS = {
     "LSTM": lambda **o: layers.LSTM(3, 4, peepholes=True, **o),

@@ -16,6 +16,8 @@ from jaxnets.kernels import (
 )
 from jaxnets.layers import OutputProjection
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 FEATURES, VOCAB = 6, 37
 
 
