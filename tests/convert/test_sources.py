@@ -129,11 +129,10 @@ NNX_CELLS = [
     (nnx.LSTMCell, convert.lstm_from_flax, lstm),
     (nnx.OptimizedLSTMCell, convert.lstm_from_flax, lstm),
     (nnx.OptimizedLSTMCell, convert.lstm_from_flax_optimized, lstm),
-    (nnx.GRUCell, convert.gru_from_flax, gru),
+    pytest.param(nnx.GRUCell, convert.gru_from_flax, gru, marks=pytest.mark.smoke),
 ]
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(("cell", "from_flax", "run"), NNX_CELLS)
 def test_nnx_s_cells_give_the_same_outputs(cell, from_flax, run):
     bias = nnx.initializers.normal()
@@ -146,8 +145,9 @@ def test_nnx_s_cells_give_the_same_outputs(cell, from_flax, run):
     np.testing.assert_allclose(outputs, module(INPUTS), atol=2e-6)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("cell", [linen.LSTMCell, linen.OptimizedLSTMCell])
+@pytest.mark.parametrize(
+    "cell", [pytest.param(linen.LSTMCell, marks=pytest.mark.smoke), linen.OptimizedLSTMCell]
+)
 def test_linen_s_trees(cell):
     layer = linen.RNN(cell(HIDDEN))
     params = layer.init(jax.random.key(0), INPUTS)["params"]["cell"]

@@ -95,7 +95,6 @@ def test_nnx_s_optimized_lstm_gives_the_same_outputs():
     np.testing.assert_allclose(outputs, module(INPUTS), atol=2e-6)
 
 
-@pytest.mark.smoke
 def test_linen_s_gru_gives_the_same_outputs():
     layer = linen.RNN(linen.GRUCell(HIDDEN))
     params = convert.gru_to_flax(gru_parameters())

@@ -17,7 +17,7 @@ INPUTS = jax.random.normal(jax.random.key(0), (BATCH, TIME, FEATURES))
 LENGTHS = jnp.array([6, 1, 0, 4])
 OPTIONS = [
     {},
-    pytest.param({"num_layers": 2, "bidirectional": True}, marks=pytest.mark.smoke),
+    {"num_layers": 2, "bidirectional": True},
     {"projection": 2, "layer_norm": True},
     {"peepholes": True},
 ]

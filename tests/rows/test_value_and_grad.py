@@ -70,8 +70,7 @@ def assert_equal_gradients(found, expected, rtol=1e-5, name=""):
     return count
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.smoke), False])
 def test_module(tied):
     batch, key = (IDS, LABELS), jax.random.key(1)
     models = [Sessions(VOCAB, tied, nnx.Rngs(0)) for _ in range(2)]

@@ -191,7 +191,6 @@ def test_translation():
     assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
 
 
-@pytest.mark.smoke
 def test_nothing_but_gradients_is_sent():
     """No device gets another's rows: there are sums, none larger than a table, and no gather."""
 

@@ -108,7 +108,7 @@ OPTIONS = [
 @pytest.mark.parametrize(
     ("platform", "dtype", "options"),
     [
-        pytest.param(*case, marks=() if case[2] else pytest.mark.smoke)
+        pytest.param(*case, marks=pytest.mark.smoke if case[::2] == ("tpu", {}) else ())
         for case in with_platforms(OPTIONS, DTYPES)
     ],
     ids=str,
@@ -241,7 +241,7 @@ def test_sampled_softmax_where_every_sample_is_a_hit(platform):
 @pytest.mark.parametrize(
     ("platform", "dtype", "activation"),
     [
-        pytest.param(*case, marks=pytest.mark.smoke if case[2] == "relu" else ())
+        pytest.param(*case, marks=pytest.mark.smoke if case[::2] == ("gpu", "relu") else ())
         for case in with_platforms([None, "relu", "gelu", "gelu_exact"], DTYPES)
     ],
 )

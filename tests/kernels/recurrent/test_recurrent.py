@@ -157,7 +157,7 @@ def flat(layers):
     [
         ("torch_lstm", "scan", True),
         ("torch_projection", "scan", False),
-        pytest.param("torch_gru", "scan", False, marks=pytest.mark.smoke),
+        ("torch_gru", "scan", False),
         ("torch_projection", "reference", True),  # an LSTM too
         ("torch_gru", "reference", True),  # whose gradients are the scan's
     ],
