@@ -18,7 +18,7 @@ LENGTHS = jnp.array([6, 1, 0, 4])
 pytestmark = pytest.mark.usefixtures("loops", "cheap_parameters")
 OPTIONS = [
     {},
-    pytest.param({"num_layers": 2, "bidirectional": True}, marks=pytest.mark.smoke),
+    {"num_layers": 2, "bidirectional": True},
     {"projection": 2, "layer_norm": True},
     {"peepholes": True},
 ]

@@ -238,7 +238,6 @@ def test_translation():
     jax.eval_shape(traced, state, *batch)
 
 
-@pytest.mark.smoke
 def test_nothing_but_gradients_is_sent():
     """No device gets another's rows: there are sums, none larger than a table, and no gather."""
 

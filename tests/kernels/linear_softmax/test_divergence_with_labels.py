@@ -53,7 +53,6 @@ def both_losses(case, student, teacher, **more):
     )  # fmt: skip
 
 
-@pytest.mark.smoke
 def test_value_and_gradients(x64):
     """Of any sum of the two; a token that is left out leaves no trace in either."""
     student, teacher = heads(np.float64)

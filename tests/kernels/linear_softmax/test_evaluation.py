@@ -49,10 +49,14 @@ def equal(got, wanted):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("dtype", "features_first"),
-    [("float32", False), ("bfloat16", True), ("float16", False), ("float64", True)],
+    [
+        ("float32", False),
+        pytest.param("bfloat16", True, marks=pytest.mark.smoke),
+        ("float16", False),
+        ("float64", True),
+    ],
 )
 def test_ranks(x64, dtype, features_first):
     hidden, weight, bias, labels, exclude = problem()

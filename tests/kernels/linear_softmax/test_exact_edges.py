@@ -359,8 +359,7 @@ def test_strict_modes(strict_modes):
     assert linear_top_k(hidden, weight, 3, bias=bias, tiles=Tiles(vocab_tile=5))[1].shape == (6, 3)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("dtype", ["uint8", "int32"])
+@pytest.mark.parametrize("dtype", ["uint8", pytest.param("int32", marks=pytest.mark.smoke)])
 def test_checked_leaves_out_what_the_loss_does(dtype):
     hidden, weight, bias, labels = problem()
     labels = np.array(changed(labels, 0, 200), dtype)

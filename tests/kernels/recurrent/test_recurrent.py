@@ -168,7 +168,7 @@ def flat(layers):
     ("case", "implementation", "derive"),
     [
         ("torch_lstm", "scan", False),  # the projection's: tests/layers
-        pytest.param("torch_gru", "scan", False, marks=pytest.mark.smoke),
+        ("torch_gru", "scan", False),
         # Whose gradients are the scan's.
         ("torch_projection", "reference", True),
         ("torch_gru", "reference", True),
