@@ -69,8 +69,8 @@ def test_the_pointwise_convolution_with_gradient_over_flax(worker, image, out):
 def test_the_sampled_step_does_not_cost_the_vocabulary(worker):
     """Of sorts, gathers and scatters the compiler estimates nothing, nor how often a loop runs.
 
-    It took 55 seconds to compile while a sort of all classes finished a draw, and 8 are the goal
-    where nothing else runs.
+    It took 55 seconds to compile while a sort of all classes finished a draw. Of these half goes to
+    dumps; 8 are the goal where nothing else runs, and nothing is dumped.
     """
     few, many = (
         estimate(
@@ -79,7 +79,7 @@ def test_the_sampled_step_does_not_cost_the_vocabulary(worker):
         for vocab in (10_000, 1_000_000)
     )
     assert many.cycles <= 1.2 * few.cycles
-    assert many.compile_cpu_s <= 25
+    assert many.compile_cpu_s <= 18  # 11 are usual
 
 
 def test_a_draw_of_many_classes_is_soon_compiled(worker):
