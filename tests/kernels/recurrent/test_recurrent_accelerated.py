@@ -61,7 +61,8 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.smoke if c == "reverse packed" else ()) for c in CASES]
+    "case",
+    [pytest.param(c, marks=pytest.mark.smoke if c == "reverse packed" else ()) for c in CASES],
 )
 def test_values_and_gradients_are_those_of_the_reference(case):
     """19 rows and 33 units divide no tile of either platform."""
