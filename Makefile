@@ -9,6 +9,8 @@ RUN := $(VENV)/bin/python
 # Modules are compiled when they are first imported, and most never are: half of the time.
 INSTALL := -m pip install --quiet --no-compile --editable
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq recommender
+# Of the files that have one: each of the others would be imported only to be left out.
+SMOKE := -m smoke $(shell grep -rl --include='test_*.py' mark.smoke tests)
 COMPILED := test_bars.py test_every_kernel.py test_known_programs.py
 
 .PHONY: check test lint smoke-oldest compilers bench bench-quick bench-full docs examples peers clean
@@ -26,7 +28,7 @@ $(VENV)-oldest/installed: pyproject.toml .ci/oldest.txt | $(VENV)/installed
 
 # Before a commit: lint, types and the smoke tests.
 check: lint
-	$(RUN) -m pytest --numprocesses=2 -m smoke
+	$(RUN) -m pytest --numprocesses=2 $(SMOKE)
 
 # Lint, types and all tests; the smoke tests again on the oldest Python, jax, flax, optax and orbax.
 # The second environment is installed beside lint: each keeps one core busy.
@@ -42,7 +44,7 @@ lint: $(VENV)/installed
 
 # With all of XLA's optimizations. Warnings are those of old packages about each other.
 smoke-oldest: $(VENV)-oldest/installed
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)-oldest/bin/python -m pytest --numprocesses=2 -m smoke -W default
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)-oldest/bin/python -m pytest --numprocesses=2 $(SMOKE) -W default
 
 # Every kernel through the vendors' compilers for TPU and GPU, which weigh 1.3 GB: Linux on x86-64.
 compilers: $(VENV)/installed

@@ -163,15 +163,18 @@ def safe_ids(ids: jax.Array, vocab_size: int, num_classes: int | None = None) ->
     return jnp.where(known, ids, vocab_size).astype(jnp.int32)
 
 
-def read_rows(table: jax.Array, ids: jax.Array, features_first: bool = False) -> jax.Array:
+def read_rows(
+    table: jax.Array, ids: jax.Array, features_first: bool = False, mode: str = "fill"
+) -> jax.Array:
     """``table[ids]``, [..., features] or [...], NaN where an id is out of bounds.
 
     The rows of a table [features, vocab] are its columns. ``ids`` are those of :func:`safe_ids`.
+    With the mode "clip" what is out of bounds is the last row, and no row is written anew.
     """
     if features_first and table.ndim > 1:
-        columns = table.at[:, ids].get(mode="fill", fill_value=jnp.nan)
+        columns = table.at[:, ids].get(mode=mode, fill_value=jnp.nan)
         return jnp.moveaxis(columns, 0, -1)
-    return table.at[ids].get(mode="fill", fill_value=jnp.nan)
+    return table.at[ids].get(mode=mode, fill_value=jnp.nan)
 
 
 def kept_weights(

@@ -64,8 +64,27 @@ def users_checks():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture
+def loops(monkeypatch):
+    """Leaves the loops of recurrent layers loops: short ones, written out, compile for longer."""
+    from jaxnets.kernels.recurrent import xla_chunk, xla_chunk_size
+
+    monkeypatch.setattr(xla_chunk, "UNROLLED", 0)
+    monkeypatch.setattr(xla_chunk_size, "WRITTEN_OUT", ())
+
+
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
     """Frees the programs that a module compiled: the system limits how many one process maps."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def cheap_parameters():
+    """Parameters drawn by NumPy: see tests/draws.py."""
+    from tests.draws import draw_by_numpy
+
+    with pytest.MonkeyPatch.context() as patch:
+        draw_by_numpy(patch)
+        yield

@@ -183,8 +183,7 @@ def test_a_higher_step_in_the_folder_is_no_silence(saved, tmp_path):
         save(folder, 15)
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.smoke)])
 def test_split_arrays(devices, tmp_path):
     """Restored to where they were, whole or split, and on another number of devices."""
     P = jax.sharding.PartitionSpec  # noqa: N806

@@ -27,6 +27,12 @@ def _found(name: str):
     return getattr(importlib.import_module(package), last)
 
 
+@pytest.mark.smoke
+def test_every_module_can_be_imported():
+    for module in pkgutil.walk_packages(jaxnets.__path__, "jaxnets."):
+        importlib.import_module(module.name)
+
+
 def test_every_package_has_a_page():
     assert sorted(page.stem for page in API.iterdir()) == PACKAGES
 

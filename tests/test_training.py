@@ -58,7 +58,6 @@ def leaves(model):
     return [np.array(leaf) for leaf in jax.tree.leaves(keys_as_data)]  # copies: a step takes all
 
 
-@pytest.mark.smoke
 def test_learns_in_place():
     before = evaluate_new()
     model, result = run(100)
@@ -74,8 +73,7 @@ def evaluate_new():
     return evaluate(model)["error"]
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("monitor", [None, "error"])
+@pytest.mark.parametrize("monitor", [None, pytest.param("error", marks=pytest.mark.smoke)])
 def test_resumes_to_the_same_bits(tmp_path, monitor):
     options = {"monitor": monitor, "mode": "min", "clip_norm": 1.0}
     whole, expected = run(60, **options)

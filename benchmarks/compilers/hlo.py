@@ -69,7 +69,7 @@ def parse(text: str) -> Program:
             if head := _HEAD.match(line):
                 current = computations.setdefault(head[2], {})
                 entry = head[2] if head[1] else entry
-        elif line == "}":
+        elif line.startswith("}"):  # behind it may stand a thread, as of a SparseCore
             current = None
         elif found := _LINE.match(line):
             instruction = _instruction(found[2], found[3])

@@ -12,22 +12,23 @@ from benchmarks.compilers.devices import Device
 from benchmarks.compilers.records import Part, TpuRecord, why
 
 
-def environment(folder: Path) -> dict[str, str]:
+def environment(folder: Path, *, dumps: bool) -> dict[str, str]:
     """What must be set before a process that compiles for TPU starts; dumps go to ``folder``.
 
     The first three keep libtpu from asking the cloud which TPU it is on. Of the dumps only the last
-    pass is wanted: all passes of all kernels are some forty megabytes a program.
+    pass is wanted: all passes of all kernels are some forty megabytes a program. Even so they take
+    as long as compiling does.
     """
-    dumps = (
+    flags = (
         f"--xla_jf_dump_to={folder}", "--xla_jf_dump_llo_text=true",
-        "--xla_jf_dump_llo_pass_label_regex=final",
+        "--xla_jf_dump_llo_pass_label_regex=final_",
     )  # fmt: skip
     return {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_ACCELERATOR_TYPE": "v5litepod-4",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no TPU that two processes could fight for
-        "LIBTPU_INIT_ARGS": " ".join(dumps),
+        "LIBTPU_INIT_ARGS": " ".join(flags) if dumps else "",
     }
 
 
@@ -41,7 +42,12 @@ def estimate(device: Device, asked: Asked, folder: Path) -> TpuRecord:
         return TpuRecord(device.name, **why(error))
     if not asked.counted:
         return TpuRecord(device.name, **fields)
-    return read(device, compiled.as_text() or "", folder, **fields)
+    text = compiled.as_text() or ""
+    try:
+        return read(device, text, folder, **fields)
+    except ValueError as error:  # it compiles, and its text is not to be read
+        said = f"{error}; {len(text):,} characters, the last {text[-80:]!r}"
+        return TpuRecord(device.name, **fields, **why(ValueError(said)))
 
 
 def read(device: Device, text: str, folder: Path, **fields: Any) -> TpuRecord:

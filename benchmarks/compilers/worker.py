@@ -3,6 +3,7 @@
 It is a process of its own since libtpu reads its flags once, where it is loaded, and since JAX
 would otherwise take programs from its cache, which dump nothing, or compile them as the settings of
 this process say. Each architecture of GPUs has another: Mosaic GPU compiles for the first it meets.
+So have the TPU programs whose schedule nobody asks for: its dumps take as long as compiling.
 """
 
 from __future__ import annotations
@@ -36,8 +37,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="jaxnets-")
-        architectures = {device.architecture for device in DEVICES.values()}
-        self._pools = {architecture: _pool() for architecture in architectures}
+        self._pools: dict[tuple[str, bool], ProcessPoolExecutor] = {}
 
     def estimate(
         self,
@@ -47,6 +47,7 @@ class Worker:
         *,
         donated: int = 0,
         counted: bool = True,
+        scheduled: bool = True,
     ) -> Record:
         """What the compiler of ``device``, by its name, says of a function.
 
@@ -56,15 +57,22 @@ class Worker:
           arguments: a tuple of trees of ``jax.ShapeDtypeStruct``, or such a function that makes it.
           donated: how many of the first arguments the results may overwrite.
           counted: False: only whether it compiles, and in what memory; sooner.
+          scheduled: False: of a TPU's units, and of Pallas kernels' cycles, nothing; sooner, too.
         """
         folder, where = Path(self._folder.name), DEVICES[device]
+        # Of TPUs there are two, since all that one compiles it dumps or none of it.
+        dumps = counted and scheduled and where.platform == "tpu"
+        which = where.architecture, dumps
         before = os.environ.copy()
-        os.environ.update(_SETTINGS | tpu.environment(folder))  # its process starts with the first
+        # Its process starts with the first.
+        os.environ.update(_SETTINGS | tpu.environment(folder, dumps=dumps))
         try:
             asked = Asked(function, arguments, donated, counted)
-            return self._pools[where.architecture].submit(estimate, device, asked, folder).result()
+            if which not in self._pools:
+                self._pools[which] = _pool()
+            return self._pools[which].submit(estimate, device, asked, folder).result()
         except BrokenProcessPool:
-            self._pools[where.architecture] = _pool()
+            del self._pools[which]
             kind = TpuRecord if where.platform == "tpu" else GpuRecord
             return kind(device, error="the compiler ended its process")
         finally:

@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxnets.kernels.checks import INT32_MAX, as_integers
 from jaxnets.kernels.losses import safe_ids
+from jaxnets.kernels.numerics import running_count
 from jaxnets.kernels.rows.rows import SparseRows
 
 
@@ -26,19 +27,20 @@ def as_ids(ids: Any) -> Any:
     return jax.tree.map(lambda leaf: as_integers("ids", leaf), ids, is_leaf=is_list)
 
 
-def spoil_fillers(rows: Any, row_ids: jax.Array, local_ids: Any, vocab_size: int) -> Any:
-    """``rows`` with NaN in those that fill up, if an id is out of range.
+def spoil_last(rows: Any, row_ids: jax.Array, local_ids: Any) -> Any:
+    """``rows`` with NaN in the last, if an id is out of range: that one fills up then.
 
-    Indexing takes the last row for a local id out of bounds, and then that is one that fills up.
+    Indexing takes the last row for a local id out of bounds.
     """
+    if not row_ids.size:
+        return rows
     missing = [(leaf == row_ids.size).any() for leaf in jax.tree.leaves(local_ids)]
-    lost = (row_ids >= vocab_size) & jnp.array(missing, bool).any()
+    lost = jnp.array(missing, bool).any()
 
     def spoil(rows):
         if not jnp.issubdtype(rows.dtype, jnp.inexact):
             return rows
-        shape = (-1, *(1 for _ in rows.shape[1:]))
-        return jnp.where(lost.reshape(shape), jnp.asarray(jnp.nan, rows.dtype), rows)
+        return rows.at[-1].set(jnp.where(lost, jnp.asarray(jnp.nan, rows.dtype), rows[-1]))
 
     return jax.tree.map(spoil, rows)
 
@@ -104,13 +106,14 @@ def first_of_each(ids: jax.Array) -> jax.Array:
 
 def _distinct(ids: jax.Array, fill: int) -> tuple[jax.Array, jax.Array]:
     """Sorted distinct ids, filled up with ``fill``, and where each id stands among them."""
-    order = jnp.argsort(ids, stable=True)
-    ordered = ids[order]
+    # Equal ids have one rank, so their order is all the same: a stable sort takes XLA for TPU twice
+    # the time to compile.
+    places = jnp.arange(ids.size, dtype=jnp.int32)
+    ordered, order = lax.sort((ids, places), num_keys=1, is_stable=False)
     is_first = jnp.concatenate([jnp.ones(ids[:1].shape, bool), ordered[1:] != ordered[:-1]])
-    rank = jnp.cumsum(is_first, dtype=jnp.int32) - 1
+    rank = running_count(is_first) - 1
     # Fillers differ, so that ids are distinct and sorted to the end, as the scatters promise XLA.
-    fillers = jnp.int32(fill) + jnp.arange(ids.size, dtype=jnp.int32)
-    distinct = fillers.at[rank].set(ordered)
+    distinct = (jnp.int32(fill) + places).at[rank].set(ordered)
     local = jnp.zeros(ids.shape, jnp.int32).at[order].set(rank, unique_indices=True)
     return distinct, local
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxnets.kernels import meshes
-from jaxnets.kernels.rows.distinct import as_ids, check_tables, distinct_ids, spoil_fillers
+from jaxnets.kernels.rows.distinct import as_ids, check_tables, distinct_ids, spoil_last
 from jaxnets.kernels.rows.offloaded import check_offloading, read_offloaded
 from jaxnets.kernels.rows.sharded import gather_split_rows
 from jaxnets.kernels.vocab_sharding import VocabSharding, as_sharding
@@ -64,8 +64,8 @@ def gather_rows(
 
     Returns:
       :class:`GatheredRows`. An id outside [0, vocab_size) gives a local id outside [0, rows): the
-      losses make it NaN, and so does ``rows[local_ids]``, as the rows behind the last id are NaN
-      then. Without an id all of them are empty.
+      losses make it NaN, and so does ``rows[local_ids]``, as the last row is NaN then. Without an
+      id all of them are empty.
 
     Raises:
       NotImplementedError: ``offloaded`` with a JAX before 0.12.
@@ -98,7 +98,7 @@ def gather_rows(
         return table.at[row_ids].get(mode="clip") if row_ids.size else table[:0]
 
     rows = jax.tree.map(read, tables)
-    rows = spoil_fillers(rows, row_ids, local_ids, vocab_size)
+    rows = spoil_last(rows, row_ids, local_ids)
     return GatheredRows(row_ids, rows, meshes.placed_like(given, local_ids))
 
 
@@ -113,4 +113,4 @@ def _gather_offloaded(tables: Any, ids: Any) -> tuple[jax.Array, Any, Any]:
     else:
         rows = [jnp.zeros((0, *table.shape[1:]), table.dtype) for table in leaves]
     rows = jax.tree.unflatten(structure, rows)
-    return row_ids, spoil_fillers(rows, row_ids, local_ids, vocab_size), local_ids
+    return row_ids, spoil_last(rows, row_ids, local_ids), local_ids

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnets.kernels.checks import in_range
 from jaxnets.kernels.numerics import accumulator_dtype
-from jaxnets.kernels.rows.distinct import distinct_ids, spoil_fillers
+from jaxnets.kernels.rows.distinct import distinct_ids, spoil_last
 from jaxnets.kernels.rows.rows import SparseRows
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
@@ -27,7 +27,7 @@ def gather_split_rows(sharding: VocabSharding, tables: Any, ids: Any) -> tuple[j
         return distinct_ids(ids, vocab_size)
 
     def spoil(rows, row_ids, local_ids):
-        return spoil_fillers(rows, row_ids, local_ids, vocab_size)
+        return spoil_last(rows, row_ids, local_ids)
 
     row_ids, local_ids = sharding.run(distinct, (P(),), P(), ids)
     rows = jax.tree.map(lambda table: read_split_rows(sharding, table, row_ids), tables)

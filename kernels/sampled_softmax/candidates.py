@@ -118,11 +118,11 @@ def candidates(
     labels: jax.Array,
     samples: Samples,
     share: jax.Array | None,
-    read: Callable = read_rows,
+    read: Callable | None = None,
 ) -> tuple:
     """Gathered and flattened: what ``xla.py`` takes.
 
-    ``read(table, ids, features_first)`` reads weight and bias, which may be parts of tables of
+    ``read(table, ids, features_first)`` reads weight and bias where they are parts of tables of
     ``vocab_size`` classes; ``share [..., num_true]`` is that of :func:`leave_out`.
     """
     flat = _flatten(vocab_size, hidden, labels, samples, share)
@@ -130,9 +130,8 @@ def candidates(
     if options.remove_accidental_hits:
         ids = flat.ids[None, None] if flat.ids.ndim == 1 else flat.ids[:, None]
         hits = (flat.own[:, :, None] == ids).any(1)
-    true_offset, sampled_offset = _offsets(options, hidden, weight, bias, flat, read)
-    true_rows = read(weight, flat.labels, options.features_first)
-    sampled_rows = read(weight, flat.ids, options.features_first)
+    true_offset, sampled_offset = _offsets(options, vocab_size, hidden, weight, bias, flat, read)
+    true_rows, sampled_rows = _read(flat, weight, options.features_first, read)
     return flat.hidden, true_rows, true_offset, sampled_rows, sampled_offset, hits, flat.share
 
 
@@ -149,7 +148,7 @@ def fused_losses(
     """The losses [tokens] of :func:`candidate_softmax`, by the kernel of ``pallas.py``."""
     vocab_size = weight.shape[options.vocab_axis]
     flat = _flatten(vocab_size, hidden, labels, samples, share)
-    true_offset, offset = _offsets(options, hidden, weight, bias, flat, read_rows)
+    true_offset, offset = _offsets(options, vocab_size, hidden, weight, bias, flat)
     inside = flat.ids < vocab_size
     offset, ids = jnp.where(inside, offset, jnp.nan), jnp.where(inside, flat.ids, 0)
     own = flat.own if options.remove_accidental_hits else flat.own[:, :0]
@@ -199,22 +198,49 @@ def _flatten(
 
 def _offsets(
     options: Options,
+    vocab_size: int,
     hidden: jax.Array,
     weight: jax.Array,
     bias: jax.Array | None,
     flat: _Flat,
-    read: Callable,
+    read: Callable | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The bias less the log-count, of the true classes and of the candidates."""
-    dtype = accumulator_dtype(hidden, weight)
+    """The bias less the log-count, of the true classes and of the candidates.
 
-    def offset(ids, log_count):
-        offset = jnp.zeros(ids.shape, dtype) if bias is None else read(bias, ids).astype(dtype)
+    NaN where an id is out of bounds: the rows need not be.
+    """
+    dtype = accumulator_dtype(hidden, weight)
+    if bias is None:
+        biases = jnp.zeros(flat.labels.shape, dtype), jnp.zeros(flat.ids.shape, dtype)
+    else:
+        biases = _read(flat, bias, False, read)
+
+    def offset(bias, ids, log_count):
+        offset = jnp.where(ids < vocab_size, bias.astype(dtype), jnp.nan)
         if not options.subtract_log_q:
             return offset
         # A class that is never drawn is not corrected: its logit would be infinite.
         log_count = jnp.where(jnp.isneginf(log_count), 0, log_count)
         return offset - jax.lax.stop_gradient(log_count).astype(dtype)
 
-    sampled = offset(flat.ids, flat.ids_count)
-    return offset(flat.labels, flat.labels_count), jnp.where(flat.absent, -jnp.inf, sampled)
+    sampled = offset(biases[1], flat.ids, flat.ids_count)
+    return offset(biases[0], flat.labels, flat.labels_count), jnp.where(
+        flat.absent, -jnp.inf, sampled
+    )
+
+
+def _read(
+    flat: _Flat, table: jax.Array, features_first: bool, read: Callable | None
+) -> tuple[jax.Array, jax.Array]:
+    """The rows, or biases, of the true classes and of the candidates.
+
+    A whole table is read once, so that it has one gradient; any row where an id is out of bounds.
+    """
+    if read is not None:
+        return read(table, flat.labels, features_first), read(table, flat.ids, features_first)
+    ids = jnp.concatenate([flat.labels.reshape(-1), flat.ids.reshape(-1)])
+    rows = read_rows(table, ids, features_first, mode="clip")
+    true, sampled = jnp.split(rows, [flat.labels.size])
+    return true.reshape(*flat.labels.shape, *rows.shape[1:]), sampled.reshape(
+        *flat.ids.shape, *rows.shape[1:]
+    )

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxnets.kernels import meshes
+from jaxnets.kernels.numerics import running_count
 from jaxnets.kernels.rows.distinct import first_of_each
 from jaxnets.kernels.samplers.log_uniform import LogUniform
 from jaxnets.kernels.samplers.uniform import Uniform
@@ -114,7 +115,7 @@ def _add_distinct(
     """``ids``, of which ``found`` are found in ``tries``, after ``draws`` until they are full."""
     wanted = ids.size
     is_new = first_of_each(jnp.concatenate([ids, draws]))[wanted:]
-    rank = found + jnp.cumsum(is_new, dtype=jnp.int32) - 1
+    rank = found + running_count(is_new) - 1
     ids = ids.at[jnp.where(is_new, rank, wanted)].set(draws, mode="drop")
     used = jnp.minimum((rank < wanted - 1).sum(dtype=jnp.int32) + 1, draws.size)
     return ids, jnp.minimum(rank[-1] + 1, wanted), tries + used

@@ -28,6 +28,16 @@ def estimate(worker, device, program):
     return record
 
 
+def estimate_of_xla(worker, device, program):
+    """Of a TPU's program without Pallas kernels: it needs no schedules, and half the time."""
+    record = worker.estimate(
+        device, program.function, program.arguments, donated=program.donated, scheduled=False
+    )
+    assert record.error == ""
+    assert not any(part.pallas for part in record.parts)
+    return record
+
+
 def ours_over_theirs(worker, device, rows):
     """Cycles of our default over those of what people write today."""
     found = listed(rows)
@@ -38,8 +48,10 @@ def ours_over_theirs(worker, device, rows):
 @pytest.mark.parametrize("device", TPUS)
 def test_the_exact_loss_over_three_matmuls(worker, device):
     found = listed(programs._exact("bfloat16", 8192, 4096, 131_072, quick=True))
-    ours = estimate(worker, device, found[programs.DEFAULT])
-    matmuls = estimate(worker, device, found["the three matmuls"])
+    ours, matmuls = (
+        estimate_of_xla(worker, device, found[name])
+        for name in (programs.DEFAULT, "the three matmuls")
+    )
     assert ours.unknown_loops == matmuls.unknown_loops == 0
     assert ours.cycles <= EXACT[device] * matmuls.cycles
     assert ours.temp_bytes <= 745e6  # naive code: 6,443 MB; the goal is 700, which v7x misses
@@ -69,17 +81,17 @@ def test_the_pointwise_convolution_with_gradient_over_flax(worker, image, out):
 def test_the_sampled_step_does_not_cost_the_vocabulary(worker):
     """Of sorts, gathers and scatters the compiler estimates nothing, nor how often a loop runs.
 
-    It took 55 seconds to compile while a sort of all classes finished a draw, and 8 are the goal
-    where nothing else runs.
+    It took 55 seconds to compile, half of them for dumps, while a sort of all classes finished a
+    draw, and 8 are the goal where nothing else runs.
     """
     few, many = (
-        estimate(
+        estimate_of_xla(
             worker, "v5e", next(programs._sampled("float32", 1024, 512, vocab, 1024, quick=True))
         )
         for vocab in (10_000, 1_000_000)
     )
     assert many.cycles <= 1.2 * few.cycles
-    assert many.compile_cpu_s <= 25
+    assert many.compile_cpu_s <= 12  # 7 are usual
 
 
 def test_a_draw_of_many_classes_is_soon_compiled(worker):

@@ -4,7 +4,8 @@ import doctest
 
 import pytest
 
-from benchmarks.compilers import bundles, devices, gpu, hlo, ptx, traffic
+from benchmarks.compilers import bundles, devices, gpu, hlo, ptx, tpu, traffic
+from benchmarks.compilers.compile import Asked
 from benchmarks.compilers.records import why
 
 PROGRAM = """\
@@ -130,9 +131,31 @@ def test_of_slices_and_updates_the_part_is_read_and_written():
     assert traffic.traffic(program, "main", root) == (64 * 8 * 4, 64 * 8 * 4)
 
 
+def test_a_computation_may_end_with_the_thread_that_it_runs_on(executed):
+    """As those of a SparseCore do; the rest of the program was taken for a part of it."""
+    threaded = PROGRAM.replace("\n}\n\n", '\n}, execution_thread="sparsecore"\n\n')
+    assert hlo.executed(hlo.parse(threaded), cycles) == executed
+
+
 def test_a_text_that_is_no_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY"):
         hlo.parse("HloModule nothing")
+
+
+class Unreadable:
+    """A program that compiles, and whose text is cut off."""
+
+    def as_text(self):
+        return "HloModule nothing"
+
+
+def test_a_program_that_cannot_be_read_is_a_record_that_says_so(tmp_path, monkeypatch):
+    fields = {"compile_s": 1.5, "temp_bytes": 7}
+    monkeypatch.setattr(tpu, "compile_for", lambda *_: (Unreadable(), fields))
+    record = tpu.estimate(devices.DEVICES["v6e"], Asked(len, ()), tmp_path)
+    assert "no ENTRY" in record.error
+    assert "17 characters, the last 'HloModule nothing'" in record.error
+    assert (record.refused, record.compile_s, record.temp_bytes) == (False, 1.5, 7)
 
 
 # One bundle before; a pipelined grid of 3 + 2 steps with a bundle of its own, an empty one, and

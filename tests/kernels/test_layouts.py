@@ -1,6 +1,4 @@
-"""``features_first=True``: a table [features, vocab] gives what its transpose does, uncopied."""
-
-from functools import partial
+"""``features_first=True``: a table [features, vocab] is used as its transpose is, uncopied."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +15,9 @@ from jaxnets.kernels import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
+from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
+from tests.sampled_losses import sampled_loss
 
 TOKENS, FEATURES, VOCAB = 7, 5, 601
 DRAW = np.random.default_rng(0)  # of NumPy, which compiles nothing
@@ -29,26 +29,22 @@ LABELS = jnp.asarray(DRAW.integers(0, VOCAB, TOKENS))
 TILES = Tiles(token_tile=3, vocab_tile=128)
 
 
-def same(function, tolerance, plain=None):
-    """``function(hidden, weight, bias, features_first)`` in both layouts, and its gradients.
-
-    ``plain``: another that is known to be the same where the features come last.
-    """
-
-    @jax.jit
-    def both(hidden, weight, bias):
-        return [
-            jax.value_and_grad(lambda *a, of=of, ff=ff: of(*a, ff).sum(), (0, 1, 2))(
-                hidden, table, bias
-            )
-            for of, table, ff in ((plain or function, weight, False), (function, weight.T, True))
-        ]
-
-    (value, (hidden, weight, bias)), turned = both(HIDDEN, WEIGHT, BIAS)
-    assert turned[1][1].shape == (FEATURES, VOCAB)
-    wanted = value, hidden, np.transpose(weight), bias
-    for a, b in zip(jax.tree.leaves(turned), wanted, strict=True):
+def same(function, tolerance, wanted):
+    """``function(hidden, weight, bias)`` of the turned table, and its gradients, as ``wanted``."""
+    value, gradients = jax.jit(
+        jax.value_and_grad(lambda *arrays: function(*arrays).sum(), (0, 1, 2))
+    )(HIDDEN, WEIGHT.T, BIAS)
+    assert gradients[1].shape == (FEATURES, VOCAB)
+    total, (hidden, weight, bias) = wanted
+    wanted = total, hidden, weight.T, bias
+    for a, b in zip((value, *gradients), wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def by_hand(reduction="mean", **options):
+    losses, _, backward = exact_loss(HIDDEN, WEIGHT, LABELS, BIAS, **options)
+    factor = 1 / TOKENS if reduction == "mean" else 1
+    return factor * losses.sum(), backward(factor)[:3]
 
 
 OPTIONS = [
@@ -61,28 +57,31 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_exact_loss(options):
-    def loss(hidden, weight, bias, features_first):
+    def loss(hidden, weight, bias):
         return linear_softmax_cross_entropy(
-            hidden, weight, LABELS, bias=bias, features_first=features_first, tiles=TILES, **options
+            hidden, weight, LABELS, bias=bias, features_first=True, tiles=TILES, **options
         )
 
-    same(loss, 1e-5)
+    same(loss, 1e-5, by_hand(**options))
 
 
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-@pytest.mark.parametrize("options", OPTIONS[1:3], ids=str)
+@pytest.mark.parametrize(
+    ("platform", "options"),
+    [("gpu", OPTIONS[1]), ("tpu", OPTIONS[1]), ("tpu", OPTIONS[2])],
+    ids=str,
+)
 def test_exact_loss_in_the_kernel(platform, options, monkeypatch):
     """In chunks of the table, the last of which is moved back inside it."""
     monkeypatch.setattr("jaxnets.kernels.linear_softmax.pallas._CHUNK", 512 * TOKENS)
 
-    def loss(hidden, weight, bias, features_first, implementation="pallas"):
+    def loss(hidden, weight, bias):
         return linear_softmax_cross_entropy(
-            hidden, weight, LABELS, bias=bias, features_first=features_first,
-            implementation=implementation, **options,
+            hidden, weight, LABELS, bias=bias, features_first=True, implementation="pallas",
+            **options,
         )  # fmt: skip
 
     with compiling_for(platform, interpret=True):
-        same(loss, 1e-4, partial(loss, implementation="tiled"))
+        same(loss, 1e-4, by_hand(**options))
 
 
 @pytest.mark.parametrize(
@@ -98,24 +97,30 @@ def test_sampled_losses(loss, per_token):
     ids = np.random.default_rng(1).integers(0, VOCAB, (TOKENS, 16) if per_token else 16)
     samples = fixed_samples(VOCAB, LABELS, ids)
 
-    def value(hidden, weight, bias, features_first):
-        return loss(hidden, weight, LABELS, samples, bias=bias, features_first=features_first)
+    def value(hidden, weight, bias):
+        return loss(hidden, weight, LABELS, samples, bias=bias, features_first=True)
 
-    same(value, 1e-5)
+    kind, options = "softmax", {}
+    if loss is not sampled_softmax_cross_entropy:
+        kind, options = "nce", {"remove_accidental_hits": False}
+        options["subtract_log_q"] = loss is nce_loss
+    losses, backward = sampled_loss(kind, HIDDEN, WEIGHT, LABELS, samples, BIAS, **options)
+    same(value, 1e-5, (losses.mean(), backward(1 / TOKENS)))
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_sampled_softmax_in_the_kernel(platform):
     samples = fixed_samples(VOCAB, LABELS, np.arange(130) ** 2 % VOCAB)
 
-    def value(hidden, weight, bias, features_first, implementation="pallas"):
+    def value(hidden, weight, bias):
         return sampled_softmax_cross_entropy(
-            hidden, weight, LABELS, samples, bias=bias, features_first=features_first,
-            implementation=implementation,
+            hidden, weight, LABELS, samples, bias=bias, features_first=True,
+            implementation="pallas",
         )  # fmt: skip
 
+    losses, backward = sampled_loss("softmax", HIDDEN, WEIGHT, LABELS, samples, BIAS)
     with compiling_for(platform, interpret=True):
-        same(value, 1e-4, partial(value, implementation="gathered"))
+        same(value, 1e-4, (losses.mean(), backward(1 / TOKENS)))
 
 
 def test_top_k_and_checked_loss():

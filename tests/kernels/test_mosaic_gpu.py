@@ -1,4 +1,4 @@
-"""The kernels on Mosaic GPU in its interpreter, which finds races: values and gradients of XLA's.
+"""The kernels on Mosaic GPU in its interpreter, which finds races: right values and gradients.
 
 The interpreter multiplies by ``wgmma`` at once where a device does so later, so it cannot see one
 that is not waited for; nor does it know of the layouts that the compiler wants, which
@@ -14,9 +14,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import (
-    Uniform,
     compiling_for,
-    draw_samples,
     explain,
     linear_softmax_cross_entropy,
     pointwise_conv,
@@ -25,8 +23,11 @@ from jaxnets.kernels import (
 from jaxnets.kernels.dispatch import Target
 from jaxnets.kernels.pallas import contract, triton
 from jaxnets.kernels.pallas import fused_matmul as fm
+from tests.exact_loss import exact_loss
+from tests.fixed_samples import fixed_samples
 from tests.lowering import for_gpu
 from tests.near import assert_near
+from tests.sampled_losses import sampled_loss
 
 NEW_JAX = jax.__version_info__ >= (0, 12)
 needs_the_interpreter = pytest.mark.skipif(not NEW_JAX, reason="jax 0.10 has no such interpreter")
@@ -50,26 +51,43 @@ def normal(seed, *shape, dtype=jnp.bfloat16):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
-def exact(implementation, hidden, weight, bias):
-    return linear_softmax_cross_entropy(
-        hidden, weight, np.arange(len(hidden)) * 7, bias=bias, soft_cap=5.0, label_smoothing=0.1,
-        temperature=2.0, z_loss=1e-3, implementation=implementation,
-    )  # fmt: skip
+EXACT = {"soft_cap": 5.0, "label_smoothing": 0.1, "temperature": 2.0, "z_loss": 1e-3}
 
 
-def sampled(implementation, hidden, weight, bias):
+def exact(hidden, weight, bias):
+    labels = np.arange(len(hidden)) * 7
+    losses, _, backward = exact_loss(hidden, weight, labels, bias, **EXACT)
+
+    def ours(hidden, weight, bias):
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, bias=bias, implementation="mosaic_gpu", **EXACT
+        )
+
+    return ours, lambda *_: (losses.mean(), backward(1 / len(hidden))[:3])
+
+
+def sampled(hidden, weight, bias):
     labels = np.arange(len(hidden))
-    samples = draw_samples(Uniform(len(weight)), jax.random.key(0), 70, labels)
-    return sampled_softmax_cross_entropy(
-        hidden, weight, labels, samples, bias=bias, implementation=implementation
-    )
+    samples = fixed_samples(len(weight), labels, np.arange(70))
+    losses, backward = sampled_loss("softmax", hidden, weight, labels, samples, bias)
+
+    def ours(hidden, weight, bias):
+        return sampled_softmax_cross_entropy(
+            hidden, weight, labels, samples, bias=bias, implementation="mosaic_gpu"
+        )
+
+    return ours, lambda *_: (losses.mean(), backward(1 / len(hidden)))
 
 
-def pointwise(implementation, inputs, kernel, bias, residual):
-    outputs = pointwise_conv(
-        inputs, kernel, bias, residual=residual, activation="silu", implementation=implementation
-    )
-    return (outputs.astype(jnp.float32) * jnp.cos(jnp.arange(19.0))).sum() / 9
+def pointwise(*arrays):
+    def loss(implementation, inputs, kernel, bias, residual):
+        outputs = pointwise_conv(
+            inputs, kernel, bias, residual=residual, activation="silu",
+            implementation=implementation,
+        )  # fmt: skip
+        return (outputs.astype(jnp.float32) * jnp.cos(jnp.arange(19.0))).sum() / 9
+
+    return partial(loss, "mosaic_gpu"), jax.jit(jax.value_and_grad(partial(loss, None), range(4)))
 
 
 @needs_the_interpreter
@@ -84,21 +102,13 @@ def pointwise(implementation, inputs, kernel, bias, residual):
     ],
     ids=["exact", "sampled", "pointwise"],
 )  # fmt: skip
-def test_no_race_and_the_values_and_gradients_of_xla(finding_races, kind, function, arrays):
-    def both(implementation):
-        return jax.value_and_grad(partial(function, implementation), tuple(range(len(arrays))))
-
-    @jax.jit
-    def run(*arrays):
-        wanted = both(None)(*arrays)
-        with compiling_for("gpu", interpret=True, device_kind=kind):
-            return both("mosaic_gpu")(*arrays), wanted
-
-    got, wanted = run(*arrays)
-    assert [leaf.dtype for leaf in jax.tree.leaves(got)] == [
-        leaf.dtype for leaf in jax.tree.leaves(wanted)
-    ]
-    assert_near(got, wanted, 0.05, 1e-2)
+def test_no_race_and_right_values_and_gradients(finding_races, kind, function, arrays):
+    ours, wanted = function(*arrays)
+    with compiling_for("gpu", interpret=True, device_kind=kind):
+        value, gradients = jax.jit(jax.value_and_grad(ours, tuple(range(len(arrays)))))(*arrays)
+    assert value.dtype == jnp.float32
+    assert [gradient.dtype for gradient in gradients] == [array.dtype for array in arrays]
+    assert_near((value, gradients), wanted(*arrays), 0.05, 1e-2)
 
 
 @needs_the_interpreter

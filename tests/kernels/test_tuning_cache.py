@@ -27,9 +27,9 @@ def nothing_kept():
 
 def test_processes_that_write_together_lose_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXNETS_TUNING_CACHE", str(tmp_path / "tuning.json"))
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(n)]) for n in range(3)]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
-    assert len(json.loads((tmp_path / "tuning.json").read_text())["entries"]) == 30
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(n)]) for n in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert len(json.loads((tmp_path / "tuning.json").read_text())["entries"]) == 20
 
 
 @pytest.mark.parametrize("value", ["", "here", "./here"])

@@ -12,6 +12,8 @@ from flax import nnx
 
 from jaxnets import layers, models
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 SIGNAL, IMAGE = jnp.ones((2, 4, 3)), jnp.ones((2, 4, 5, 3))
 LAYERS = {
     "LSTM": lambda **o: layers.LSTM(3, 4, peepholes=True, **o),
@@ -45,6 +47,8 @@ MODELS = {
     "TimeSeriesLSTM": lambda **o: models.TimeSeriesLSTM(3, 3, hidden_features=4, **o),
     "UNet": lambda **o: models.UNet(1, 3, features=(3, 3), **o),
 }
+# Of what runs; all of them are traced.
+SMOKE = ("LSTM", "GRU", "Embedding", "OutputProjection", "SessionGRU")
 
 
 def test_no_module_is_left_out():
@@ -69,7 +73,28 @@ def own_buffers(tree):
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("name", LAYERS)
+def test_every_module_goes_into_eval_shape():
+    """Built without a value, and the layers derived, too."""
+    for name, make in (LAYERS | MODELS).items():
+        module = nnx.eval_shape(lambda make=make: make(rngs=nnx.Rngs(0)))
+        graph, params, rest = nnx.split(module, nnx.Param, ...)
+        assert params, name
+        if name in LAYERS:
+            gradient = jax.eval_shape(
+                jax.grad(
+                    lambda params, graph=graph, rest=rest, name=name: outputs_of(
+                        name, nnx.merge(graph, params, rest)
+                    )
+                ),
+                params,
+            )
+            assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.smoke if name in SMOKE else ()) for name in LAYERS],
+)
 def test_a_layer_s_first_step_can_be_donated(name):
     module = LAYERS[name](rngs=nnx.Rngs(0))
     rule = optax.adam(1e-2)
@@ -92,8 +117,10 @@ def test_a_layer_s_first_step_can_be_donated(name):
     assert step(after, state)[2] < first
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.smoke if name in SMOKE else ()) for name in MODELS],
+)
 def test_a_model_can_be_donated(name):
     """The step here is no training: which buffers are whose does not depend on it."""
     _, state, _ = nnx.split(MODELS[name](rngs=nnx.Rngs(0)), nnx.Not(nnx.RngState), ...)

@@ -20,6 +20,8 @@ from jaxnets.convert import (
 )
 from jaxnets.layers import GRU, LSTM, Embedding, OutputProjection
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 FIGURES = np.load(Path(__file__).parents[1] / "data" / "recurrent.npz")
 FEATURES, HIDDEN = 3, 5
 INPUTS = np.random.default_rng(0).normal(size=(2, 4, FEATURES)).astype(np.float32)
@@ -60,7 +62,7 @@ def summed(state):
 
 
 @pytest.mark.parametrize("case", ["torch_lstm", "torch_projection", "torch_gru"])
-def test_torch_s_two_layers_of_two_directions(x64, case):
+def test_torch_s_two_layers_of_two_directions(x64, loops, case):
     kind, weights = (GRU if "gru" in case else LSTM), figures(case, "weights/")
     model = {f"encoder.rnn.{name}": array for name, array in weights.items()}
     others = {f"decoder.{name}": array + 1 for name, array in weights.items()}
@@ -73,7 +75,9 @@ def test_torch_s_two_layers_of_two_directions(x64, case):
     if case == "torch_projection":  # the others run where the kernels are tested
         found = figures(case)
         states = found["hidden"], found["memory"]
-        outputs, carries = layer(FIGURES["inputs"], lengths=FIGURES["lengths"], deterministic=True)
+        outputs, carries = nnx.jit(
+            lambda layer, inputs: layer(inputs, lengths=FIGURES["lengths"], deterministic=True)
+        )(layer, FIGURES["inputs"])
         near(outputs, found["outputs"])
         near(carries_to_torch(carries), states)
         near(carries, carries_from_torch(states, bidirectional=True))
@@ -82,11 +86,13 @@ def test_torch_s_two_layers_of_two_directions(x64, case):
     equal(kind.from_torch(there).parameters(), layer.parameters())
 
 
-def test_keras_s_two_layers_of_two_directions():
+def test_keras_s_two_layers_of_two_directions(loops):
     found, states = figures("keras_bidirectional"), figures("keras_bidirectional", "states/")
     weights = [[found[f"weights/{layer}/{i}"] for i in range(6)] for layer in range(2)]
     layer = LSTM.from_keras(weights, merge_mode="sum")
-    outputs, carries = layer(FIGURES["inputs"].astype(np.float32))
+    outputs, carries = nnx.jit(lambda layer, inputs: layer(inputs))(
+        layer, FIGURES["inputs"].astype(np.float32)
+    )
     near(outputs, found["outputs"])
     for number, directions in enumerate(carries):
         of_keras = [states[f"{number}/{i}"] for i in range(4)]

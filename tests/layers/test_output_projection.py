@@ -16,6 +16,8 @@ from jaxnets.kernels import (
 )
 from jaxnets.layers import OutputProjection
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 FEATURES, VOCAB = 6, 37
 
 
@@ -135,7 +137,6 @@ def test_linen_through_the_bridge():
     assert all(bool(jnp.abs(g).max() > 0) for g in jax.tree.leaves(gradient))
 
 
-@pytest.mark.smoke
 def test_every_method_in_linen():
     hidden, labels = inputs()
     linen = nnx.bridge.to_linen(OutputProjection, FEATURES, vocab_size=VOCAB)

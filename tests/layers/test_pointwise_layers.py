@@ -7,6 +7,8 @@ from flax import nnx
 from jaxnets.kernels import depthwise_conv, pointwise_conv
 from jaxnets.layers import PointwiseConv, ResizeConv, SeparableConv
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 
 def test_calls_the_kernel():
     layer = PointwiseConv(6, 4, strides=2, groups=2, activation="gelu", rngs=nnx.Rngs(0))

@@ -9,18 +9,20 @@ from flax import nnx
 from jaxnets.kernels import gru, recurrent_layers
 from jaxnets.layers import GRU, LSTM
 from tests.inputs import INTEGER_TYPES
+from tests.traced import traced
 
 BATCH, TIME, FEATURES, HIDDEN = 4, 6, 3, 5
-INPUTS = jax.random.normal(jax.random.key(0), (BATCH, TIME, FEATURES))
+INPUTS = jnp.asarray(np.random.default_rng(0).normal(size=(BATCH, TIME, FEATURES)), jnp.float32)
 # As Keras has them: padding behind, in front, a hole, nothing at all.
 MASK = np.array([[1, 1, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1], [1, 0, 1, 1, 0, 1], [0] * 6], bool)
 BOTH_WAYS = {"bidirectional": True}
+pytestmark = pytest.mark.usefixtures("loops", "cheap_parameters")
 
 
 @pytest.mark.parametrize("module", [LSTM, GRU])
 def test_a_masked_row_is_the_row_without_its_masked_steps(module):
     layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
-    inputs = jnp.where(MASK[:, :, None], INPUTS, jnp.nan)
+    inputs = jnp.asarray(np.where(MASK[:, :, None], INPUTS, np.float32(np.nan)))
 
     def loss(layer, inputs, mask):
         outputs, carries = layer(inputs, mask=mask)
@@ -44,20 +46,29 @@ def test_a_masked_row_is_the_row_without_its_masked_steps(module):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), d_layer, d_wanted
     )
-    repeated, _ = layer(inputs, mask=MASK.tolist(), masked_outputs="repeat")
+    repeated, _ = nnx.jit(
+        lambda layer, inputs: layer(inputs, mask=MASK.tolist(), masked_outputs="repeat")
+    )(layer, inputs)
     np.testing.assert_array_equal(repeated[0, 4:, :HIDDEN], repeated[0, 3:4, :HIDDEN].repeat(2, 0))
 
 
 @pytest.mark.parametrize("module", [LSTM, GRU])
 def test_time_first_and_unbatched(module):
     layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
-    wanted, carries = layer(INPUTS, lengths=[6, 2, 0, 5])
-    outputs, ends = layer(jnp.swapaxes(INPUTS, 0, 1), lengths=[6, 2, 0, 5], time_first=True)
-    np.testing.assert_allclose(jnp.swapaxes(outputs, 0, 1), wanted, atol=1e-6)
+
+    @nnx.jit
+    def each(layer, inputs):
+        return (
+            layer(inputs, lengths=[6, 2, 0, 5]),
+            layer(jnp.swapaxes(inputs, 0, 1), lengths=[6, 2, 0, 5], time_first=True),
+            layer(inputs[1], lengths=2, batched=False),
+        )
+
+    (wanted, carries), (turned, ends), (alone, end) = each(layer, INPUTS)
+    np.testing.assert_allclose(np.swapaxes(turned, 0, 1), wanted, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ends, carries)
-    outputs, ends = layer(INPUTS[1], lengths=2, batched=False)
-    np.testing.assert_allclose(outputs, wanted[1], atol=1e-6)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], atol=1e-6), ends, carries)
+    np.testing.assert_allclose(alone, wanted[1], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], atol=1e-6), end, carries)
 
 
 # Every mode is in the kernels' tests; here the one that widens the next layer, and another.
@@ -70,24 +81,33 @@ MERGED = {
 @pytest.mark.parametrize("mode", MERGED)
 def test_merge_modes(mode):
     layer = LSTM(FEATURES, HIDDEN, num_layers=2, merge_mode=mode, rngs=nnx.Rngs(0), **BOTH_WAYS)
-    outputs, _ = layer(INPUTS)
-    between = INPUTS
-    for directions in layer.parameters():
-        each = [
-            recurrent_layers(x, None, [[parameters]])[0]
-            for x, parameters in zip((between, between[:, ::-1]), directions, strict=True)
-        ]
-        between = MERGED[mode](each[0], each[1][:, ::-1])
-    np.testing.assert_allclose(outputs, between, atol=2e-6)
+
+    @nnx.jit
+    def both(layer, inputs):
+        between = inputs
+        for directions in layer.parameters():
+            each = [
+                recurrent_layers(x, None, [[parameters]])[0]
+                for x, parameters in zip((between, between[:, ::-1]), directions, strict=True)
+            ]
+            between = MERGED[mode](each[0], each[1][:, ::-1])
+        return layer(inputs)[0], between
+
+    np.testing.assert_allclose(*both(layer, INPUTS), atol=2e-6)
 
 
 def test_a_gru_with_the_reset_before_the_matmul():
     layer = GRU(FEATURES, HIDDEN, reset_after=False, rngs=nnx.Rngs(0))
-    outputs, _ = layer(INPUTS)
-    wanted, _ = gru(INPUTS, None, layer.parameters()[0][0], reset_after=False)
-    np.testing.assert_array_equal(outputs, wanted)
-    after, _ = gru(INPUTS, None, layer.parameters()[0][0])
-    assert float(jnp.abs(outputs - after).max()) > 1e-3
+
+    @nnx.jit
+    def each(layer):
+        own = layer.parameters()[0][0]
+        before = gru(INPUTS, None, own, reset_after=False)[0]
+        return layer(INPUTS)[0], before, gru(INPUTS, None, own)[0]
+
+    outputs, before, after = map(np.asarray, each(layer))
+    np.testing.assert_allclose(outputs, before, atol=1e-6)
+    assert np.abs(outputs - after).max() > 1e-3
 
 
 def test_dropout_of_the_first_inputs_and_deterministic():
@@ -104,13 +124,19 @@ def test_dropout_of_the_first_inputs_and_deterministic():
 def test_lengths_of_any_integer_type(module):
     layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
     lengths = np.array([6, 1, 0, 4])
+
+    def run(lengths):
+        return traced(lambda layer: layer(INPUTS, lengths=lengths), layer)
+
+    known = run(lengths)
+    assert run(lengths.tolist()) == known
     wanted, _ = layer(INPUTS, lengths=lengths)
-    np.testing.assert_array_equal(layer(INPUTS, lengths=lengths.tolist())[0], wanted)
     mask = np.arange(TIME) < lengths[:, None]
     np.testing.assert_allclose(layer(INPUTS, mask=mask)[0], wanted, rtol=0, atol=2e-6)
     for dtype in INTEGER_TYPES:
-        for given in (lengths.astype(dtype), jnp.asarray(lengths.astype(dtype))):
-            np.testing.assert_array_equal(layer(INPUTS, lengths=given)[0], wanted)
+        assert run(lengths.astype(dtype)) == known
+        of_jax = jnp.asarray(lengths.astype(dtype))
+        np.testing.assert_array_equal(layer(INPUTS, lengths=of_jax)[0], wanted)
 
 
 def test_an_unsigned_length_of_a_long_sequence_under_jit():

@@ -1,6 +1,6 @@
 """The model of sessions: what follows what, rows against dense gradients, packed against padded."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +19,18 @@ from jaxnets.models import SessionGRU, next_items
 from jaxnets.models.metrics import RankingMetrics
 from jaxnets.models.session import is_table
 from jaxnets.sequences import pack, pack_arrays
+from tests.every_number import every_number
 from tests.inputs import INTEGER_TYPES
+from tests.traced import traced
+
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
 
 ITEMS = 50
 SESSIONS = [np.array(ids, np.int32) for ids in ([3, 8, 1, 4], [9, 2], [7, 7, 3], [5])]
 
 
-def padded(sessions, time=4, filling=0):
-    """[sessions, time] ids, and how many are theirs."""
+def padded(sessions, time=11, filling=0):
+    """[sessions, time] ids, and how many are theirs; shorter loops compile for longer."""
     array = np.full((len(sessions), time), filling, np.int32)
     for row, session in zip(array, sessions, strict=True):
         row[: len(session)] = session
@@ -53,8 +57,20 @@ def packed_losses(model, items, segment_ids):
     return model.loss(items, segment_ids=segment_ids, reduction="none")
 
 
+@nnx.jit
+def hidden_of(model, items, lengths):
+    return model.hidden(items, lengths)
+
+
+@partial(nnx.jit, static_argnames="exclude_seen")
+def best_of(model, items, labels, lengths, exclude_seen):
+    """Seven recommendations, and the rank of the labels."""
+    options = {"lengths": lengths, "exclude_seen": exclude_seen}
+    return model.recommend(items, 7, **options), model.label_rank(items, labels, **options)
+
+
 def test_the_next_item_by_every_kind_of_padding():
-    items, lengths = padded(SESSIONS)
+    items, lengths = padded(SESSIONS, 4)
     wanted = [[8, 1, 4, -1], [2, -1, -1, -1], [7, 3, -1, -1], [-1, -1, -1, -1]]
     assert next_items(items, lengths).tolist() == wanted
     there = np.arange(4) < lengths[:, None]
@@ -72,8 +88,8 @@ def test_the_next_item_by_every_kind_of_padding():
 def test_packed_sessions_are_padded_ones():
     model, (items, lengths) = evaluated(), padded(SESSIONS, filling=99)
     wanted = np.asarray(losses(model, items, lengths))
-    packing = pack(lengths, 5)
-    packed = pack_arrays(SESSIONS, packing, 5)
+    packing = pack(lengths, 11)
+    packed = pack_arrays(SESSIONS, packing, 11)
     found = packed_losses(model, packed.sequences, packed.segment_ids)
     assert (wanted > 0).sum(1).tolist() == [3, 1, 2, 0]
     for row, sessions in zip(found, packing, strict=True):
@@ -84,8 +100,8 @@ def test_packed_sessions_are_padded_ones():
 
 def test_recommendations_are_those_of_all_scores():
     model, (items, lengths) = evaluated(), padded(SESSIONS, filling=-7)
-    hidden = np.asarray(model.hidden(items, lengths))
-    assert not hidden[np.arange(4) >= lengths[:, None]].any()
+    hidden = np.asarray(hidden_of(model, items, lengths))
+    assert not hidden[np.arange(11) >= lengths[:, None]].any()
     last = hidden[np.arange(4), lengths - 1]
     scores = last @ np.asarray(model.projection.weight[...]).T
     seen = scores.copy()
@@ -93,13 +109,11 @@ def test_recommendations_are_those_of_all_scores():
         row[session] = -np.inf
     labels = np.array([4, 11, 12, 13])
     for exclude_seen, of_all in ((True, seen), (False, scores)):
-        options = {"lengths": lengths, "exclude_seen": exclude_seen}
-        found = model.recommend(items, 7, **options)
+        found, rank = best_of(model, items, labels, lengths, exclude_seen)
         order = np.argsort(-of_all, axis=1, kind="stable")[:, :7]
         np.testing.assert_array_equal(found.ids, order)
         np.testing.assert_allclose(found.logits, np.take_along_axis(of_all, order, 1), rtol=1e-5)
         own = np.take_along_axis(scores, labels[:, None], 1)
-        rank = model.label_rank(items, labels, **options)
         np.testing.assert_array_equal(rank.above, (of_all > own).sum(1))
 
 
@@ -114,7 +128,7 @@ def test_it_learns_what_follows_by_the_gradients_that_dense_ones_are():
     """Of each item one other follows, by a permutation, and the session before says no more."""
     follows = np.random.default_rng(0).permutation(ITEMS)
 
-    def batch_at(step, sessions=32, time=6):
+    def batch_at(step, sessions=32, time=10):
         rng = np.random.default_rng(step)
         ids = [rng.integers(0, ITEMS - 1, sessions)]
         for _ in range(time):
@@ -154,12 +168,16 @@ def test_it_learns_what_follows_by_the_gradients_that_dense_ones_are():
     assert metrics["recall@1"] > 0.9
 
 
-@pytest.mark.parametrize("dtype", INTEGER_TYPES)
-def test_ids_and_lengths_of_any_integers(dtype):
+def test_ids_and_lengths_of_any_integers():
     model, (items, lengths) = evaluated(), padded(SESSIONS)
-    wanted = losses(model, items, lengths)
-    found = model.loss(items.astype(dtype), lengths.astype(dtype), reduction="none")
-    np.testing.assert_array_equal(found, wanted)
+
+    def computed(dtype):
+        cast = items.astype(dtype), lengths.astype(dtype)
+        return traced(lambda model: model.loss(*cast, reduction="none"), model)
+
+    wanted = computed("int32")
+    for dtype in INTEGER_TYPES:
+        assert computed(dtype) == wanted
 
 
 def test_what_is_out_of_range_is_an_error_or_nan(users_checks):
@@ -171,16 +189,16 @@ def test_what_is_out_of_range_is_an_error_or_nan(users_checks):
             model.hidden(changed, lengths)
         # The last item of a session, whose state no loss has, is the label of the one before.
         nan = np.isnan(losses(model, changed, lengths))
-        assert nan[0].tolist() == [False, False, True, False]
+        assert nan[0].tolist() == [False, False, True] + [False] * 8
         assert not nan[1:].any()
-    for wrong in (5, -1):
+    for wrong in (12, -1):
         with pytest.raises(ValueError, match=rf"lengths must lie in \[0, time\].*got {wrong}"):
             model.loss(items, [4, wrong, 3, 1])
         nan = np.isnan(losses(model, items, np.array([4, wrong, 3, 1])))
         assert nan.all(1).tolist() == [False, True, False, False]
     assert not losses(model, items, np.zeros(4, np.int32)).any()
     one = nnx.jit(lambda model, items, lengths: model.recommend(items, 1, lengths=lengths))
-    logits = one(model, jnp.array([[3, 8], [ITEMS, 1]]), jnp.array([2, 2])).logits[:, 0]
+    logits = one(model, np.array([[3] * 11, [ITEMS, 1] * 5 + [1]]), np.array([2, 2])).logits[:, 0]
     assert np.isnan(logits).tolist() == [False, True]
 
 
@@ -208,9 +226,15 @@ def test_bad_input(call, error, words, users_checks):
 
 
 def test_no_sessions_no_steps_and_strict_modes(strict_modes):
-    """Not under ``jit``, so that every number on the way is looked at."""
+    """Every number on the way is looked at."""
     model, (items, lengths) = evaluated(), padded(SESSIONS, filling=-3)
-    assert np.isfinite(model.loss(items, lengths))
-    assert model.recommend(items, 3, lengths=[4, 0, 0, 1]).ids.shape == (4, 3)
-    assert model.recommend(np.zeros((0, 4), int), 3).ids.shape == (0, 3)
-    assert model.loss(np.zeros((2, 0), int)) == 0
+    loss, found = every_number(
+        lambda model: (
+            model.loss(items, lengths), model.recommend(items, 3, lengths=[4, 0, 0, 1])
+        ), model
+    )  # fmt: skip
+    assert np.isfinite(loss)
+    assert found.ids.shape == (4, 3)
+    none = nnx.eval_shape(lambda model: model.recommend(np.zeros((0, 4), int), 3), model)
+    assert none.ids.shape == (0, 3)
+    assert nnx.jit(lambda model: model.loss(np.zeros((2, 0), int)))(model) == 0

@@ -20,16 +20,15 @@ from jaxnets.sequences import (
 )
 
 FEATURES, HIDDEN = 3, 4
-LENGTHS = np.random.default_rng(0).integers(1, 12, 30)
+# Loops of at most 8 steps are written out, and compile for longer.
+LENGTHS = np.random.default_rng(0).integers(9, 18, 30)
 SERIES = [np.random.default_rng(i).normal(size=(n, FEATURES)) for i, n in enumerate(LENGTHS)]
 
 
 def parameters():
-    keys = jax.random.split(jax.random.key(0), 3)
+    draw = np.random.default_rng(1)
     shapes = ((FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,))
-    return LSTMParameters(
-        *(jax.random.normal(k, s, jnp.float64) for k, s in zip(keys, shapes, strict=True))
-    )
+    return LSTMParameters(*(jnp.asarray(draw.normal(size=shape)) for shape in shapes))
 
 
 def padded(weights, batch):
@@ -48,28 +47,22 @@ def packed_sum(weights, inputs, segment_ids):
 def test_padded_bucketed_and_packed_have_the_same_loss_and_gradients(x64):
     weights = parameters()
 
-    gradient = jax.jit(jax.value_and_grad(padded))
-
     def total(boundaries):
         plan = bucket_plan(LENGTHS, boundaries, batch=8)
         step = bucketed_jit(jax.value_and_grad(padded), plan.shapes)
         source = BatchSource(plan, [SERIES])
         results = [step(weights, source[i]) for i in range(len(source))]
         assert step.compiles == plan.compiles == len(boundaries)
-        return jax.tree.map(lambda *parts: sum(parts), *results)
+        return jax.tree.map(lambda *parts: np.sum(parts, 0), *results), step
 
-    def alone(time):
-        """Some series by themselves, each in an array of this time, or of its own length."""
-        some = [(s, np.pad(s, ((0, (time or len(s)) - len(s)), (0, 0)))) for s in SERIES[:2]]
-        results = [gradient(weights, Batch((a[None],), (np.array([len(s)]),))) for s, a in some]
-        return jax.tree.map(lambda *parts: sum(parts), *results)
-
-    packed = pack_arrays(SERIES, pack(LENGTHS, 20), 20)
-    one_bucket = total([11])
+    one = Batch((SERIES[0][None],), (LENGTHS[:1],))
+    packed = pack_arrays(SERIES, pack(LENGTHS, 34), 34)
+    one_bucket, step = total([17])
     pairs = [
-        (one_bucket, total([6, 11])),
+        (one_bucket, total([13, 17])[0]),
         (one_bucket, jax.jit(jax.value_and_grad(packed_sum))(weights, *packed[:2])),
-        (alone(11), alone(None)),
+        # A series by itself: padded to the bucket, and in an array of its own length.
+        (step(weights, one), jax.jit(jax.value_and_grad(padded))(weights, one)),
     ]
     for a, e in pairs:
         jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-9, atol=1e-9), a, e)

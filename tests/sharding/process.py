@@ -6,22 +6,22 @@ import jax
 
 
 def main(address: str, number: int) -> None:
-    """Prints the largest relative differences from one device, of two steps of training."""
+    """Prints the largest relative differences from the equations, of a loss and a step by rows."""
     jax.config.update("jax_num_cpu_devices", 4)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, num_processes=2, process_id=number)
-    import jax.numpy as jnp
     import numpy as np
     from jax.sharding import AxisType, NamedSharding
 
     from jaxnets import optim
     from jaxnets.kernels import (
-        LogUniform,
         VocabSharding,
-        draw_samples,
         linear_softmax_cross_entropy,
     )
-    from tests.sharding.test_sharded import row_step, sharded_row_step
+    from tests.exact_loss import exact_loss
+    from tests.fixed_samples import fixed_samples
+    from tests.sampled_losses import sampled_loss
+    from tests.sharding.row_steps import sharded_row_step
 
     assert jax.device_count() == 8
     assert jax.process_count() == 2
@@ -63,27 +63,27 @@ def main(address: str, number: int) -> None:
     def sharded(hidden, weight, bias, labels):
         return linear_softmax_cross_entropy(hidden, weight, labels, bias=bias, sharding=sharding)
 
-    def single(hidden, weight, bias):
-        return linear_softmax_cross_entropy(hidden, weight, jnp.asarray(labels), bias=bias)
-
     got = jax.jit(jax.value_and_grad(sharded, (0, 1, 2)))(*placed)
-    wanted = jax.jit(jax.value_and_grad(single, (0, 1, 2)))(
-        *map(jnp.asarray, (hidden, weight, bias))
-    )
-    exact = difference(got, wanted)
+    losses, _, backward = exact_loss(hidden, weight, labels, bias)
+    exact = difference(got, (losses.mean(), backward(1 / tokens)[:3]))
 
+    samples = fixed_samples(vocab_size, labels, np.arange(48) * 33)
+    losses, backward = sampled_loss("softmax", hidden, weight, labels, samples, bias)
+    sums = [0.1 + gradient**2 for gradient in backward(1 / tokens)[1:]]
+    moved = [
+        array - 0.1 * gradient / np.sqrt(own + 1e-7)
+        for array, gradient, own in zip((weight, bias), backward(1 / tokens)[1:], sums, strict=True)
+    ]
     optimizer = optim.adagrad(0.1)
-    tables = {"weight": jnp.asarray(weight), "bias": jnp.asarray(bias)}
-    draw = jax.jit(lambda key, labels: draw_samples(LogUniform(vocab_size), key, 48, labels))
-    samples = draw(jax.random.key(5), labels)
-    one = jax.jit(lambda *arrays: row_step(optimizer, *arrays))
-    wanted = one(tables, optimizer.init(tables), hidden, labels, samples)
     split_tables = {"weight": placed[1], "bias": placed[2]}
     state = jax.jit(lambda tables: optim.sharded_init(sharding, optimizer, tables))(split_tables)
     everywhere = jax.tree.map(lambda a: split(np.asarray(a), jax.P()), samples)
     step = jax.jit(lambda *a: sharded_row_step(sharding, optimizer, *a))
-    got = step(split_tables, state, placed[0], placed[3], everywhere)
-    print("differences", exact, difference(got, wanted), flush=True)
+    value, tables, state = step(split_tables, state, placed[0], placed[3], everywhere)
+    of_bias, of_weight = (arrays["sum"] for arrays in state.tables)  # in the names' order
+    got = value, tables["weight"], tables["bias"], of_weight, of_bias
+    rows = difference(got, (losses.mean(), *moved, *sums))
+    print("differences", exact, rows, flush=True)
 
 
 if __name__ == "__main__":

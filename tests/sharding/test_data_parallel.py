@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding
@@ -32,10 +33,14 @@ from jaxnets.kernels import (
     to_dense,
 )
 from jaxnets.models import Seq2Seq, Seq2SeqConfig, beam_search, greedy_search
+from tests.exact_loss import exact_loss
+from tests.fixed_samples import fixed_samples
 from tests.near import assert_near
+from tests.sampled_losses import sampled_loss
 from tests.with_bias import with_bias
 
 BATCH, TIME, FEATURES, VOCAB = 8, 3, 4, 48
+SAMPLED, EPSILON = np.arange(8) * 5, float(np.finfo(np.float32).eps)
 EXPLICIT, AUTO = AxisType.Explicit, AxisType.Auto
 KINDS = {
     "explicit": (EXPLICIT, EXPLICIT),
@@ -49,7 +54,8 @@ def make_mesh(kind):
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    """Of NumPy, which compiles nothing."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 HIDDEN, WEIGHT, BIAS = (
@@ -57,15 +63,15 @@ HIDDEN, WEIGHT, BIAS = (
     normal(1, VOCAB, FEATURES),
     normal(2, VOCAB),
 )
-LABELS = jax.random.randint(jax.random.key(3), (BATCH, TIME), 0, VOCAB)
+LABELS = np.random.default_rng(3).integers(0, VOCAB, (BATCH, TIME)).astype(np.int32)
 BATCHED = {
     "hidden": HIDDEN,
     "labels": LABELS,
-    "token_weights": jnp.arange(BATCH * TIME).reshape(BATCH, TIME) % 3,
+    "token_weights": np.arange(BATCH * TIME, dtype=np.int32).reshape(BATCH, TIME) % 3,
     "sequences": normal(4, BATCH, 6, FEATURES),
-    "lengths": jnp.arange(BATCH) % 7,
-    "mask": jnp.arange(BATCH * 6).reshape(BATCH, 6) % 5 != 0,
-    "temperature": jnp.linspace(0.5, 2, BATCH * TIME).reshape(BATCH, TIME),
+    "lengths": np.arange(BATCH, dtype=np.int32) % 7,
+    "mask": np.arange(BATCH * 6).reshape(BATCH, 6) % 5 != 0,
+    "temperature": np.linspace(0.5, 2, BATCH * TIME, dtype=np.float32).reshape(BATCH, TIME),
     "images": normal(5, BATCH, 5, 5, FEATURES),
 }
 TABLES = {
@@ -79,25 +85,56 @@ TABLES = {
 
 
 def losses(batch, tables):
-    """Of the softmax: means, sums and a loss for each token."""
+    """Of the softmax: means, and a loss for each token."""
     hidden, labels = batch["hidden"], batch["labels"]
     arrays, bias = (hidden, tables["weight"], labels), tables["bias"]
-    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
-    own = draw_samples(
-        LogUniform(VOCAB), jax.random.key(0), 8, labels, unique=False, per_token=True
+    draw = partial(draw_samples, LogUniform(VOCAB), jax.random.key(0))
+    samples, own = draw(2, labels), draw(8, labels, unique=False, per_token=True)
+    weights, each = batch["token_weights"], batch["temperature"]
+    return (
+        linear_softmax_cross_entropy(*arrays, bias=bias, token_weights=weights, temperature=each),
+        sampled_softmax_cross_entropy(*arrays, samples, bias=bias, ignore_index=3),
+        nce_loss(*arrays, own, bias=bias, token_weights=weights, reduction="none"),
     )
+
+
+def losses_by_hand():
+    draw = partial(draw_samples, LogUniform(VOCAB), jax.random.key(0))
+    samples, own = draw(2, LABELS), draw(8, LABELS, unique=False, per_token=True)
+    arrays, weights = (HIDDEN, WEIGHT, LABELS), BATCHED["token_weights"]
+    exact, _, of_exact = exact_loss(*arrays, BIAS, temperature=BATCHED["temperature"])
+    sampled, of_sampled = sampled_loss("softmax", *arrays, samples, BIAS)
+    nce, of_nce = sampled_loss("nce", *arrays, own, BIAS, remove_accidental_hits=False)
+    shares = [kept / kept.sum() for kept in (weights, LABELS != 3)]
+    means = (exact * shares[0]).sum(), (sampled * shares[1]).sum()
+    *gradients, d_temperature = of_exact(np.cos(means[0]) * shares[0])
+    more = of_sampled(np.cos(means[1]) * shares[1]), of_nce(np.cos(nce * weights) * weights)
+    found = [sum(each) for each in zip(gradients, *more, strict=True)]
+    return (*means, nce * weights), (*found, d_temperature)
+
+
+def capped(batch, tables):
+    return linear_softmax_cross_entropy(
+        batch["hidden"], tables["weight"], batch["labels"], bias=tables["bias"], ignore_index=3,
+        soft_cap=3.0, temperature=1.3, return_log_sum_exp=True,
+    )  # fmt: skip
+
+
+def capped_by_hand():
+    kept = LABELS != 3
+    losses, z, backward = exact_loss(HIDDEN, WEIGHT, LABELS, BIAS, soft_cap=3.0, temperature=1.3)
+    mean = (losses * kept).sum() / kept.sum()
+    gradients = backward(np.cos(mean) * kept / kept.sum(), np.cos(z) * kept)[:3]
+    return (mean, z * kept), (*gradients, np.zeros(LABELS.shape))
+
+
+def over_all_classes_and_rows(batch, tables):
+    hidden, labels = batch["hidden"], batch["labels"]
+    arrays, bias = (hidden, tables["weight"]), tables["bias"]
     ids, rows, local = gather_rows(tables["weight"], labels)
     return (
-        linear_softmax_cross_entropy(
-            *arrays,
-            bias=bias,
-            token_weights=batch["token_weights"],
-            temperature=batch["temperature"],
-        ),
-        linear_top_k(*arrays[:2], 3, bias=bias, exclude=labels[..., None]),
-        linear_label_rank(*arrays, bias=bias, exclude=labels[..., None] // 2),
-        sampled_softmax_cross_entropy(*arrays, samples, bias=bias, ignore_index=3),
-        nce_loss(*arrays, own, bias=bias, token_weights=batch["token_weights"], reduction="none"),
+        linear_top_k(*arrays, 3, bias=bias, exclude=labels[..., None]),
+        linear_label_rank(*arrays, labels, bias=bias, exclude=labels[..., None] // 2),
         in_batch_softmax_cross_entropy(hidden[:, 0], hidden[:, 1], labels[:, 0]),
         linear_softmax_cross_entropy(hidden, rows, local, reduction="sum"),
         to_dense(SparseRows(ids, rows), VOCAB),
@@ -105,30 +142,20 @@ def losses(batch, tables):
 
 
 def layers(batch, tables):
-    inputs, lengths = batch["sequences"], batch["lengths"]
-    return (
-        lstm(inputs, None, tables["lstm"], recurrent_dropout=0.5, key=jax.random.key(0)),
-        gru(inputs, None, tables["gru"], lengths=lengths, reverse=True),
-        pointwise_conv(batch["images"], tables["pointwise"], None, activation="relu"),
-        depthwise_conv(batch["images"], tables["depthwise"]),
-    )
-
-
-def exact_and_lstm(batch, tables):
-    arrays = batch["hidden"], tables["weight"], batch["labels"]
     inputs, mask = batch["sequences"].swapaxes(0, 1), batch["mask"].swapaxes(0, 1)
     return (
-        linear_softmax_cross_entropy(
-            *arrays,
-            bias=tables["bias"],
-            ignore_index=3,
-            soft_cap=3.0,
-            temperature=1.3,
-            return_log_sum_exp=True,
+        lstm(
+            inputs, None, tables["lstm"], mask=mask, time_first=True, recurrent_dropout=0.5,
+            key=jax.random.key(0),
         ),
-        lstm(inputs, None, tables["lstm"], mask=mask, time_first=True),
-        lstm(batch["sequences"].sum(0), None, tables["lstm"], batched=False),
-    )
+        gru(batch["sequences"], None, tables["gru"], lengths=batch["lengths"], reverse=True),
+        pointwise_conv(batch["images"], tables["pointwise"], None, activation="relu"),
+        depthwise_conv(batch["images"], tables["depthwise"]),
+    )  # fmt: skip
+
+
+def one_sequence(batch, tables):
+    return lstm(batch["sequences"].sum(0), None, tables["lstm"], batched=False)
 
 
 def placed(mesh):
@@ -150,48 +177,67 @@ def with_gradients(function, batch, tables):
 
 
 @pytest.mark.parametrize(
-    ("kind", "function"),
-    [("explicit", losses), ("explicit", layers), ("explicit and auto", exact_and_lstm)],
+    ("kind", "function", "by_hand"),
+    [("explicit", losses, losses_by_hand), ("explicit and auto", capped, capped_by_hand)],
 )
-def test_values_and_gradients_are_those_of_one_device(kind, function):
-    wanted = jax.jit(partial(with_gradients, function))(BATCHED, TABLES)
+def test_losses_and_gradients_are_those_by_hand(kind, function, by_hand):
     batch, tables = placed(make_mesh(kind))
+    (_, found), (of_batch, of_tables) = jax.jit(partial(with_gradients, function))(batch, tables)
+    gradients = {**of_batch, **of_tables}
+    names = "hidden", "weight", "bias", "temperature"
+    got = found, [gradients[name] for name in names]
+    assert_near(got, by_hand(), 64 * EPSILON, 1e-3)
+    for name in names:
+        array = {**batch, **tables}[name]
+        assert gradients[name].sharding.is_equivalent_to(array.sharding, array.ndim)
+
+
+@pytest.mark.parametrize("function", [over_all_classes_and_rows, layers])
+def test_values_and_gradients_are_those_of_one_device(function):
+    wanted = jax.jit(partial(with_gradients, function))(BATCHED, TABLES)
+    batch, tables = placed(make_mesh("explicit"))
     got = jax.jit(partial(with_gradients, function))(batch, tables)
     # Sums over batch, time and classes in another order.
-    assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
+    assert_near(got, wanted, 64 * EPSILON, 1e-3)
     arrays = jax.tree.leaves(({name: batch[name] for name in got[1][0]}, tables))
     for gradient, array in zip(jax.tree.leaves(got[1]), arrays, strict=True):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
+def test_one_sequence_is_traced():
+    batch, tables = placed(make_mesh("explicit and auto"))
+    jax.eval_shape(partial(with_gradients, one_sequence), batch, tables)
+
+
 def test_translation():
-    """Embeddings, a reversed source, attention and both searches."""
+    """Embeddings, a reversed source and attention; a beam search runs, all else is traced."""
     model = Seq2Seq(
         Seq2SeqConfig(20, 24, features=8, dropout=0.0, bidirectional=False, reverse_source=True),
         rngs=nnx.Rngs(0),
     )
     graph, state = nnx.split(model)
-    words = 3 + jnp.arange(BATCH * 5).reshape(BATCH, 5) % 17
-    batch = words, jnp.arange(BATCH) % 5 + 1, words, jnp.full(BATCH, 5)
+    words = 3 + np.arange(BATCH * 5, dtype=np.int32).reshape(BATCH, 5) % 17
+    batch = words, np.arange(BATCH) % 5 + 1, words, np.full(BATCH, 5)
 
-    def run(state, source, source_lengths, target, target_lengths):
-        def loss(state):
-            return nnx.merge(graph, state).loss(source, source_lengths, target, target_lengths)
+    def loss(state, *batch):
+        return nnx.merge(graph, state).loss(*batch)
 
-        model = nnx.merge(graph, state)
-        found = greedy_search(model, source, source_lengths, max_time=4)
-        beams = beam_search(model, source, source_lengths, max_time=4, beam=2)
-        return jax.value_and_grad(loss, allow_int=True)(state), found, beams
+    def traced(state, *batch):
+        found = greedy_search(nnx.merge(graph, state), *batch[:2], max_time=4)
+        return jax.value_and_grad(loss, allow_int=True)(state, *batch), found
+
+    def run(state, *batch):
+        beams = beam_search(nnx.merge(graph, state), *batch[:2], max_time=4, beam=2)
+        return loss(state, *batch), beams
 
     mesh = make_mesh("explicit")
-    floats = lambda tree: [a for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0]  # noqa: E731
-    wanted = floats(jax.jit(run)(state, *batch))
+    wanted = jax.jit(run)(state, *batch)
     state = jax.device_put(state, NamedSharding(mesh, P()))
-    got = floats(jax.jit(run)(state, *jax.device_put(batch, NamedSharding(mesh, P("data")))))
-    assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
+    batch = jax.device_put(batch, NamedSharding(mesh, P("data")))
+    assert_near(jax.jit(run)(state, *batch), wanted, 64 * EPSILON, 1e-3)
+    jax.eval_shape(traced, state, *batch)
 
 
-@pytest.mark.smoke
 def test_nothing_but_gradients_is_sent():
     """No device gets another's rows: there are sums, none larger than a table, and no gather."""
 
@@ -210,50 +256,62 @@ def test_nothing_but_gradients_is_sent():
 
 
 @pytest.mark.parametrize(
-    ("kind", "vocab_axis", "token_axis"),
+    ("kind", "vocab_axis", "token_axis", "of"),
     [
-        ("explicit", "model", "data"),
-        ("explicit", None, ["data", "model"]),
-        ("auto and explicit", ("model",), ("data",)),
+        ("explicit", "model", "data", "exact"),
+        ("explicit", None, ["data", "model"], "sampled"),
+        ("auto and explicit", ("model",), ("data",), "exact"),
     ],
 )
-def test_eager_gradients_and_checks_of_a_split_vocabulary(kind, vocab_axis, token_axis):
+def test_eager_gradients_and_checks_of_a_split_vocabulary(kind, vocab_axis, token_axis, of):
     """Outside of ``jit``, without ``jax.set_mesh``; tokens left out leave no trace."""
     mesh = make_mesh(kind)
     sharding = VocabSharding(mesh, vocab_axis, token_axis)
     specs = sharding.token_spec, sharding.table_spec, sharding.table_spec, sharding.token_spec
-    weights = jnp.ones((BATCH, TIME)).at[0, 0].set(0)
-    hidden, labels = HIDDEN.at[0, 0].set(jnp.nan), LABELS.at[0, 0].set(VOCAB).at[1, 0].set(-1)
-    labels = jnp.where(labels < VOCAB, jnp.minimum(labels, VOCAB - 3), VOCAB)
-    whole = hidden, WEIGHT, BIAS.at[-2:].set(-jnp.inf), labels
+    weights, bias = np.ones((BATCH, TIME), np.float32), BIAS.copy()
+    hidden, labels = HIDDEN.copy(), np.minimum(LABELS, VOCAB - 3)
+    weights[0, 0], hidden[0, 0], bias[-2:] = 0, np.nan, -np.inf
+    labels[0, 0], labels[1, 0] = VOCAB, -1
+    whole = hidden, WEIGHT, bias, labels
     arrays = jax.device_put(whole, tuple(NamedSharding(mesh, spec) for spec in specs))
-    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels)
-    for loss, more in (
-        (linear_softmax_cross_entropy, {}),
-        (sampled_softmax_cross_entropy, {"samples": samples}),
-    ):
-        options = {"token_weights": weights, "ignore_index": -1, **more}
-        wanted, got = (
-            jax.value_and_grad(partial(with_bias(loss), **options, **split), (0, 1, 2))(*given)
-            for split, given in (({}, whole), ({"sharding": sharding}, arrays))
-        )
-        assert jnp.isfinite(got[0])
-        assert_near(got, wanted, 64 * float(jnp.finfo(jnp.float32).eps), 1e-3)
-    loss = partial(linear_softmax_cross_entropy, sharding=sharding, ignore_index=-1)
+    # By hand, of the tokens that count.
+    kept = (weights != 0) & (labels != -1)
+    some = hidden[kept], WEIGHT, labels[kept]
+    options = {"token_weights": weights, "ignore_index": -1, "sharding": sharding}
+    if of == "exact":
+        loss = linear_softmax_cross_entropy
+        losses, _, backward = exact_loss(*some, bias)
+    else:
+        loss, samples = sampled_softmax_cross_entropy, fixed_samples(VOCAB, labels % VOCAB, SAMPLED)
+        counts = samples.labels_log_expected_count[kept]
+        options["samples"] = samples
+        few = samples._replace(labels_log_expected_count=counts)
+        losses, backward = sampled_loss("softmax", *some, few, bias)
+    d_hidden, *others = backward(1 / losses.size)[:3]
+    of_all = np.zeros(hidden.shape)
+    of_all[kept] = d_hidden
+    got = jax.value_and_grad(partial(with_bias(loss), **options), (0, 1, 2))(*arrays)
+    assert_near(got, (losses.mean(), (of_all, *others)), 64 * EPSILON, 1e-3)
+    if of == "sampled":
+        return
     hidden, weight, bias, labels = arrays
-    error, value = checked_loss(loss)(hidden, weight, labels, bias=bias, token_weights=weights)
+    eager = checked_loss(partial(loss, **options))
+    checked = jax.jit(eager)
+    if kind == "explicit":
+        error, value = eager(hidden, weight, labels, bias=bias)
+        assert error.get() is None
+        assert jnp.isfinite(value)
+    error, value = checked(hidden, weight, labels, bias=bias)
     assert error.get() is None
     assert jnp.isfinite(value)
-    wrong = jax.device_put(whole[3].at[1, 1].set(VOCAB), arrays[3].sharding)
-    error, _ = jax.jit(checked_loss(loss))(hidden, weight, wrong, bias=bias, token_weights=weights)
+    wrong = whole[3].copy()
+    wrong[1, 1] = VOCAB
+    error, _ = checked(hidden, weight, jax.device_put(wrong, labels.sharding), bias=bias)
     assert f"labels must lie in [0, {VOCAB}), got {VOCAB}" in error.get()
 
 
 def test_a_mesh_in_place_of_a_sharding_is_named(users_checks):
-    mesh, samples = (
-        make_mesh("explicit"),
-        draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, LABELS),
-    )
+    mesh, samples = make_mesh("explicit"), fixed_samples(VOCAB, LABELS, SAMPLED)
     for call in (
         partial(linear_softmax_cross_entropy, sharding=mesh),
         partial(sampled_softmax_cross_entropy, sharding=mesh, samples=samples),

@@ -10,10 +10,8 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxnets.kernels import (
-    LogUniform,
     Tiles,
     bpr_max_loss,
-    draw_samples,
     gbce_loss,
     linear_label_rank,
     linear_softmax_cross_entropy,
@@ -22,21 +20,24 @@ from jaxnets.kernels import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
+from tests import exact_loss as equation
+from tests.fixed_samples import fixed_samples
+from tests.inputs import changed
+from tests.sampled_losses import sampled_loss
 from tests.sharding.test_sharded import SHARDINGS, close, make_mesh, problem
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 TILES = {"tiles": Tiles(token_tile=3, vocab_tile=200)}
+# Each option in one pass and in two, if it can be, and each reduction.
 EXACT = {
-    "one pass": {},
-    "smoothing in one pass": {"label_smoothing": 0.1, "z_loss": 1e-2},
-    "cap in one pass": {"soft_cap": 4.0, "reduction": "sum"},
-    "cap and smoothing": {"soft_cap": 4.0, "label_smoothing": 0.2},
-    "temperature": {"temperature": 0.7},
-    "temperature of each token": {"temperature": "each"},
-    "a loss for each token": {"reduction": "none", "temperature": 1.5},
+    "smoothing in one pass": {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7},
+    "cap in one pass": {"soft_cap": 4.0, "reduction": "sum", "temperature": "each"},
     "class weights": {"class_weights": np.arange(1600) % 3 / 2},
-    "log-sum-exp": {"return_log_sum_exp": True, "z_loss": 1e-2},
-}
+    "a loss for each token": {"reduction": "none", "temperature": 1.5},
+    "log-sum-exp": {
+        "return_log_sum_exp": True, "soft_cap": 4.0, "label_smoothing": 0.2, "z_loss": 1e-2
+    },
+}  # fmt: skip
 
 
 def scalar(result):
@@ -61,15 +62,18 @@ def assert_traces(function, arrays, wanted):
     assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
 
 
+WEIGHTS, EACH = np.ones((8, 3), np.float32), np.linspace(0.5, 2.0, 24, dtype=np.float32)
+WEIGHTS[0, 1], WEIGHTS[2], EACH = 0, 3, EACH.reshape(8, 3)
+
+
 def exact_problem(name):
     """A scalar of arrays, the arrays, and which of them it is differentiated by."""
     hidden, weight, bias, labels = problem()
-    weights = jnp.ones(labels.shape).at[0, 1].set(0).at[2].set(3.0)
     options = {**TILES, **EXACT[name], "ignore_index": 5}
-    each = jnp.linspace(0.5, 2.0, labels.size).reshape(labels.shape)
+    each = options.get("temperature") == "each"
 
     def loss(hidden, weight, bias, weights, temperature, **more):
-        changed = {"temperature": temperature} if options.get("temperature") == "each" else {}
+        changed = {"temperature": temperature} if each else {}
         return scalar(
             linear_softmax_cross_entropy(
                 hidden, weight, labels, bias=bias, token_weights=weights,
@@ -77,14 +81,27 @@ def exact_problem(name):
             )
         )  # fmt: skip
 
-    where = (0, 1, 2, 3, 4) if options.get("temperature") == "each" else (0, 1, 2, 3)
-    return loss, (hidden, weight, bias, weights, each), where
+    return loss, (hidden, weight, bias, WEIGHTS, EACH), tuple(range(5 if each else 4))
 
 
-@cache
-def exact_on_one_device(name):
-    loss, arrays, where = exact_problem(name)
-    return jax.jit(jax.value_and_grad(loss, where))(*arrays)
+def exact_by_hand(name):
+    """The value of ``exact_problem`` and its gradients by five arrays, in NumPy."""
+    hidden, weight, bias, labels = map(np.asarray, problem())
+    options = dict(EXACT[name])
+    reduction, with_z = options.pop("reduction", "mean"), options.pop("return_log_sum_exp", False)
+    by_class = options.pop("class_weights", np.ones(1600))[labels] * (labels != 5)
+    if options.get("temperature") == "each":
+        options["temperature"] = EACH
+    kept, waves = WEIGHTS * by_class, np.cos(np.arange(24)).reshape(8, 3)
+    losses, z, backward = equation.exact_loss(hidden, weight, labels, bias, **options)
+    losses, of_z = np.where(kept, losses, 0), np.where(kept, waves * with_z, 0)
+    factors = {"none": waves, "sum": 1.0, "mean": 1 / kept.sum()}[reduction]
+    value = (factors * losses * kept).sum()
+    if "class_weights" in EXACT[name]:
+        by_class = by_class * (WEIGHTS != 0)  # the products have no trace of what is left out
+    d_weights = factors * losses - (value / kept.sum() if reduction == "mean" else 0)
+    *gradients, d_temperature = backward(factors * kept, of_z)
+    return value + (of_z * z).sum(), (*gradients, d_weights * by_class, d_temperature)
 
 
 def features_first_weight(arrays):
@@ -94,7 +111,8 @@ def features_first_weight(arrays):
 @pytest.mark.parametrize(("kind", "features_first", "name"), [*alternating(EXACT)])
 def test_exact_loss(kind, features_first, name):
     loss, arrays, where = exact_problem(name)
-    wanted, gradients = exact_on_one_device(name)
+    wanted, gradients = exact_by_hand(name)
+    gradients = gradients[: len(where)]
 
     def case(kind, features_first):
         split = SHARDINGS["vocab and tokens"](make_mesh(kind))
@@ -125,29 +143,15 @@ def test_the_gradient_of_a_mean_computes_each_logit_once():
     assert products("mean", split) < products("none", split)
 
 
-@cache
-def top_k_on_one_device():
+def test_top_k():
     hidden, weight, bias, _ = problem()
-    return linear_top_k(hidden, weight, 450, bias=bias, tiles=Tiles(vocab_tile=100))
 
+    def top_k(weight, **options):
+        options = {"bias": bias, "tiles": Tiles(vocab_tile=100), **options}
+        return linear_top_k(hidden, weight, 450, **options)
 
-@pytest.mark.parametrize(("kind", "features_first", "name"), [*alternating(SHARDINGS)])
-def test_top_k(kind, features_first, name):
-    hidden, weight, bias, _ = problem()
-    wanted = top_k_on_one_device()
-
-    def case(kind, features_first):
-        def top_k(hidden, weight, bias):
-            return linear_top_k(
-                hidden, weight, 450, bias=bias, features_first=features_first,
-                tiles=Tiles(vocab_tile=100), sharding=SHARDINGS[name](make_mesh(kind)),
-            )  # fmt: skip
-
-        return top_k, (hidden, weight.T if features_first else weight, bias)
-
-    function, given = case(kind, features_first)
-    got = function(*given)
-    assert_traces(*case(other(kind), not features_first), wanted)
+    wanted, split = top_k(weight), SHARDINGS["vocab and tokens"](make_mesh(EXPLICIT))
+    got = top_k(weight.T, features_first=True, sharding=split)
     np.testing.assert_array_equal(got.ids, wanted.ids)
     close(got.logits, wanted.logits)
 
@@ -174,7 +178,7 @@ def evaluate(hidden, weight, bias, labels, exclude, **options):
     options = {"bias": bias, "exclude": exclude, "tiles": Tiles(vocab_tile=150), **options}
     return (
         linear_label_rank(hidden, weight, labels, ignore_index=-1, **options),
-        linear_top_k(hidden, weight, 300, **options),
+        linear_top_k(hidden, weight, 450, **options),  # more than a device has
     )
 
 
@@ -195,6 +199,39 @@ def test_evaluation(kind, features_first, name):
     assert wanted[0].ties.max() > 5
 
 
+KEEPING_HITS = {"remove_accidental_hits": False}
+KINDS = {
+    sampled_softmax_cross_entropy: ("softmax", {}),
+    nce_loss: ("nce", KEEPING_HITS),
+    negative_sampling_loss: ("nce", {**KEEPING_HITS, "subtract_log_q": False}),
+    gbce_loss: ("gbce", {}),
+    bpr_max_loss: ("bpr-max", {}),
+}
+
+
+def sampled_by_hand(loss, hidden, weight, bias, labels, samples):
+    """A scalar of the losses of tokens that have a label, and its gradients, in NumPy."""
+    kind, options = KINDS[loss]
+    hidden, weight, waves = np.asarray(hidden), np.asarray(weight), np.cos(np.arange(24.0))
+    value, d_hidden, others = 0.0, np.zeros(hidden.shape), [0.0, 0.0]
+    for count in (1, 2):
+        these = (labels >= 0).sum(-1) == count
+        few = samples._replace(
+            labels_log_expected_count=samples.labels_log_expected_count[these][:, :count]
+        )
+        if samples.ids.ndim > 1:
+            each = {"ids": samples.ids, "log_expected_count": samples.log_expected_count}
+            few = few._replace(**{name: array[these] for name, array in each.items()})
+        losses, backward = sampled_loss(
+            kind, hidden[these], weight, labels[these][:, :count], few, bias, **options
+        )
+        factors = waves.reshape(8, 3)[these]
+        value += (factors * losses).sum()
+        d_hidden[these], *more = backward(factors)
+        others = [a + b for a, b in zip(others, more, strict=True)]
+    return value, (d_hidden, *others)
+
+
 @pytest.mark.parametrize(
     ("loss", "kind", "features_first", "per_token"),
     [
@@ -209,13 +246,11 @@ def test_evaluation(kind, features_first, name):
 def test_sampled_losses(loss, kind, features_first, per_token):
     """Several true classes, some of them and one token left out."""
     hidden, weight, bias, first = problem()
-    labels = jnp.stack([first, (first + 7) % 1600], axis=-1).at[1, 0, 1].set(-1).at[2, 1].set(-1)
-    hidden = hidden.at[2, 1].set(jnp.nan)
-    samples = draw_samples(
-        LogUniform(1600), jax.random.key(5), 40, first, unique=False, per_token=per_token
-    )
-    counts = jnp.stack([samples.labels_log_expected_count] * 2, axis=-1)
-    samples = samples._replace(labels_log_expected_count=counts)
+    labels = np.stack([first, (first + 7) % 1600], axis=-1)
+    ids = np.random.default_rng(5).integers(0, 1600, (8, 3, 40) if per_token else 40)
+    samples = fixed_samples(1600, labels, ids)
+    labels[1, 0, 1] = labels[2, 1] = -1
+    hidden = changed(hidden, (2, 1), np.nan)
 
     def value(hidden, weight, bias, **options):
         losses = loss(
@@ -223,8 +258,8 @@ def test_sampled_losses(loss, kind, features_first, per_token):
         )
         return scalar(losses)
 
-    wanted, gradients = jax.jit(jax.value_and_grad(value, (0, 1, 2)))(hidden, weight, bias)
     arrays = hidden, weight, bias
+    wanted, gradients = sampled_by_hand(loss, *arrays, labels, samples)
 
     def case(kind, features_first):
         split = SHARDINGS["vocab and tokens"](make_mesh(kind))

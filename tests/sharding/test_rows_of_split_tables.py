@@ -8,12 +8,12 @@ from jax.sharding import AxisType, NamedSharding
 
 from jaxnets import optim, rows
 from jaxnets.kernels import (
-    LogUniform,
     VocabSharding,
-    draw_samples,
     gather_rows,
     sampled_softmax_cross_entropy,
 )
+from tests.fixed_samples import fixed_samples
+from tests.sampled_losses import sampled_loss
 
 VOCAB, FEATURES, BATCH = 64, 4, 8
 RNG = np.random.default_rng(0)
@@ -29,16 +29,17 @@ IDS[:2] = 5  # read twice
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 def test_loss_gradients_and_step_are_those_of_whole_tables(kind):
-    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 16, LABELS)
+    samples = fixed_samples(VOCAB, LABELS, 3 * np.arange(16))
     optimizer = optim.adagrad(0.1)
-
-    def whole(tables, kernel):
-        hidden = tables["embedding"][IDS] @ kernel
-        return sampled_softmax_cross_entropy(
-            hidden, tables["weight"], LABELS, samples, bias=tables["bias"]
-        )
-
-    value, (gradients, of_kernel) = jax.jit(jax.value_and_grad(whole, (0, 1)))(TABLES, KERNEL)
+    read = TABLES["embedding"][IDS]
+    losses, backward = sampled_loss(
+        "softmax", read @ KERNEL, TABLES["weight"], LABELS, samples, TABLES["bias"]
+    )
+    of_hidden, of_weight, of_bias = backward(1 / BATCH)
+    of_embedding = np.zeros((VOCAB, FEATURES))
+    np.add.at(of_embedding, IDS, of_hidden @ KERNEL.T)
+    value, of_kernel = losses.mean(), read.T @ of_hidden
+    gradients = {"embedding": of_embedding, "weight": of_weight, "bias": of_bias}
     moved = {
         name: TABLES[name] - 0.1 * g / np.sqrt(0.1 + g**2 + 1e-7) for name, g in gradients.items()
     }
@@ -60,8 +61,14 @@ def test_loss_gradients_and_step_are_those_of_whole_tables(kind):
     with jax.set_mesh(mesh):
         step = jax.jit(rows.value_and_grad(by_rows))
         found, (of_tables, dense) = step((placed, jnp.asarray(KERNEL)), IDS, LABELS, samples)
-        state = optim.sharded_init(sharding, optimizer, placed)
-        after, _ = optim.sharded_update(sharding, optimizer, of_tables, state, placed)
+
+        def update(gradients, tables):
+            state = optim.sharded_init(sharding, optimizer, tables)
+            return optim.sharded_update(sharding, optimizer, gradients, state, tables)
+
+        # Outside of jit, and within.
+        update = update if kind is AxisType.Explicit else jax.jit(update)
+        after, _ = update(of_tables, placed)
     np.testing.assert_allclose(found, value, rtol=1e-6)
     np.testing.assert_allclose(dense, of_kernel, rtol=1e-5, atol=1e-6)
     for name, wanted in gradients.items():

@@ -70,6 +70,7 @@ from jaxnets.kernels import (
     scalable_cross_entropy,
     to_dense,
 )
+from tests.fixed_samples import fixed_samples
 from tests.lowering import for_gpu
 from tests.near import assert_near
 
@@ -103,8 +104,8 @@ class Subject(NamedTuple):
         return [jnp.asarray(0.5 * rng.normal(size=shape), dtype) for shape in self.shapes]
 
 
-LABELS = jnp.arange(TOKENS) * 5 % VOCAB
-SAMPLES = draw_samples(LogUniform(VOCAB), jax.random.key(1), 16, LABELS)
+LABELS = jnp.asarray(np.arange(TOKENS) * 5 % VOCAB)
+SAMPLES = fixed_samples(VOCAB, LABELS, np.arange(16) ** 2 % VOCAB)
 LENGTHS = jnp.array([4, 0, 2, 1, 3, 4, 2, 1])
 _SOFTMAX = ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
 _LSTM = ((TOKENS, TIME, FEATURES), (FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,))
@@ -320,17 +321,24 @@ def compare(got, wanted, dtype, factor: float = 1.0, size: float = 1e-2) -> None
     assert_near(got, wanted, tolerance, size)
 
 
+def _coarser(dtype: str) -> float:
+    """How much a dtype's rounding is than float32's, if it is more."""
+    return max(1.0, float(jnp.finfo(dtype).eps / jnp.finfo(jnp.float32).eps))
+
+
 REFUSALS = (TypeError, ValueError, NotImplementedError, jax.errors.JAXTypeError)
 
 
 class Programs:
     """A function, and the programs of it that several experiments share."""
 
-    def __init__(self, function):
+    def __init__(self, function, by_key=False):
         # Functions of their own, so that no trace of another target is reused.
         self.function = lambda *arrays: function(*arrays)
         self.loss = lambda *arrays: scalar(function(*arrays))
         self.jitted = jax.jit(self.function)
+        # Op by op only a key depends on the arrays, and what draws by it is one program for all.
+        self.run = self.function if by_key else self.jitted
         self._gradients = {}
 
     def gradients(self, arrays):
@@ -353,7 +361,7 @@ def _gradient(loss, arrays):
 
 @cache
 def _programs(name: str) -> Programs:
-    return Programs(SUBJECTS[name].function)
+    return Programs(SUBJECTS[name].function, SUBJECTS[name].by_key)
 
 
 # Each experiment: (programs, arrays) -> None, or an AssertionError for a wrong number, or
@@ -426,16 +434,52 @@ def _mapped(maps, programs, arrays):
     for each in maps:
         function = each(function)
     factors = np.linspace(-1, 1, 2 ** len(maps), dtype=np.float32)
-    alone = [programs.jitted(*[factor * a for a in arrays]) for factor in factors]
+    alone = [programs.run(*[factor * a for a in arrays]) for factor in factors]
     got = jax.jit(function)(*[np.multiply.outer(factors.reshape(shape), a) for a in arrays])
     wanted = jax.tree.map(lambda *leaves: np.stack(leaves).reshape(shape + leaves[0].shape), *alone)
     compare(got, wanted, jnp.float32)
 
 
+def _together(names, narrow, widest, programs, arrays):
+    """In all of the maps at once, in the widest dtype, and by itself in each narrow one."""
+    shape = (2,) * len(names)
+    factors = np.linspace(-1, 1, 2 ** len(names), dtype=np.float32)
+    mapped = programs.function
+    for name in names:
+        mapped = _MAPS[name](mapped)
+    alone = [programs.run(*[factor * a for a in arrays]) for factor in factors]
+    wanted = {widest: jax.tree.map(lambda *ls: np.stack(ls).reshape(shape + ls[0].shape), *alone)}
+    inputs = {widest: [np.multiply.outer(factors.reshape(shape), a) for a in arrays]}
+    for name in narrow:
+        inputs[name] = [a.astype(jnp.dtype(name)) for a in arrays]
+        wanted[name] = programs.run(*[a.astype(np.float32) for a in inputs[name]])
+
+    @jax.jit
+    def program(inputs):
+        return {
+            name: (mapped if name == widest else programs.function)(*arrays)
+            for name, arrays in inputs.items()
+        }
+
+    with jax.enable_x64(widest == "float64"):
+        inputs[widest] = [a.astype(widest) for a in inputs[widest]]
+        got = jax.tree.map(np.asarray, program(inputs))
+    for name in inputs:
+        compare(got[name], wanted[name], jnp.float32, factor=_coarser(name))
+
+
 @cache
-def _in_all_maps(name: str) -> str:
-    """Whether the function goes into all three at once, and so into each."""
-    return _run(SUBJECTS[name], partial(_mapped, tuple(_MAPS.values())))
+def _go_together(name: str) -> tuple[str, ...]:
+    """The columns whose experiments pass in one program, and so each in its own; () if none do."""
+    subject = SUBJECTS[name]
+    narrow = () if subject.by_key else ("bfloat16", "float16")
+    widest = "float32" if subject.pallas else "float64"
+    # What is split over devices goes into the maps that are not.
+    for maps in (tuple(_MAPS), ("vmap", "scan")):
+        if _run(subject, partial(_together, maps, narrow, widest)) == YES:
+            # Of what draws by a key the values to compare with are those op by op.
+            return (*maps, *narrow, widest, *(("jit",) if subject.by_key else ()))
+    return ()
 
 
 _EXPERIMENTS = {
@@ -448,7 +492,7 @@ def transformation(subject: Subject, name: str) -> str:
     """Whether the transformation works, compared with the function as it is."""
     if name in ("grad", "jvp", "remat") and not subject.differentiable:
         return NONE
-    if name in _MAPS and _in_all_maps(subject.name) == YES:
+    if name in ("jit", *_MAPS) and name in _go_together(subject.name):
         return YES
     return _run(subject, _EXPERIMENTS[name])
 
@@ -461,19 +505,17 @@ def _run(subject: Subject, experiment) -> str:
 
 def dtype(subject: Subject, name: str) -> str:
     """Whether the function takes a dtype, compared with itself in float32 on the same numbers."""
+    if name != "float32" and name in _go_together(subject.name):
+        return YES
     with jax.enable_x64(name == "float64"):
         arrays = subject.arrays(name)
         same = [np.asarray(a, np.float32) for a in arrays]
     programs = _programs(subject.name)
-    # Op by op only a key depends on the arrays, and what draws by it is one program for all.
-    run = programs.function if subject.by_key else programs.jitted
     with _compiled_for(subject):
-        wanted = run(*same)
+        wanted = programs.run(*same)
 
     def experiment(programs, arrays):
-        coarser = max(jnp.finfo(name).eps, jnp.finfo(jnp.float32).eps)
-        got = run(*arrays)
-        compare(got, wanted, jnp.float32, factor=float(coarser / jnp.finfo(jnp.float32).eps))
+        compare(programs.run(*arrays), wanted, jnp.float32, factor=_coarser(name))
 
     with jax.enable_x64(name == "float64"), _compiled_for(subject):
         return _attempt(experiment, programs, arrays)

@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxnets.kernels import checked_loss, linear_softmax_cross_entropy
+from tests.exact_loss import exact_loss
 
 BATCH, FEATURES, VOCAB = (3, 4), 5, 11
 RANDOM = np.random.default_rng(0)
@@ -18,21 +19,27 @@ BY_CLASS[3] = 0
 BY_TOKEN = RANDOM.uniform(0.5, 2.0, BATCH)
 
 
-def by_torch(hidden, weight, by_class, by_token):
-    """The formula of ``torch.nn.CrossEntropyLoss(weight=)``: l_n = -w_(y_n) log p_(n, y_n)."""
-    logits = hidden @ weight.T
-    log_p = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    picked = jnp.take_along_axis(log_p, LABELS[..., None].astype(int), -1)[..., 0]
-    factors = by_token * by_class[LABELS.astype(int)]
-    return {
-        "none": -factors * picked,
-        "sum": -(factors * picked).sum(),
-        "mean": -(factors * picked).sum() / factors.sum(),
-    }
+def by_torch(reduction, waves):
+    """The formula of ``torch.nn.CrossEntropyLoss(weight=)``: l_n = -w_(y_n) log p_(n, y_n).
+
+    The losses, and the gradients of their sum by ``waves``: by hidden, weight, class and token.
+    """
+    losses, _, backward = exact_loss(HIDDEN, WEIGHT, LABELS)
+    labels = LABELS.astype(int)
+    products = BY_TOKEN * BY_CLASS[labels]
+    total = products.sum() if reduction == "mean" else 1.0
+    each = products * losses / total
+    value = each if reduction == "none" else each.sum()
+    mean = value if reduction == "mean" else 0.0
+    slopes = np.broadcast_to(waves, BATCH) * (losses - mean) / total  # by the products
+    of_class = np.bincount(labels.ravel(), (slopes * BY_TOKEN).ravel(), VOCAB)
+    gradients = backward(waves * products / total)[:2]
+    return value, (*gradients, of_class, slopes * BY_CLASS[labels])
 
 
-@pytest.mark.smoke
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "reduction", [pytest.param("mean", marks=pytest.mark.smoke), "sum", "none"]
+)
 def test_value_and_gradients(x64, reduction):
     def ours(hidden, weight, by_class, by_token):
         losses = linear_softmax_cross_entropy(
@@ -41,19 +48,16 @@ def test_value_and_gradients(x64, reduction):
         )  # fmt: skip
         return (losses * jnp.cos(jnp.arange(losses.size).reshape(losses.shape))).sum(), losses
 
-    def theirs(*arrays):
-        losses = by_torch(*arrays)[reduction]
-        return (losses * jnp.cos(jnp.arange(losses.size).reshape(losses.shape))).sum(), losses
-
     arrays = HIDDEN, WEIGHT, BY_CLASS, BY_TOKEN
-    got, wanted = (
-        jax.jit(jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True))(*arrays)
-        for loss in (ours, theirs)
-    )
-    for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(wanted[0]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-11)
+    (value, losses), gradients = jax.jit(
+        jax.value_and_grad(ours, (0, 1, 2, 3), has_aux=True)
+    )(*arrays)  # fmt: skip
+    waves = np.cos(np.arange(losses.size).reshape(losses.shape))
+    wanted, expected = by_torch(reduction, waves)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-11)
+    np.testing.assert_allclose(value, (wanted * waves).sum(), rtol=1e-11)
     of_class = np.bincount(LABELS.ravel(), minlength=VOCAB) > 0
-    for a, b in zip(got[1], wanted[1], strict=True):
+    for a, b in zip(gradients, expected, strict=True):
         # A weight of 0 leaves no trace, not the derivative by itself either.
         where = of_class & (BY_CLASS != 0) if b.shape == (VOCAB,) else np.ones(b.shape, bool)
         np.testing.assert_allclose(a[where], b[where], rtol=1e-9, atol=1e-12)
@@ -100,7 +104,8 @@ def test_on_an_explicit_mesh_without_a_sharding():
     got = jax.jit(
         lambda *a: linear_softmax_cross_entropy(*a, LABELS, class_weights=BY_CLASS)
     )(rows, WEIGHT.astype(np.float32))  # fmt: skip
-    wanted = by_torch(HIDDEN, WEIGHT, BY_CLASS, np.ones(BATCH))["mean"]
+    losses, _, _ = exact_loss(HIDDEN, WEIGHT, LABELS)
+    wanted = np.average(losses, weights=BY_CLASS[LABELS.astype(int)])
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 

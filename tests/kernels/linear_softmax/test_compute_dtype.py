@@ -17,7 +17,7 @@ from jaxnets.kernels import (
     linear_log_probs,
     linear_softmax_cross_entropy,
 )
-from tests.exact_loss import exact_loss
+from tests.exact_loss import exact_divergence, exact_log_probs, exact_loss
 
 BATCH, FEATURES, VOCAB = (2, 12), 16, 104
 TILES = Tiles(token_tile=8, vocab_tile=40)
@@ -89,8 +89,13 @@ EXACT = {
 
 
 def in_float32(loss):
-    if loss not in EXACT:
-        return gradient(loss, None)(HIDDEN, WEIGHT, BIAS)
+    if loss is log_probs:
+        (log_prob, entropy, _, _), backward = exact_log_probs(HIDDEN, WEIGHT, LABELS, BIAS)
+        return (WAVES * log_prob + entropy).sum(), backward(WAVES, 1)[:3]
+    if loss is divergence:
+        teacher = HIDDEN[::-1], WEIGHT[::-1], BIAS
+        losses, backward = exact_divergence("jsd", (HIDDEN, WEIGHT, BIAS), teacher)
+        return losses.mean(), backward(1 / LABELS.size)
     options, factors = EXACT[loss]
     losses, _, backward = exact_loss(HIDDEN, WEIGHT, LABELS, BIAS, **options)
     return (factors * losses).sum(), backward(factors)[:3]

@@ -1,6 +1,7 @@
 """A divergence, and the cross-entropy of labels from the same passes over the logits."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import Head, Tiles, TopKTeacher, linear_divergence
-from jaxnets.kernels.linear_softmax import reference
-from tests.kernels.linear_softmax.test_divergence import BATCH, plain, problem
+from tests.exact_loss import exact_divergence, exact_loss
+from tests.kernels.linear_softmax.test_divergence import BATCH, problem
 
 LABELS = np.array([[7, 1, 2, -9, 22], [5, 5, 0, 22, 13]], np.int8)
 EACH = np.linspace(0.5, 2.0, 10).reshape(BATCH)
@@ -52,7 +53,6 @@ def both_losses(case, student, teacher, **more):
     )  # fmt: skip
 
 
-@pytest.mark.smoke
 def test_value_and_gradients(x64):
     """Of any sum of the two; a token that is left out leaves no trace in either."""
     student, teacher = heads(np.float64)
@@ -61,25 +61,21 @@ def test_value_and_gradients(x64):
         found = both_losses(case, student, teacher)
         return 0.3 * found.divergence + 0.7 * found.cross_entropy
 
-    def theirs(case, *student):
-        kind, options, _ = case
-        whole = [(jnp.nan_to_num(h), w, b) for h, w, b in (student, teacher)]
+    found = jax.jit(
+        lambda *s: [jax.value_and_grad(partial(ours, case), (0, 1, 2))(*s) for case in CASES]
+    )(*student)
+    whole = [(np.nan_to_num(h), w, b) for h, w, b in (student, teacher)]
+    share = WEIGHTS * KEPT / (WEIGHTS * KEPT).sum()
+    hidden, weight, bias = whole[0]
+    losses, _, of_losses = exact_loss(hidden, weight, np.where(KEPT, LABELS, 0), bias)
+    for got, (kind, options, _) in zip(found, CASES, strict=True):
         kind = "forward" if kind == "record" else kind
-        divergences = plain(kind, *whole, **options)
-        hidden, weight, bias = whole[0]
-        losses, _ = reference.linear_softmax_cross_entropy(
-            hidden, weight, jnp.where(KEPT, LABELS, 0), bias=bias
-        )
-        counted = jnp.where(KEPT, WEIGHTS, 0)
-        return ((0.3 * divergences + 0.7 * losses) * counted).sum() / counted.sum()
-
-    def derived(loss, case):
-        return lambda *student: jax.value_and_grad(loss, (1, 2, 3))(case, *student)
-
-    found = jax.jit(lambda *s: [(derived(ours, c)(*s), derived(theirs, c)(*s)) for c in CASES])
-    for got, wanted in found(*student):
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(a, np.nan_to_num(b), rtol=1e-9, atol=1e-11)
+        divergences, of_divergences = exact_divergence(kind, *whole, **options)
+        value = ((0.3 * divergences + 0.7 * losses) * share).sum()
+        pairs = zip(of_divergences(0.3 * share), of_losses(0.7 * share), strict=False)
+        wanted = value, *(a + b for a, b in pairs)
+        for a, b in zip(jax.tree.leaves(got), wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
             assert np.isfinite(a).all()
 
 

@@ -1,7 +1,6 @@
 """``num_classes=``: what pads a table, be it a whole tile or a device's part, is no class."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
@@ -19,8 +18,7 @@ from jaxnets.kernels import (
     linear_softmax_cross_entropy,
     linear_top_k,
 )
-from jaxnets.kernels.linear_softmax import reference
-from tests.kernels.linear_softmax.test_divergence import plain as plain_divergence
+from tests.exact_loss import exact_divergence, exact_log_probs, exact_loss
 
 BATCH, FEATURES, CLASSES, ROWS = (2, 5), 4, 13, 24
 RANDOM = np.random.default_rng(0)
@@ -50,33 +48,37 @@ def losses(hidden, weight, bias):
     ]
 
 
-def plain(hidden, weight, bias):
-    """The same of the classes alone."""
-    labels = jnp.asarray(LABELS, int)
-    log_p = jax.nn.log_softmax(hidden @ weight.T / EACH[..., None])
-    picked = jnp.take_along_axis(log_p, labels[..., None], -1)[..., 0]
-    entropy = -(jnp.exp(log_p) * log_p).sum(-1)
-    teacher = HIDDEN, TEACHER[:CLASSES], jnp.zeros(CLASSES)
-    cross_entropy, _ = reference.linear_softmax_cross_entropy(hidden, weight, labels, bias=bias)
-    return [
-        reference.linear_softmax_cross_entropy(hidden, weight, labels, **SMOOTHED)[0].mean(),
-        (WAVES * picked + entropy).sum(),
-        (plain_divergence("jsd", (hidden, weight, bias), teacher) + cross_entropy).mean(),
-    ]
+def by_hand(hidden, weight, bias):
+    """The same of the classes alone, in NumPy, and the gradients of 1, 2 and 3 times them."""
+    shares = np.full(BATCH, 1 / LABELS.size)
+    found, gradients = [], []
+
+    def add(value, *gradient):
+        found.append(value)
+        gradients.append([len(found) * each for each in gradient])
+
+    losses, _, backward = exact_loss(hidden, weight, LABELS, **SMOOTHED)
+    add(losses.mean(), *backward(shares)[:2], 0)
+    (log_prob, entropy, _, _), backward = exact_log_probs(hidden, weight, LABELS, temperature=EACH)
+    add((WAVES * log_prob + entropy).sum(), *backward(WAVES, 1)[:2], 0)
+    teacher = HIDDEN, TEACHER[:CLASSES], np.zeros(CLASSES)
+    divergences, of_divergences = exact_divergence("jsd", (hidden, weight, bias), teacher)
+    losses, _, of_losses = exact_loss(hidden, weight, LABELS, bias)
+    both = zip(of_divergences(shares), of_losses(shares), strict=False)
+    add((divergences + losses).mean(), *(a + b for a, b in both))
+    return found, [sum(each) for each in zip(*gradients, strict=True)]
 
 
 def test_values_and_gradients(x64):
-    def mixed(function):
-        def loss(*arrays):
-            found = function(*arrays)
-            return sum(i * a for i, a in enumerate(found, 1)), found
+    def mixed(*arrays):
+        found = losses(*arrays)
+        return sum(i * a for i, a in enumerate(found, 1)), found
 
-        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)
-
-    (got, gradients), (wanted, expected) = jax.jit(
-        lambda h, w, b: (mixed(losses)(h, w, b), mixed(plain)(h, w[:CLASSES], b[:CLASSES]))
-    )(HIDDEN, TABLE, BIAS)
-    np.testing.assert_allclose(got[1], wanted[1], rtol=1e-11)
+    (_, got), gradients = jax.jit(jax.value_and_grad(mixed, (0, 1, 2), has_aux=True))(
+        HIDDEN, TABLE, BIAS
+    )
+    wanted, expected = by_hand(HIDDEN, TABLE[:CLASSES], BIAS[:CLASSES])
+    np.testing.assert_allclose(got, wanted, rtol=1e-11)
     for a, b in zip(gradients, expected, strict=True):
         np.testing.assert_allclose(a[: b.shape[0]], b, rtol=1e-9, atol=1e-11)
         assert not np.asarray(a[b.shape[0] :]).any()
@@ -87,17 +89,14 @@ def float32(*arrays):
 
 
 def test_on_pallas():
-    def loss(num_classes, implementation, hidden, weight, bias):
-        return linear_softmax_cross_entropy(
-            hidden, weight, LABELS, bias=bias, num_classes=num_classes, **SMOOTHED,
-            implementation=implementation,
-        )  # fmt: skip
-
     hidden, weight, bias = float32(HIDDEN, TABLE, BIAS)
     with compiling_for("gpu", interpret=True):
-        value = loss(CLASSES, "pallas", hidden, weight, bias)
-    wanted = loss(None, "tiled", hidden, weight[:CLASSES], bias[:CLASSES])
-    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+        value = linear_softmax_cross_entropy(
+            hidden, weight, LABELS, bias=bias, num_classes=CLASSES, **SMOOTHED,
+            implementation="pallas",
+        )  # fmt: skip
+    losses, _, _ = exact_loss(hidden, weight[:CLASSES], LABELS, bias[:CLASSES], **SMOOTHED)
+    np.testing.assert_allclose(value, losses.mean(), rtol=1e-5)
 
 
 def test_over_devices():
@@ -116,16 +115,12 @@ def test_over_devices():
         loss = linear_softmax_cross_entropy(hidden, weight, LABELS, **SMOOTHED, **options)
         return loss, (rank.above, best.ids)
 
-    def theirs(hidden, weight):
-        labels = jnp.asarray(LABELS, int)
-        return reference.linear_softmax_cross_entropy(hidden, weight, labels, **SMOOTHED)[0].mean()
-
     (loss, (above, ids)), gradients = jax.jit(
         jax.value_and_grad(ours, (0, 1), has_aux=True)
     )(hidden, weight)  # fmt: skip
-    wanted, expected = jax.jit(jax.value_and_grad(theirs, (0, 1)))(hidden, weight[:CLASSES])
-    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-    for a, b in zip(map(np.asarray, gradients), expected, strict=True):
+    losses, _, backward = exact_loss(hidden, weight[:CLASSES], LABELS, **SMOOTHED)
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
+    for a, b in zip(map(np.asarray, gradients), backward(1 / LABELS.size)[:2], strict=True):
         np.testing.assert_allclose(a[: b.shape[0]], b, rtol=1e-4, atol=1e-5)
         assert not a[b.shape[0] :].any()
     logits = hidden @ weight[:CLASSES].T + bias[:CLASSES]

@@ -40,8 +40,9 @@ def test_nobody_need_set_a_budget(sizes):
     assert taken <= 1.1 * max(few, min(whole, max(whole / 4, 100e6)))
 
 
-@pytest.mark.parametrize("memory_mb", [6, 25, 100])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("memory_mb", "dtype"), [(6, "float32"), (6, "bfloat16"), (25, "float32"), (100, "bfloat16")]
+)
 def test_a_budget_is_kept_to(memory_mb, dtype):
     loss = partial(linear_softmax_cross_entropy, tiles=Tiles(memory_mb=memory_mb))
     # The other would take more with a small budget: a float32 copy of the table's gradient.

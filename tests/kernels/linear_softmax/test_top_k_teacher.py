@@ -16,6 +16,7 @@ from jaxnets.kernels import (
     linear_divergence,
     linear_softmax_cross_entropy,
 )
+from tests.exact_loss import exact_loss, exact_top_k_divergence
 
 BATCH, FEATURES, VOCAB, K = (2, 5), 4, 24, 6
 RANDOM = np.random.default_rng(0)
@@ -33,23 +34,12 @@ TILES = Tiles(vocab_tile=7)  # the last one is moved back
 WAVES = np.cos(np.arange(10.0)).reshape(BATCH)
 
 
-def plain(hidden, weight, bias, ids, log_p, rest, temperature=1.0):
-    """[...], the KL of two distributions over k + 1 classes."""
-    logits = jnp.where(jnp.isneginf(bias), -jnp.inf, hidden @ weight.T + bias) / temperature
-    q = jax.nn.softmax(logits)
-    named = jnp.take_along_axis(q, ids, -1)
-    others = 1 - named.sum(-1)
-    last = jnp.where(rest == 0, 0, rest * (jnp.log(jnp.where(rest == 0, 1, rest) / others)))
-    return (jnp.exp(log_p) * (log_p - jnp.log(named))).sum(-1) + last
-
-
-@pytest.mark.parametrize("features_first", [False, True])
 @pytest.mark.parametrize(
-    "rest",
+    ("rest", "features_first"),
     [
-        pytest.param(None, id="missing"),
-        pytest.param(0.7 * REST, id="less", marks=pytest.mark.smoke),
-        pytest.param(0 * REST, id="none"),
+        pytest.param(None, False, id="missing"),
+        pytest.param(0.7 * REST, True, id="less", marks=pytest.mark.smoke),
+        pytest.param(0 * REST, False, id="none"),
     ],
 )
 def test_value_and_gradients(x64, rest, features_first):
@@ -65,16 +55,12 @@ def test_value_and_gradients(x64, rest, features_first):
         )
         return (losses * WAVES).sum()
 
-    def theirs(*student):
-        mass = REST if rest is None else rest
-        return (plain(*student, IDS, LOG_P, mass, 1.7) * WAVES).sum()
-
-    got, wanted = (
-        jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(hidden, weight, bias)
-        for loss in (ours, theirs)
-    )
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, np.nan_to_num(b), rtol=1e-9, atol=1e-11)
+    value, gradients = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(hidden, weight, bias)
+    mass = REST if rest is None else rest
+    losses, backward = exact_top_k_divergence((hidden, weight, bias), IDS, LOG_P, mass, 1.7)
+    wanted = (losses * WAVES).sum(), *backward(WAVES)
+    for a, b in zip((value, *gradients), wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
 def test_all_classes_on_record_are_the_whole_divergence(x64):
@@ -114,7 +100,7 @@ def test_padding_and_weight_0_leave_no_trace():
         return jax.value_and_grad(loss, (0, 1, 2, 3))(hidden, weight, bias, log_p)
 
     value, gradients = gradient(hidden, weight, bias, padded, filled)
-    losses = plain(*STUDENT, IDS, LOG_P, REST)
+    losses, _ = exact_top_k_divergence(STUDENT, IDS, LOG_P, REST)
     np.testing.assert_allclose(value, losses[weights].mean(), rtol=1e-5)
     assert all(np.isfinite(g).all() for g in gradients)
     assert not gradients[0][0, 1].any()
@@ -130,37 +116,38 @@ def test_padding_and_weight_0_leave_no_trace():
     assert np.isnan(gradient(hidden, weight, bias, padded, filled)[0])
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-def test_over_devices_and_in_few_bits(kind):
+FEW = 8 * float(jnp.finfo(jnp.bfloat16).eps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "rtol", "atol"),
+    [
+        (AxisType.Auto, {"tiles": Tiles(vocab_tile=4)}, 1e-4, 1e-6),
+        (AxisType.Explicit, {"compute_dtype": "bfloat16"}, FEW, 0.02),
+    ],
+)
+def test_over_devices_and_in_few_bits(kind, options, rtol, atol):
     mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind, kind))
     sharding = VocabSharding(mesh, "vocab", "data")
     teacher = TopKTeacher(IDS, *float32(LOG_P, REST))
-    (each,) = float32(1.5 + WAVES)
+    labels, (each,) = IDS[..., 0], float32(1.5 + WAVES)
 
-    def gradient(**options):
-        def loss(*student):
-            return sum(
-                linear_divergence(
-                    student,
-                    teacher,
-                    labels=IDS[..., 0],
-                    ignore_index=3,
-                    temperature=each,
-                    **options,
-                )
+    def loss(*student):
+        return sum(
+            linear_divergence(
+                student, teacher, labels=labels, ignore_index=3, temperature=each,
+                sharding=sharding, **options,
             )
+        )  # fmt: skip
 
-        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*float32(*STUDENT))
-
-    wanted = gradient()
-    few = 8 * float(jnp.finfo(jnp.bfloat16).eps)
-    for options, rtol, atol in (
-        ({"sharding": sharding, "tiles": Tiles(vocab_tile=4)}, 1e-4, 1e-6),
-        ({"sharding": sharding, "compute_dtype": "bfloat16"}, few, 0.02),
-    ):
-        got = gradient(**options)
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-            np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
+    got = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*float32(*STUDENT))
+    share = (labels != 3) / (labels != 3).sum()
+    losses, _, of_losses = exact_loss(*STUDENT[:2], labels, STUDENT[2])
+    divergences, of_divergences = exact_top_k_divergence(STUDENT, IDS, LOG_P, REST, each)
+    both = zip(of_losses(share), of_divergences(share), strict=False)
+    wanted = ((losses + divergences) * share).sum(), *(a + b for a, b in both)
+    for a, b in zip(jax.tree.leaves(got), wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
 def test_memory_is_that_of_a_loss_a_token():

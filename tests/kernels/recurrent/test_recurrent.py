@@ -123,17 +123,29 @@ VARIANTS = [
 
 @pytest.mark.parametrize(("kind", "marks", "options"), VARIANTS)
 def test_values_and_gradients_are_the_reference_s(x64, kind, marks, options):
+    """With NaN in the padding."""
     options = dict(options)
     if "recurrent_dropout" in options:
         options["key"] = jax.random.key(3)
     layer, *arrays = problem(kind, marks, batch=options.pop("batch", BATCH))
     plain = {k: v for k, v in options.items() if k not in ("chunk_size", "remat")}
     expected = jitted(layer, **plain, implementation="reference")(*arrays)
-    assert_close(jitted(layer, **options)(*arrays), expected)
+    assert_close(jitted(layer, **options)(*with_dirty_padding(layer, arrays)), expected)
+
+
+def with_dirty_padding(layer, arrays):
+    inputs, *others = arrays
+    marks, inside = layer.keywords, True
+    if "lengths" in marks:
+        inside = np.arange(inputs.shape[1]) < np.asarray(marks["lengths"])[:, None]
+    if "segment_ids" in marks:
+        inside = np.asarray(marks["segment_ids"]) != 0
+    return np.where(np.broadcast_to(inside, inputs.shape[:2])[..., None], inputs, np.nan), *others
 
 
 def test_the_reference_s_gradients_are_finite_differences(x64):
-    for kind in ("peepholes projection", "layer norm", "gru"):
+    """Where no other library's are at hand: those of PyTorch's layers are below."""
+    for kind in ("peepholes", "layer norm"):
         layer, *arrays = problem(kind, "lengths", batch=2, time=3)
         plain = functools.partial(layer, implementation="reference")
         assert_slopes(plain, arrays, 1e-6)
@@ -155,14 +167,14 @@ def flat(layers):
 @pytest.mark.parametrize(
     ("case", "implementation", "derive"),
     [
-        ("torch_lstm", "scan", True),
-        ("torch_projection", "scan", False),
-        pytest.param("torch_gru", "scan", False, marks=pytest.mark.smoke),
-        ("torch_projection", "reference", True),  # an LSTM too
-        ("torch_gru", "reference", True),  # whose gradients are the scan's
+        ("torch_lstm", "scan", False),  # the projection's: tests/layers
+        ("torch_gru", "scan", False),
+        # Whose gradients are the scan's.
+        ("torch_projection", "reference", True),
+        ("torch_gru", "reference", True),
     ],
 )
-def test_pytorch_s_packed_bidirectional_layers(x64, case, implementation, derive):
+def test_pytorch_s_packed_bidirectional_layers(x64, loops, case, implementation, derive):
     from_torch = convert.gru_from_torch if case == "torch_gru" else convert.lstm_from_torch
     inputs, lengths = jnp.asarray(FIGURES["inputs"]), jnp.asarray(FIGURES["lengths"])
 
@@ -207,11 +219,24 @@ def test_keras_s_masked_layer(case):
     np.testing.assert_allclose(h, FIGURES[f"{case}/hidden"], atol=1e-6)
 
 
+@functools.cache
+def padded_and_alone():
+    """A problem with lengths, and two of its rows by themselves, as the reference has them."""
+    layer, inputs, (c, h), weights = problem("lstm", "lengths")
+    lengths = layer.keywords["lengths"].tolist()
+    alone = {
+        row: jax.jit(functools.partial(lstm, implementation="reference"))(
+            inputs[row : row + 1, : lengths[row]], (c[row : row + 1], h[row : row + 1]), weights
+        )
+        for row in (1, 2)
+    }
+    return layer, lengths, inputs, (c, h), weights, alone
+
+
 @pytest.mark.parametrize("implementation", ["scan", "reference"])
 def test_padding_has_no_effect_and_leaves_no_trace(x64, implementation):
-    layer, inputs, (c, h), weights = problem("lstm", "lengths")
-    lengths = layer.keywords["lengths"]
-    padding = np.arange(TIME)[None, :, None] >= np.asarray(lengths)[:, None, None]
+    layer, lengths, inputs, (c, h), weights, alone = padded_and_alone()
+    padding = np.arange(TIME)[None, :, None] >= np.array(lengths)[:, None, None]
     dirty = np.where(padding, np.nan, inputs)
     both = jitted(layer, implementation=implementation)
     clean = both(np.where(padding, 0, inputs), (c, h), weights)
@@ -223,40 +248,35 @@ def test_padding_has_no_effect_and_leaves_no_trace(x64, implementation):
     # A length of 0 gives the initial carry back; any other, the carry at the row's own last step.
     np.testing.assert_array_equal(last[0][0], c[0])
     np.testing.assert_array_equal(last[1][0], h[0])
-    for row in (1, 2):
-        alone, (c_row, h_row) = lstm(
-            inputs[row : row + 1, : lengths[row]],
-            (c[row : row + 1], h[row : row + 1]),
-            weights,
-            implementation="reference",
-        )
+    for row, (own, (c_row, h_row)) in alone.items():
         assert_close(
             (outputs[row, : lengths[row]], last[0][row], last[1][row]),
-            (alone[0], c_row[0], h_row[0]),
+            (np.asarray(own)[0], np.asarray(c_row)[0], np.asarray(h_row)[0]),
         )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_packed_rows_equal_separate_sequences(x64, reverse):
-    weights = parameters()
-    sizes = [4, 1, 4]
     inputs = np.random.default_rng(2).normal(size=(1, 11, FEATURES))
-    segment_ids = jnp.array([[1] * 4 + [2] + [3] * 4 + [0] * 2])
-    outputs, _ = lstm(inputs, None, weights, segment_ids=segment_ids, reverse=reverse, chunk_size=3)
-    start = 0
-    for size in sizes:
-        alone, _ = lstm(
-            inputs[:, start : start + size], None, weights, reverse=reverse,
-            implementation="reference",
-        )  # fmt: skip
-        assert_close(outputs[:, start : start + size], alone)
-        start += size
-    assert not np.asarray(outputs)[:, start:].any()
+    segment_ids = np.array([[1] * 4 + [2] + [3] * 4 + [0] * 2])
+
+    @jax.jit
+    def both(inputs, weights):
+        packed = lstm(
+            inputs, None, weights, segment_ids=segment_ids, reverse=reverse, chunk_size=3
+        ).outputs
+        alone = functools.partial(lstm, reverse=reverse, implementation="reference")
+        fours = jnp.concatenate([inputs[:, :4], inputs[:, 5:9]])
+        return packed, alone(fours, None, weights).outputs, alone(inputs[:, 4:5], None, weights)[0]
+
+    packed, (first, third), (second,) = map(np.asarray, both(inputs, parameters()))
+    assert_close(packed[0, :9], np.concatenate([first, second, third]))
+    assert not packed[0, 9:].any()
 
 
 # The reset before the matmul, with a mask: test_recurrent_options.py.
 @pytest.mark.parametrize(("kind", "marks"), [("lstm", "segments"), ("gru", None)])
-def test_second_derivatives(x64, kind, marks):
+def test_second_derivatives(x64, loops, kind, marks):
     """Of the fast path too: its gradient is differentiated by way of the plain loop."""
     layer, inputs, carry, weights = problem(kind, marks, batch=3, time=5)
 
@@ -274,13 +294,14 @@ def test_second_derivatives(x64, kind, marks):
 
 
 def test_forward_mode_is_the_reference_s(x64):
-    layer, inputs, carry, weights = problem("lstm", "lengths", batch=3, time=5)
+    layer, inputs, carry, weights = problem("lstm", "lengths", batch=3, time=11)
     tangents = jax.tree.map(lambda w: np.ones(w.shape), weights)
 
     def outputs(implementation):
         return lambda weights: layer(inputs, carry, weights, implementation=implementation)[0]
 
-    _, forward = jax.jvp(outputs("reference"), (weights,), (tangents,))
+    plain = outputs("reference")
+    _, forward = jax.jit(lambda weights: jax.jvp(plain, (weights,), (tangents,)))(weights)
     step, scanned = 1e-6, jax.jit(outputs("scan"))
     moved = [jax.tree.map(lambda w, s=s: np.asarray(w) + s, weights) for s in (step, -step)]
     ends = [np.asarray(scanned(weights)) for weights in moved]
@@ -290,7 +311,7 @@ def test_forward_mode_is_the_reference_s(x64):
 
 
 def test_vmap_equals_a_loop(x64):
-    layer, inputs, carry, weights = problem("lstm", "lengths", batch=4, time=5)
+    layer, inputs, carry, weights = problem("lstm", "lengths", batch=4, time=9)
     several = np.stack([inputs, 2 * np.asarray(inputs)])
     gradient = jax.jit(lambda inputs: value_and_gradients(layer, inputs, carry, weights))
     batched = jax.jit(jax.vmap(gradient))(several)
@@ -298,20 +319,24 @@ def test_vmap_equals_a_loop(x64):
         assert_close(jax.tree.map(lambda a, i=i: np.asarray(a)[i], batched), gradient(several[i]))
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_half_precision_is_accumulated_in_float32(kind):
-    layer, *_ = problem(kind, dtype=jnp.float32)
-    both, plain = jitted(layer), jitted(layer, implementation="reference")
-    for dtype in (jnp.bfloat16, jnp.float16):
-        _, *arrays = problem(kind, dtype=dtype)
-        results, gradients = both(*arrays)
-        expected = plain(*jax.tree.map(lambda a: np.asarray(a, np.float32), arrays))
-        assert results[0].dtype == dtype
-        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(results[1]))
-        # h is rounded at each step and the gates' gradients once: a few units in the last place
-        # each, which the contraction of the gates keeps from adding up over more than about four
-        # steps.
-        assert_near((results, gradients), expected, 4 * float(jnp.finfo(dtype).eps))
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("lstm", jnp.bfloat16), ("gru", jnp.float16), ("lstm", jnp.float16),
+                        ("gru", jnp.bfloat16)]
+)  # fmt: skip
+def test_half_precision_is_accumulated_in_float32(kind, dtype):
+    """Each kind and each dtype has its gradients here, and every two of them their values."""
+    layer, *arrays = problem(kind, dtype=dtype)
+    derive = (kind, dtype) in (("lstm", jnp.bfloat16), ("gru", jnp.float16))
+    run = functools.partial(value_and_gradients, layer) if derive else layer
+    found = jax.jit(run)(*arrays)
+    wide = jax.tree.map(lambda a: np.asarray(a, np.float32), arrays)
+    expected = jax.jit(functools.partial(run, implementation="reference"))(*wide)
+    outputs, carry = found[0] if derive else found
+    assert outputs.dtype == dtype
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(carry))
+    # h is rounded at each step and the gates' gradients once: a few units in the last place each,
+    # which the contraction of the gates keeps from adding up over more than about four steps.
+    assert_near(found, expected, 4 * float(jnp.finfo(dtype).eps))
 
 
 def test_dropout_is_unbiased_and_the_same_at_each_step():
@@ -323,11 +348,12 @@ def test_dropout_is_unbiased_and_the_same_at_each_step():
     rows, share = 4000, 0.25
     big = 100.0
     # i = o = 1 and f = 0, so c = tanh(g) = tanh(h * mask), near the mask's 0 or tanh(1 / 0.75).
-    bias = jnp.array([big, -big, 0.0, big])
-    weights = LSTMParameters(jnp.zeros((1, 4)), jnp.array([[0.0, 0, 1, 0]]), bias)
-    outputs, _ = lstm(
-        np.zeros((rows, 6, 1), np.float32), (np.zeros((rows, 1)), np.ones((rows, 1))), weights,
-        recurrent_dropout=share, key=jax.random.key(0),
+    bias = np.float32([big, -big, 0, big])
+    weights = LSTMParameters(np.zeros((1, 4), np.float32), np.float32([[0, 0, 1, 0]]), bias)
+    layer = jax.jit(functools.partial(lstm, recurrent_dropout=share))
+    outputs, _ = layer(
+        np.zeros((rows, 11, 1), np.float32), (np.zeros((rows, 1)), np.ones((rows, 1))), weights,
+        key=jax.random.key(0),
     )  # fmt: skip
     outputs = np.asarray(outputs)[:, :, 0]
     masks = np.arctanh(np.arctanh(outputs[:, 0]))  # h = tanh(c)
@@ -343,18 +369,25 @@ def test_dropout_between_layers(x64):
     dropping = jax.jit(functools.partial(recurrent_layers, dropout=0.5))
     both = [dropping(inputs, None, layers, key=jax.random.key(seed))[0] for seed in (0, 0, 1)]
     dropped, again, other = map(np.asarray, both)
-    lower, _ = recurrent_layers(
-        inputs, None, layers[:1], dropout=0.5, key=jax.random.key(0)
-    )  # none after the last layer
-    plain = recurrent_layers(inputs, None, layers[:1])[0]
+
+    @jax.jit
+    def others(inputs, layers):
+        lower, _ = recurrent_layers(
+            inputs, None, layers[:1], dropout=0.5, key=jax.random.key(0)
+        )  # none after the last layer
+        plain = recurrent_layers(inputs, None, layers[:1])[0]
+        return lower, plain, lstm(plain, None, *layers[1])[0]
+
+    lower, plain, upper = others(inputs, layers)
     assert (dropped == again).all()
     assert not np.allclose(dropped, other)
     assert_close(lower, plain)
-    assert not np.allclose(dropped, lstm(plain, None, *layers[1])[0])
+    assert not np.allclose(dropped, upper)
 
 
 def test_carries_continue_a_sequence(x64):
-    layer, inputs, carry, weights = problem("projection", time=12)
+    layer, inputs, carry, weights = problem("projection", time=22)
+    layer = jax.jit(layer)
     first, second = np.split(np.asarray(inputs), 2, axis=1)  # of one shape: one program
     whole, last = layer(inputs, carry, weights)
     first, middle = layer(first, carry, weights)
@@ -370,7 +403,7 @@ def test_truncation_cuts_the_gradient_and_nothing_else(x64):
         return results[0][:, -1].sum(), results
 
     (_, results), d_inputs = jax.jit(jax.value_and_grad(last_output, has_aux=True))(inputs)
-    assert_close(results, layer(inputs, carry, weights))
+    assert_close(results, jax.jit(layer)(inputs, carry, weights))
     reached = np.abs(d_inputs).max((0, 2)) > 0
     assert reached.tolist() == [False] * 12 + [True]  # the last window holds the last step alone
 
@@ -427,9 +460,9 @@ def gradient_memory(layer, batch, time, features, hidden, **options):
 
 def test_long_sequences_need_a_twentieth_of_the_memory():
     kept = gradient_memory(lstm, 8, 17_989, 12, 128, remat=False)
-    for time in (18_000, 17_989):  # the other is a prime: no chunk divides it
-        assert gradient_memory(lstm, 8, time, 12, 128, remat=True) * 20 < kept
-        assert gradient_memory(lstm, 8, time, 12, 128) * 20 < kept  # and that is what is chosen
+    assert gradient_memory(lstm, 8, 18_000, 12, 128, remat=True) * 20 < kept
+    # What is chosen, of a prime time, which no chunk divides.
+    assert gradient_memory(lstm, 8, 17_989, 12, 128) * 20 < kept
 
 
 def test_no_carry_is_stacked_without_a_gradient():

@@ -1,15 +1,22 @@
 """Bad input to a recurrent layer: the error names the argument, what was given and what is due."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters, gru, lstm, recurrent_layers
 
 pytestmark = pytest.mark.usefixtures("users_checks")
 
-PARAMETERS = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.ones(8))
-GRU_PARAMETERS = GRUParameters(jnp.ones((3, 6)), jnp.ones((2, 6)), jnp.ones(6), jnp.ones(6))
-INPUTS = jnp.ones((2, 4, 3))
+
+def ones(shape, dtype=jnp.float32):
+    """``jnp.ones`` without a program for each shape."""
+    return jnp.asarray(np.ones(shape, dtype))
+
+
+PARAMETERS = LSTMParameters(ones((3, 8)), ones((2, 8)), ones(8))
+GRU_PARAMETERS = GRUParameters(ones((3, 6)), ones((2, 6)), ones(6), ones(6))
+INPUTS = ones((2, 4, 3))
 
 
 def call(**options):
@@ -23,19 +30,19 @@ def changed(**fields):
 
 CASES = [
     (
-        {"inputs": jnp.ones((2, 4))},
+        {"inputs": ones((2, 4))},
         ValueError,
         r"inputs must be \[batch, time, features\].*\(2, 4\)",
     ),
-    ({"inputs": jnp.ones((2, 3, 4))}, ValueError, r"look like \[batch, features, time\]"),
-    ({"inputs": jnp.ones((2, 4))}, ValueError, "for one sequence.* give batched=False"),
+    ({"inputs": ones((2, 3, 4))}, ValueError, r"look like \[batch, features, time\]"),
+    ({"inputs": ones((2, 4))}, ValueError, "for one sequence.* give batched=False"),
     (
         {"batched": False},
         ValueError,
         r"must be \[time, features\] with batched=False.*leave batched",
     ),
     (
-        {"inputs": jnp.ones((3, 4)), "batched": False},
+        {"inputs": ones((3, 4)), "batched": False},
         ValueError,
         r"look like \[features, time\]",
     ),
@@ -44,16 +51,16 @@ CASES = [
         ValueError,
         r"lengths must be \[batch\] = \(2,\), got shape \(4,\); time first.* is time_first=True",
     ),
-    ({"mask": jnp.ones((4, 2), bool)}, ValueError, r"mask must be .* = \(2, 4\).*time_first=True"),
+    ({"mask": ones((4, 2), bool)}, ValueError, r"mask must be .* = \(2, 4\).*time_first=True"),
     (
-        {"mask": jnp.ones((2, 4), bool), "time_first": True, "inputs": jnp.ones((4, 2, 3))},
+        {"mask": ones((2, 4), bool), "time_first": True, "inputs": ones((4, 2, 3))},
         ValueError,
         r"mask must be \[time, batch\] = \(4, 2\)",
     ),
     ({"mask": [[1, 2, 0, 1]] * 2}, ValueError, "mask must hold booleans, or 0 and 1, got 2"),
     ({"mask": [["yes"] * 4] * 2}, TypeError, "mask must be booleans, got dtype"),
     (
-        {"mask": jnp.ones((2, 4), bool), "segment_ids": jnp.ones((2, 4), int)},
+        {"mask": ones((2, 4), bool), "segment_ids": ones((2, 4), int)},
         ValueError,
         "segment_ids must be left out with mask",
     ),
@@ -62,30 +69,30 @@ CASES = [
         ValueError,
         "masked_outputs must be 'zero' or 'repeat', got 'last'",
     ),
-    ({"carry": jnp.ones((2, 2))}, TypeError, r"carry must be a pair \(c, h\) for lstm.*gru takes"),
-    ({"carry": jnp.ones((2, 2, 2))}, TypeError, r"got an array of shape \(2, 2, 2\)"),
+    ({"carry": ones((2, 2))}, TypeError, r"carry must be a pair \(c, h\) for lstm.*gru takes"),
+    ({"carry": ones((2, 2, 2))}, TypeError, r"got an array of shape \(2, 2, 2\)"),
     ({"seq_lengths": jnp.array([1, 2])}, TypeError, "'seq_lengths'; did you mean lengths"),
     ({"sequence_length": jnp.array([1, 2])}, TypeError, "did you mean lengths"),
     ({"initial_carry": None}, TypeError, "did you mean carry"),
     ({"length": jnp.array([1, 2])}, TypeError, "did you mean lengths"),
     ({"nonsense": 1}, TypeError, "lstm has no argument 'nonsense'$"),
     ({"truncate_steps": 2.0}, TypeError, "truncate_steps must be an integer, got 2.0"),
-    ({"inputs": jnp.ones((2, 4, 3), int)}, TypeError, "inputs must be floating point, got int32"),
-    ({"carry": (jnp.ones((2, 2)), jnp.ones((1, 2)))}, ValueError, r"carry\[1\].*= \(2, 2\)"),
-    ({"carry": (jnp.ones((2, 2), int), jnp.ones((2, 2)))}, TypeError, r"carry\[0\].*int32"),
-    (changed(input_kernel=jnp.ones((3, 7))), ValueError, r"\[features, 4 \* hidden\].*\(3, 7\)"),
-    (changed(input_kernel=jnp.ones((8, 3))), ValueError, "it looks transposed"),
-    (changed(recurrent_kernel=jnp.ones((3, 8))), ValueError, r"recurrent_kernel.*\(2, 8\)"),
-    (changed(bias=jnp.ones(7)), ValueError, r"bias must be .* = \(8,\)"),
-    (changed(projection=jnp.ones((3, 2))), ValueError, r"projection must be .* = \(2, 2\)"),
-    (changed(peepholes=jnp.ones((2, 2))), ValueError, r"peepholes must be .* = \(3, 2\)"),
+    ({"inputs": ones((2, 4, 3), int)}, TypeError, "inputs must be floating point, got int32"),
+    ({"carry": (ones((2, 2)), ones((1, 2)))}, ValueError, r"carry\[1\].*= \(2, 2\)"),
+    ({"carry": (ones((2, 2), int), ones((2, 2)))}, TypeError, r"carry\[0\].*int32"),
+    (changed(input_kernel=ones((3, 7))), ValueError, r"\[features, 4 \* hidden\].*\(3, 7\)"),
+    (changed(input_kernel=ones((8, 3))), ValueError, "it looks transposed"),
+    (changed(recurrent_kernel=ones((3, 8))), ValueError, r"recurrent_kernel.*\(2, 8\)"),
+    (changed(bias=ones(7)), ValueError, r"bias must be .* = \(8,\)"),
+    (changed(projection=ones((3, 2))), ValueError, r"projection must be .* = \(2, 2\)"),
+    (changed(peepholes=ones((2, 2))), ValueError, r"peepholes must be .* = \(3, 2\)"),
     (
-        changed(layer_norm=LayerNorm(*(jnp.ones(8),) * 4)),
+        changed(layer_norm=LayerNorm(*(ones(8),) * 4)),
         ValueError,
         r"layer_norm.memory must be .* = \(2,\)",
     ),
     (
-        changed(peepholes=jnp.ones((3, 2)), layer_norm=LayerNorm(*(jnp.ones(8),) * 4)),
+        changed(peepholes=ones((3, 2)), layer_norm=LayerNorm(*(ones(8),) * 4)),
         ValueError,
         "must not both be given",
     ),
@@ -93,14 +100,14 @@ CASES = [
     ({"lengths": jnp.array([1])}, ValueError, r"lengths must be \[batch\] = \(2,\)"),
     ({"lengths": jnp.array([1, 5])}, ValueError, r"\[0, time\] = \[0, 4\], got 5"),
     ({"lengths": jnp.array([-1, 2])}, ValueError, "got -1"),
-    ({"segment_ids": jnp.ones((2, 3), int)}, ValueError, r"segment_ids must be .* = \(2, 4\)"),
+    ({"segment_ids": ones((2, 3), int)}, ValueError, r"segment_ids must be .* = \(2, 4\)"),
     (
-        {"segment_ids": jnp.ones((2, 4))},
+        {"segment_ids": ones((2, 4))},
         TypeError,
         "segment_ids must be integers, got dtype float32",
     ),
     (
-        {"segment_ids": jnp.ones((2, 4), int), "lengths": jnp.array([1, 2])},
+        {"segment_ids": ones((2, 4), int), "lengths": jnp.array([1, 2])},
         ValueError,
         "lengths must be left out with segment_ids",
     ),
@@ -127,13 +134,13 @@ def test_lstm(options, error, message):
 
 def test_gru():
     with pytest.raises(ValueError, match=r"carry must be .* = \(2, 2\), got shape \(2, 3\)"):
-        gru(INPUTS, jnp.ones((2, 3)), GRU_PARAMETERS)
+        gru(INPUTS, ones((2, 3)), GRU_PARAMETERS)
     with pytest.raises(TypeError, match=r"carry must be one array h for gru.*a pair \(c, h\)"):
-        gru(INPUTS, (jnp.ones((2, 2)), jnp.ones((2, 2))), GRU_PARAMETERS)
+        gru(INPUTS, (ones((2, 2)), ones((2, 2))), GRU_PARAMETERS)
     with pytest.raises(TypeError, match="gru has no argument 'seq_lengths'; did you mean lengths"):
         gru(INPUTS, None, GRU_PARAMETERS, seq_lengths=[1, 2])
     with pytest.raises(ValueError, match="recurrent_bias"):
-        gru(INPUTS, None, GRU_PARAMETERS._replace(recurrent_bias=jnp.ones(3)))
+        gru(INPUTS, None, GRU_PARAMETERS._replace(recurrent_bias=ones(3)))
 
 
 def test_layers():

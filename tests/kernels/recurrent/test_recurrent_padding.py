@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import GRUParameters, LSTMParameters, compiling_for, gru, lstm
-from jaxnets.kernels.recurrent import reference
+from jaxnets.kernels.recurrent import reference, xla_chunk
+from jaxnets.kernels.recurrent.padding import Given, padding_of
 from tests.inputs import INTEGER_TYPES
 from tests.near import assert_near
+from tests.traced import traced
 
 BATCH, TIME, FEATURES, HIDDEN = 5, 7, 3, 4
 KINDS = {"lstm": lstm, "gru": gru}
@@ -94,18 +96,22 @@ def by_steps(kind, mask, ids, reverse, repeat, inputs, carry, parameters):
     return jnp.swapaxes(outputs, 0, 1), state if kind == "lstm" else state[0]
 
 
+# The way there and back through padding is one for all implementations, of which each meets every
+# kind of marks here, or without padding in front in the tests of its own.
 @pytest.mark.parametrize(
-    ("kind", "marks", "reverse", "masked_outputs"),
+    ("kind", "marks", "reverse", "masked_outputs", "implementations"),
     [
-        ("lstm", "mask", True, "repeat"),
-        ("gru", "mask", False, "zero"),
-        ("lstm", "segment_ids", False, "zero"),
-        ("gru", "segment_ids", True, "repeat"),
-        ("gru", "lengths", False, "repeat"),
+        ("lstm", "mask", True, "repeat", ["scan", "pallas"]),
+        ("gru", "mask", False, "zero", ["reference"]),
+        ("lstm", "segment_ids", False, "zero", ["reference", "pallas"]),
+        ("gru", "segment_ids", True, "repeat", ["scan"]),
+        ("gru", "lengths", False, "repeat", ["scan"]),
     ],
 )
-def test_padding_anywhere(kind, marks, reverse, masked_outputs):
-    """Values and gradients, in every implementation, one eagerly too; NaN in the padding."""
+def test_padding_anywhere(kind, marks, reverse, masked_outputs, implementations, monkeypatch):
+    """Values and gradients; NaN in the padding. Of the scan the second's loop is no loop."""
+    if marks == "segment_ids":
+        monkeypatch.setattr(xla_chunk, "UNROLLED", 0)
     mask = np.arange(TIME) < np.array([7, 3, 0, 1, 5])[:, None] if marks == "lengths" else MASK
     arrays = problem(kind)
     plain = functools.partial(
@@ -115,19 +121,14 @@ def test_padding_anywhere(kind, marks, reverse, masked_outputs):
     wanted = jitted(plain)(arrays)
     dirty = np.where(mask[:, :, None], arrays[0], np.float32(np.nan)), *arrays[1:]
     given = {"mask": mask, "segment_ids": IDS, "lengths": mask.sum(1)}[marks]
-    for name in IMPLEMENTATIONS[: 3 if kind == "lstm" else 2]:
-
-        def layer(*arrays, name=name, given=given):
-            return KINDS[kind](
-                *arrays, **{marks: given}, reverse=reverse, masked_outputs=masked_outputs,
-                implementation=name,
-            )  # fmt: skip
-
+    for name in implementations:
+        layer = functools.partial(
+            KINDS[kind], **{marks: given}, reverse=reverse, masked_outputs=masked_outputs,
+            implementation=name,
+        )  # fmt: skip
         platform = ("tpu" if reverse else "gpu") if name == "pallas" else "cpu"
         with compiling_for(platform, interpret=name == "pallas"):
             assert_near(jitted(layer)(dirty), wanted, 1e-5)
-            if name == "scan" and kind == "lstm":
-                assert_near(layer(*dirty), wanted[0], 1e-5)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -137,35 +138,59 @@ def test_lengths_of_any_type(implementation):
     inputs = normal(6, 2, 300, FEATURES)
     pallas = implementation == "pallas"
 
-    def run(lengths):
-        layer = functools.partial(lstm, lengths=lengths, implementation=implementation)
-        return value_and_gradients(layer, (inputs, carry, parameters))
+    def run(lengths, *arrays):
+        return lstm(*arrays, lengths=lengths, implementation=implementation)
 
+    arrays = inputs, carry, parameters
     with compiling_for("tpu" if pallas else "cpu", interpret=pallas):
-        wanted = run([100, 7])
-        reached = np.abs(wanted[1][0]).max(2) > 0
-        assert reached.sum(1).tolist() == [100, 7]
-        jitted = jax.jit(lambda n: lstm(inputs, carry, parameters, lengths=n))
+        wanted = traced(functools.partial(run, [100, 7]), *arrays)
         for dtype in INTEGER_TYPES:
             given = np.array([100, 7], dtype)
-            assert_near(run(given), wanted, 1e-6)
-            if implementation == "scan" and dtype in ("int8", "uint8", "uint32"):
-                assert_near(jitted(given), wanted[0], 1e-6)
+            assert traced(functools.partial(run, given), *arrays) == wanted
+    if implementation == "scan":
+        known = np.asarray(jax.jit(functools.partial(run, [100, 7]))(*arrays).outputs)
+        assert (known != 0).any(2).sum(1).tolist() == [100, 7]
+        several = [np.array([100, 7], dtype) for dtype in ("int8", "uint8", "uint32")]
+        for found in jax.jit(lambda *given: [run(n, *arrays).outputs for n in given])(*several):
+            assert_near(found, known, 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_marks_of_any_type(kind):
-    inputs, carry, parameters = problem(kind)
-    run = functools.partial(KINDS[kind], inputs, carry, parameters, implementation="reference")
-    ids, mask = run(segment_ids=IDS), run(mask=MASK)
-    for dtype in INTEGER_TYPES:  # each with both kinds, and with both marks
-        if kind == "lstm":
-            assert_near(run(segment_ids=IDS.astype(dtype)), ids, 1e-6)
-        else:
-            assert_near(run(mask=MASK.astype(dtype)), mask, 1e-6)
-    assert_near(run(segment_ids=IDS.tolist()), ids, 1e-6)
-    for given in (MASK.tolist(), MASK.astype(np.float32), MASK.astype(int).tolist()):
-        assert_near(run(mask=given), mask, 1e-6)
+    arrays = problem(kind)
+
+    def run(**marks):
+        layer = functools.partial(KINDS[kind], implementation="reference", **marks)
+        return traced(layer, *arrays)
+
+    ids = run(segment_ids=IDS)
+    for dtype in INTEGER_TYPES:
+        assert run(segment_ids=IDS.astype(dtype)) == ids
+    assert run(segment_ids=IDS.tolist()) == ids
+    assert run(mask=MASK.tolist()) == run(mask=MASK)
+    ones = run(mask=MASK.astype(int).tolist())
+    assert run(mask=MASK.astype(int)) == ones
+
+    @jax.jit
+    def by_masks(*arrays):
+        masks = MASK, MASK.astype(int), MASK.astype(np.float32)
+        return [KINDS[kind](*arrays, mask=mask, implementation="reference") for mask in masks]
+
+    wanted, *found = by_masks(*arrays)
+    assert_near(found, [wanted] * 2, 1e-6)
+
+
+def test_steps_that_count_by_masks_of_any_type():
+    masks = [MASK.astype(dtype) for dtype in (*INTEGER_TYPES, "float16", "float32")]
+
+    @jax.jit
+    def paddings(*masks):
+        return [padding_of(Given(mask=mask), TIME, reverse=False) for mask in masks]
+
+    wanted, *found = paddings(MASK, *masks)
+    for padding in found:
+        assert not padding.wrong.any()
+        jax.tree.map(np.testing.assert_array_equal, padding._replace(wrong=None), wanted)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +202,7 @@ def test_marks_of_any_type(kind):
         if (kind, name) != ("gru", "pallas")
     ],
 )
-def test_what_only_values_tell_is_nan_under_jit(kind, implementation):
+def test_what_only_values_tell_is_nan_under_jit(loops, kind, implementation):
     """In that row's outputs and carry, and in the scan's gradients; other rows are as they were."""
     inputs, carry, parameters = problem(kind)
     pallas = implementation == "pallas"
@@ -218,7 +243,7 @@ def test_empty_input(kind, number, batch, time):
         options = {"implementation": name} | marks[(number + each) % 3]
         with compiling_for("tpu" if name == "pallas" else "cpu", interpret=name == "pallas"):
             layer = functools.partial(KINDS[kind], **options)
-            (outputs, carry), gradients = value_and_gradients(layer, arrays)
+            (outputs, carry), gradients = jitted(layer)(arrays)
         assert outputs.shape == (batch, time, HIDDEN)
         jax.tree.map(np.testing.assert_array_equal, carry, arrays[1])
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients[2]))

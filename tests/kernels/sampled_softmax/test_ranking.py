@@ -10,24 +10,24 @@ import pytest
 from scipy import special
 
 from jaxnets.kernels import (
-    LogUniform,
     Samples,
     bpr_loss,
     bpr_max_loss,
-    draw_samples,
     gather_rows,
     gbce_loss,
     negative_sampling_loss,
 )
-from jaxnets.kernels.sampled_softmax import reference
 from jaxnets.kernels.sampled_softmax.xla_ranking import bpr_max, ranking
+from tests.fixed_samples import fixed_samples
+from tests.inputs import changed
 from tests.kernels.sampled_softmax.test_sampled_left_out import arrays, drawn, gradients, same
+from tests.sampled_losses import sampled_loss
 
 LOSSES = [gbce_loss, bpr_loss, bpr_max_loss]
-PAIRS = {
-    "gbce": (gbce_loss, reference.generalized_bce, {"calibration": 0.4}),
-    "bpr": (bpr_loss, reference.bpr, {}),
-    "bpr-max": (bpr_max_loss, reference.bpr_max, {"score_regularization": 0.3}),
+KINDS = {
+    "gbce": (gbce_loss, {"calibration": 0.4}),
+    "bpr": (bpr_loss, {}),
+    "bpr-max": (bpr_max_loss, {"score_regularization": 0.3}),
 }
 
 
@@ -36,7 +36,7 @@ PAIRS = {
     ("num_true", "per_token", "remove_accidental_hits"),
     [(1, False, True), (1, True, False), (3, False, False), (3, True, True)],
 )
-def test_losses_equal_the_reference(x64, num_true, per_token, remove_accidental_hits):
+def test_losses_equal_the_equation(x64, num_true, per_token, remove_accidental_hits):
     """Value and gradients, of hidden, weight, bias and the tokens' weights."""
     draw = np.random.default_rng(0)
     hidden, weight, bias = (draw.normal(size=shape) for shape in ((7, 5), (30, 5), (30,)))
@@ -45,30 +45,29 @@ def test_losses_equal_the_reference(x64, num_true, per_token, remove_accidental_
     ids[..., 0] = labels[:, 0] if per_token else labels[0, 0]  # hits
     own = labels if num_true > 1 else labels[:, 0]
     samples = Samples.from_candidates(ids, own)
-    functions = []
-    for ours, theirs, options in PAIRS.values():
-        options = {**options, "remove_accidental_hits": remove_accidental_hits}
-
-        def actual(h, w, b, weights, ours=ours, options=options):
-            return ours(h, w, own, samples, bias=b, token_weights=weights, **options)
-
-        def expected(h, w, b, weights, theirs=theirs, options=options):
-            losses = theirs(h, w, jnp.asarray(labels), samples, bias=b, **options)
-            return (losses * weights).sum() / weights.sum()
-
-        functions += [actual, expected]
+    hits = {"remove_accidental_hits": remove_accidental_hits}
 
     @jax.jit
     def derived(*arrays):
-        return [jax.value_and_grad(f, (0, 1, 2, 3))(*arrays) for f in functions]
+        found = {}
+        for kind, (loss, options) in KINDS.items():
 
-    found = derived(*map(jnp.asarray, (hidden, weight, bias, weights)))
-    # A few roundings of float64 in sums of tens of terms of size 1.
-    jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13),
-        found[::2],
-        found[1::2],
-    )
+            def value(h, w, b, weights, loss=loss, options=options):
+                options = {**options, **hits}
+                return loss(h, w, own, samples, bias=b, token_weights=weights, **options)
+
+            found[kind] = jax.value_and_grad(value, (0, 1, 2, 3))(*arrays)
+        return found
+
+    for kind, found in derived(hidden, weight, bias, weights).items():
+        options = {**KINDS[kind][1], **hits}
+        losses, backward = sampled_loss(kind, hidden, weight, own, samples, bias, **options)
+        value, factors = (losses * weights).sum() / weights.sum(), weights / weights.sum()
+        wanted = value, (*backward(factors), (losses - value) / weights.sum())
+        # A few roundings of float64 in sums of tens of terms of size 1.
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13), found, wanted
+        )
 
 
 def test_without_calibration_gbce_is_the_mean_of_negative_sampling(x64):
@@ -92,14 +91,15 @@ def expected_gradient(probability, calibration, keep_hits):
         if keep_hits or label not in pair
     ]
     labels, pairs = (np.array(column) for column in zip(*cases, strict=True))
-    probability = jnp.asarray(probability)
-    return jax.grad(
+    probability = np.asarray(probability)
+    gradient = jax.grad(
         lambda bias: gbce_loss(
             jnp.zeros((len(cases), 1), bias.dtype), jnp.zeros((5, 1), bias.dtype), labels,
             Samples.from_candidates(pairs, labels), bias=bias, calibration=calibration,
             token_weights=SHARE[labels],
         )
-    )(jnp.log(probability / (1 - probability)))  # fmt: skip
+    )  # fmt: skip
+    return jax.jit(gradient)(np.log(probability / (1 - probability)))
 
 
 @pytest.mark.parametrize("calibration", [0.0, 0.6, 1.0])
@@ -120,9 +120,10 @@ def test_what_gbce_learns(x64, calibration):
         assert (learned > 1.1 * SHARE).all()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("per_token", [False, True])
-def test_left_out_leaves_no_trace(loss, per_token):
+@pytest.mark.parametrize(
+    ("kind", "per_token"), [("gbce", False), ("gbce", True), ("bpr", True), ("bpr-max", False)]
+)
+def test_left_out_leaves_no_trace(kind, per_token):
     """Tokens of weight 0, ignored labels, absent candidates: bad things stand in all of them."""
     hidden, weight, bias = arrays(4)
     labels, ids = np.array([[3, -1], [3, 8], [7, 12], [-1, -1]]), np.array([5, 9, 44, 17])
@@ -133,28 +134,53 @@ def test_left_out_leaves_no_trace(loss, per_token):
         ids, few_ids, mask = (np.tile(x, (n, 1)) for x, n in ((ids, 4), (few_ids, 2), (mask, 4)))
     samples = Samples.from_candidates(ids, labels, mask=mask)
     fewer = Samples.from_candidates(few_ids, labels[kept])
-    bad = hidden.at[np.array([1, 3])].set(jnp.nan)
+    bad = changed(hidden, np.array([1, 3]), np.nan)
     value, (d_hidden, *d_tables) = gradients(
-        loss, bad, weight, bias, labels, samples, token_weights=np.array([0.5, 0, 2, 9]),
+        KINDS[kind][0], bad, weight, bias, labels, samples, token_weights=np.array([0.5, 0, 2, 9]),
         ignore_index=-1,
     )  # fmt: skip
-    expected, (d_few, *d_expected) = gradients(
-        loss, hidden[kept], weight, bias, labels[kept], fewer, token_weights=some, ignore_index=-1
-    )
-    same((value, d_hidden[kept], d_tables), (expected, d_few, d_expected))
-    assert not d_hidden[np.array([1, 3])].any()
+    # By hand, token by token: they have different numbers of labels.
+    expected, d_few, d_expected = 0.0, np.zeros(hidden.shape), [0.0, 0.0]
+    for n, (token, factor) in enumerate(zip(kept, some / some.sum(), strict=True)):
+        true = labels[token][None, labels[token] >= 0]
+        counts = np.zeros(true.shape)
+        one = fewer._replace(
+            ids=few_ids[n] if per_token else few_ids, labels_log_expected_count=counts,
+            log_expected_count=np.zeros(3),
+        )  # fmt: skip
+        row = np.asarray(hidden)[token][None]
+        losses, backward = sampled_loss(kind, row, weight, true, one, bias)
+        gradient = backward(factor)
+        expected, d_few[token] = expected + factor * losses[0], gradient[0]
+        d_expected = [a + b for a, b in zip(d_expected, gradient[1:], strict=True)]
+    same((value, d_hidden, d_tables), (expected, d_few, d_expected))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("ids", [[3], []])
-def test_a_token_without_candidates(loss, ids):
+def test_a_token_without_candidates():
     """None at all, or hits alone: only gBCE has something to say of its true class."""
     hidden, weight, bias = arrays(2)
-    samples = Samples.from_candidates(np.array(ids, int), [3, 3])
-    value, derived = gradients(loss, hidden, weight, bias, np.array([3, 3]), samples)
-    assert (value > 0) == (loss is gbce_loss)
-    assert all(np.isfinite(d).all() for d in derived)
-    assert derived[1].any() == (loss is gbce_loss)
+    labels = np.array([3, 3])
+
+    @jax.jit
+    def every(*arrays):
+        return [
+            [
+                jax.value_and_grad(
+                    lambda h, w, b, loss=loss, ids=ids: loss(
+                        h, w, labels, Samples.from_candidates(np.array(ids, int), labels), bias=b
+                    ),
+                    (0, 1, 2),
+                )(*arrays)
+                for ids in ([3], [])
+            ]
+            for loss in LOSSES
+        ]
+
+    for loss, found in zip(LOSSES, every(hidden, weight, bias), strict=True):
+        for value, derived in found:
+            assert (value > 0) == (loss is gbce_loss)
+            assert all(np.isfinite(d).all() for d in derived)
+            assert derived[1].any() == (loss is gbce_loss)
 
 
 def plainly(loss, true, sampled):
@@ -176,7 +202,7 @@ def test_scores_of_any_size(loss):
     weight = (jnp.arange(50.0)[:, None] - 25).astype(jnp.bfloat16) * 128
     ids, labels = np.array([1, 49, 24]), np.array([3, 40, 9])
     samples = Samples.from_candidates(ids, labels)
-    derivative = jax.value_and_grad(loss, (0, 1))
+    derivative = jax.jit(jax.value_and_grad(loss, (0, 1)))
     value, derived = derivative(hidden, weight, labels, samples)
     scores = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T
     each = [plainly(loss, row[y], row[ids]) for row, y in zip(scores, labels, strict=True)]
@@ -189,12 +215,17 @@ def test_scores_of_any_size(loss):
 def test_gathered_rows():
     """The gradient is rows, and gBCE is told how many classes there are."""
     hidden, weight, _ = arrays(4)
-    labels = jnp.array([3, 9, 9, 41])
-    samples = draw_samples(LogUniform(50), jax.random.key(0), 6, labels)
-    _, rows, (own, ids) = gather_rows(weight, (labels, samples.ids))
-    assert len(rows) < 50
-    small = gbce_loss(hidden, rows, own, samples._replace(ids=ids), vocab_size=50)
-    np.testing.assert_allclose(small, gbce_loss(hidden, weight, labels, samples), rtol=1e-6)
+    labels = np.array([3, 9, 9, 41])
+    samples = fixed_samples(50, labels, np.arange(6) ** 2)
+
+    @jax.jit
+    def small(hidden, weight, labels):
+        _, rows, (own, ids) = gather_rows(weight, (labels, samples.ids))
+        assert len(rows) < 50
+        return gbce_loss(hidden, rows, own, samples._replace(ids=ids), vocab_size=50)
+
+    losses, _ = sampled_loss("gbce", hidden, weight, labels, samples)
+    np.testing.assert_allclose(small(hidden, weight, labels), losses.mean(), rtol=1e-6)
 
 
 def test_equal_options_have_one_program():
@@ -219,14 +250,13 @@ def test_options_out_of_range():
         gbce_loss(inputs[0], jnp.ones(4), *inputs[2:])
 
 
-def test_strict_modes(strict_mode):
+def test_strict_modes(strict_modes):
     hidden, weight, bias = arrays(4)
     labels = np.array([[1, 9], [2, -1], [-1, -1], [0, 3]])
     samples = Samples.from_candidates([[9, 1], [4, 5], [6, 7], [8, 0]], labels)
     options = {"bias": bias, "ignore_index": -1, "token_weights": np.array([1, 2, 1, 0])}
-    for loss in LOSSES:
-        derived = jax.value_and_grad(partial(loss, **options), (0, 1))
-        jax.eval_shape(derived, hidden.astype(jnp.bfloat16), weight, labels, samples)
-        if strict_mode == "jax_debug_nans":
-            results = derived(hidden, weight, labels, samples)
-            assert all(np.isfinite(d).all() for d in jax.tree.leaves(results))
+    derived = [jax.value_and_grad(partial(loss, **options), (0, 1)) for loss in LOSSES]
+    for each in derived:
+        jax.eval_shape(each, hidden.astype(jnp.bfloat16), weight, labels, samples)
+    results = jax.jit(lambda *a: [each(*a, samples) for each in derived])(hidden, weight, labels)
+    assert all(np.isfinite(d).all() for d in jax.tree.leaves(results))

@@ -120,7 +120,7 @@ def test_classes_out_by_their_bias(function, shared):
     if not shared:
         more, fewer = (s._replace(ids=jnp.tile(s.ids, (4, 1))) for s in (more, fewer))
         more, fewer = (s._replace(log_expected_count=s.ids * 0.0) for s in (more, fewer))
-    derivative = jax.value_and_grad(partial(function, bias=bias), (0, 1))
+    derivative = jax.jit(jax.value_and_grad(partial(function, bias=bias), (0, 1)))
     value, derived = derivative(HIDDEN, WEIGHT, labels, more)
     expected, wanted = derivative(HIDDEN, WEIGHT, labels, fewer)
     np.testing.assert_allclose(value, expected, rtol=1e-6)

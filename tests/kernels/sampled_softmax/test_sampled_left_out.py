@@ -18,9 +18,15 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
 )
 from tests.inputs import INTEGER_TYPES
+from tests.sampled_losses import sampled_loss
 from tests.with_bias import with_bias
 
 LOSSES = [sampled_softmax_cross_entropy, nce_loss, negative_sampling_loss]
+KINDS = {
+    sampled_softmax_cross_entropy: ("softmax", {}),
+    nce_loss: ("nce", {"remove_accidental_hits": False}),
+    negative_sampling_loss: ("nce", {"remove_accidental_hits": False, "subtract_log_q": False}),
+}
 VOCAB, FEATURES = 50, 4
 
 
@@ -94,26 +100,34 @@ def test_weight_0_leaves_no_trace(loss, per_token, num_true):
     some, weights = np.array([0.5, 3, 1], np.float32), np.zeros(6, np.float32)
     weights[kept] = some
     value, (d_hidden, *d_tables) = gradients(loss, *full, token_weights=weights)
-    expected, (d_few, *d_expected) = gradients(loss, *few, token_weights=some)
+    expected, (d_few, *d_expected) = by_hand(loss, *few, some / some.sum())
     d_hidden = np.asarray(d_hidden)
     same((value, d_hidden[kept], d_tables), (expected, d_few, d_expected))
     assert not d_hidden[[1, 3, 4]].any()
-    # No error either where the values are known; "none" has zeros.
-    losses = with_bias(loss)(*full, token_weights=weights.tolist(), reduction="none")
-    losses = np.asarray(losses)
-    same(losses.sum() / some.sum(), expected)
-    assert not losses[[1, 3, 4]].any()
+    if num_true == 3:  # no error either where the values are known; "none" has zeros
+        losses = with_bias(loss)(*full, token_weights=weights.tolist(), reduction="none")
+        losses = np.asarray(losses)
+        same(losses.sum() / some.sum(), expected)
+        assert not losses[[1, 3, 4]].any()
 
 
-@pytest.mark.parametrize("remove", [False, True])
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def by_hand(loss, hidden, weight, bias, labels, samples, factors, **options):
+    """The sum of the losses, each by a factor, and its gradients, in NumPy."""
+    kind, own = KINDS[loss]
+    losses, backward = sampled_loss(
+        kind, hidden, weight, labels, samples, bias, **{**own, **options}
+    )
+    return (factors * losses).sum(), backward(factors)
+
+
+@pytest.mark.parametrize(("platform", "remove"), [("gpu", False), ("tpu", True)])
 def test_weight_0_leaves_no_trace_in_the_kernel(platform, remove):
     full, few, kept = some_left_out(False, 3)
     options = {"remove_accidental_hits": remove, "implementation": "pallas"}
     weights = np.zeros(6, np.float32)
     weights[kept] = 2
-    expected, (d_few, *d_expected) = gradients(
-        sampled_softmax_cross_entropy, *few, remove_accidental_hits=remove
+    expected, (d_few, *d_expected) = by_hand(
+        sampled_softmax_cross_entropy, *few, np.full(3, 1 / 3), remove_accidental_hits=remove
     )
     with compiling_for(platform, interpret=True):
         value, (d_hidden, *d_tables) = gradients(
@@ -135,50 +149,49 @@ def test_ignored_labels(loss):
     def ours(hidden, weight, bias):
         return loss(hidden, weight, labels, samples, bias=bias, ignore_index=-100, reduction="sum")
 
-    def alone(hidden, weight, bias):
-        total = 0.0
-        for token, true in ((0, slice(0, 2)), (2, slice(1, 2))):
-            counts = samples.labels_log_expected_count[token, true][None]
-            total += loss(
-                hidden[token][None], weight, labels[token, true][None],
-                samples._replace(labels_log_expected_count=counts), bias=bias,
-            )  # fmt: skip
-        return total
-
-    actual, expected = jax.jit(
-        lambda *a: [jax.value_and_grad(f, (0, 1, 2))(*a) for f in (ours, alone)]
-    )(hidden, weight, bias)
-    same(actual, expected)
+    actual = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(hidden, weight, bias)
+    total, of_hidden, of_tables = 0.0, np.zeros((3, FEATURES)), [0.0, 0.0]
+    for token, true in ((0, slice(0, 2)), (2, slice(1, 2))):
+        counts = samples.labels_log_expected_count[token, true][None]
+        value, (of_hidden[[token]], *gradients) = by_hand(
+            loss, hidden[[token]], weight, bias, labels[token, true][None],
+            samples._replace(labels_log_expected_count=counts), np.ones(1),
+        )  # fmt: skip
+        total, of_tables = total + value, [a + b for a, b in zip(of_tables, gradients, strict=True)]
+    same(actual, (total, (of_hidden, *of_tables)))
     with pytest.raises(ValueError, match="got -100; say ignore_index=-100"):
         loss(hidden, weight, labels, samples, bias=bias)
 
 
-@pytest.mark.parametrize("dtype", INTEGER_TYPES)
-def test_labels_and_samples_of_any_integer_type(x64, dtype):
-    """-100 ignores no label 156 of uint8, and no comparison wraps."""
-    vocab_size = 100 if dtype == "int8" else 300
-    hidden, weight, bias = (
-        jnp.ones((3, 2)),
-        jnp.asarray(np.cos(np.arange(2.0 * vocab_size)).reshape(-1, 2)),
-        None,
-    )
-    labels = np.array([0, 99, 99 if dtype == "int8" else 156])
-    counts = np.zeros(4, np.float32), np.zeros(3, np.float32), np.int32(4)
-    ids = np.array([5, 99, 7, 98])
-    wide = Samples(jnp.asarray(ids), *map(jnp.asarray, counts))
-    # Each type by one loss, and the narrowest, where a label or -100 may wrap, by all.
-    losses = LOSSES if dtype in ("int8", "uint8") else LOSSES[:1]
-    for loss in losses:
-        expected = jax.value_and_grad(loss, 1)(hidden, weight, jnp.asarray(labels), wide, bias=bias)
+def test_labels_and_samples_of_any_integer_type(x64):
+    """-100 ignores no label 156 of uint8, and no comparison wraps: outside of jit and within."""
+    counts, hidden = (np.zeros(4, np.float32), np.zeros(3, np.float32), 4), np.ones((3, 2))
+    weight = np.cos(np.arange(600.0)).reshape(-1, 2)
 
-        def ours(labels, ids, loss=loss):
-            samples = (ids, *counts)
-            return jax.value_and_grad(
-                lambda w: loss(hidden, w, labels, samples, bias=bias, ignore_index=-100)
-            )(weight)
+    def numbers(dtype):
+        last = (99, 98) if dtype == "int8" else (156, 198)
+        return np.array([0, 99, last[0]], dtype), np.array([5, 99, 7, last[1] % 100], dtype)
 
-        for function in (ours, jax.jit(ours)) if loss is LOSSES[0] else (ours,):
-            same(function(labels.astype(dtype), ids.astype(dtype)), expected)
+    def value(loss, weight, labels, ids):
+        return loss(hidden, weight, labels, (ids, *counts), ignore_index=-100)
+
+    typed = {dtype: numbers(dtype) for dtype in INTEGER_TYPES}
+    every = jax.jit(
+        lambda typed: {name: value(LOSSES[0], weight, *own) for name, own in typed.items()}
+    )(typed)
+    for dtype, (labels, ids) in typed.items():
+        # Each type by one loss, and the narrowest, where a label or -100 may wrap, by all.
+        for loss in LOSSES if dtype in ("int8", "uint8") else LOSSES[:1]:
+            samples = Samples(ids.astype(int), *counts)
+            expected, (_, wanted, _) = by_hand(
+                loss, hidden, weight, np.zeros(300), labels.astype(int), samples, np.full(3, 1 / 3)
+            )
+            found = jax.value_and_grad(lambda w, *own, of=loss: value(of, w, *own))(
+                weight, labels, ids
+            )
+            same(found, (expected, wanted))
+            if loss is LOSSES[0]:
+                same(every[dtype], expected)
 
 
 def test_lists_are_taken():
@@ -215,38 +228,56 @@ def test_a_true_class_that_is_never_drawn_is_not_corrected(unique, per_token):
     assert np.isneginf(samples.labels_log_expected_count).tolist() == [True, False, True]
     zero = np.where(labels % 7, samples.labels_log_expected_count, np.float32(0))
     inputs = *arrays(3), labels
-    for loss in (sampled_softmax_cross_entropy, nce_loss):
-        derivative = jax.jit(jax.value_and_grad(with_bias(loss), (0, 1, 2)))
-        actual = derivative(*inputs, samples)
-        same(actual, derivative(*inputs, samples._replace(labels_log_expected_count=zero)))
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(actual))
+    loss = nce_loss if per_token else sampled_softmax_cross_entropy
+    derivative = jax.jit(jax.value_and_grad(with_bias(loss), (0, 1, 2)))
+    actual = derivative(*inputs, samples)
+    same(actual, derivative(*inputs, samples._replace(labels_log_expected_count=zero)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(actual))
 
 
 @pytest.mark.parametrize("per_token", [False, True])
 def test_no_tokens(per_token):
     labels = jnp.zeros((2, 0), jnp.int32)
-    samples = draw_samples(LogUniform(VOCAB), jax.random.key(0), 8, labels, per_token=per_token)
+    samples = draw_samples(
+        LogUniform(VOCAB), jax.random.key(0), 8, labels, unique=per_token, per_token=per_token
+    )
     assert samples.ids.shape == ((2, 0, 8) if per_token else (8,))
     _, weight, bias = arrays(1)
     hidden = np.zeros((2, 0, FEATURES), np.float32)
-    for loss in LOSSES:
-        for weights in (None, np.ones((2, 0), np.float32)):
-            value, derived = gradients(
-                loss, hidden, weight, bias, labels, samples, token_weights=weights
-            )
-            assert value == 0
-            assert [d.shape for d in derived] == [(2, 0, FEATURES), weight.shape, bias.shape]
-            assert not any(np.asarray(d).any() for d in derived)
+
+    @jax.jit
+    def every(*arrays):
+        return [
+            jax.value_and_grad(
+                lambda h, w, b, loss=loss, weights=weights: loss(
+                    h, w, labels, samples, bias=b, token_weights=weights
+                ),
+                (0, 1, 2),
+            )(*arrays)
+            for loss in LOSSES
+            for weights in (None, np.ones((2, 0), np.float32))
+        ]
+
+    for value, derived in every(hidden, weight, bias):
+        assert value == 0
+        assert [d.shape for d in derived] == [(2, 0, FEATURES), weight.shape, bias.shape]
+        assert not any(np.asarray(d).any() for d in derived)
 
 
 def test_no_token_that_counts():
     hidden, weight, bias = arrays(2)
     samples = drawn(jnp.array([3, 5]))
-    for loss in LOSSES:
-        value, derived = jax.value_and_grad(with_bias(loss), (0, 1, 2))(
-            np.full_like(hidden, np.nan), weight, bias, [3, 5], samples,
-            token_weights=[False, False],
-        )  # fmt: skip
+
+    @jax.jit
+    def every(*arrays):
+        return [
+            jax.value_and_grad(with_bias(loss), (0, 1, 2))(
+                *arrays, [3, 5], samples, token_weights=[False, False]
+            )
+            for loss in LOSSES
+        ]
+
+    for value, derived in every(np.full_like(hidden, np.nan), weight, bias):
         assert value == 0
         assert not any(np.asarray(d).any() for d in derived)
 

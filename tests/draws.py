@@ -1,0 +1,65 @@
+"""The first parameters of models, drawn by NumPy: JAX compiles a draw for each of their shapes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src.nn import initializers
+
+
+def _uniform(draw, shape, dtype, low=0.0, high=1.0):
+    return draw.uniform(low, high, shape)
+
+
+def _normal(draw, shape, dtype):
+    return draw.normal(size=shape)
+
+
+def _scaled_normal(draw, shape, dtype, scale):
+    return draw.normal(size=shape) * np.asarray(scale)
+
+
+def _truncated_normal(draw, low, high, shape, dtype):
+    drawn = draw.normal(size=shape)
+    while (outside := (drawn < low) | (drawn > high)).any():
+        drawn[outside] = draw.normal(size=outside.sum())
+    return drawn
+
+
+def _orthogonal(draw, rows, shape, dtype, columns):
+    tall = draw.normal(size=(*shape, max(rows, columns), min(rows, columns)))
+    columns_of, triangle = np.linalg.qr(tall)
+    columns_of *= np.sign(np.diagonal(triangle, axis1=-2, axis2=-1))[..., None, :]
+    return columns_of if rows >= columns else columns_of.swapaxes(-1, -2)
+
+
+def _by_numpy(theirs, ours, dtype_at):
+    """``ours(draw, *args)`` for ``theirs(key, *args)``, unless the key is traced."""
+
+    def drawn(key, *args, **options):
+        if isinstance(key, jax.core.Tracer):
+            return theirs(key, *args, **options)
+        draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
+        # A narrow draw is the wide one, rounded.
+        return jnp.asarray(ours(draw, *args).astype(np.float32), args[dtype_at])
+
+    return drawn
+
+
+class Draws:
+    """``jax.random`` as the initializers see it."""
+
+    uniform = staticmethod(_by_numpy(jax.random.uniform, _uniform, 1))
+    normal = staticmethod(_by_numpy(jax.random.normal, _normal, 1))
+    truncated_normal = staticmethod(_by_numpy(jax.random.truncated_normal, _truncated_normal, 3))
+    orthogonal = staticmethod(_by_numpy(jax.random.orthogonal, _orthogonal, 2))
+
+    def __getattr__(self, name):
+        return getattr(jax.random, name)
+
+
+def draw_by_numpy(patch):
+    """Until ``patch``, a pytest.MonkeyPatch, is undone."""
+    patch.setattr(initializers, "random", Draws())
+    if hasattr(initializers, "_scaled_normal"):  # of jax 0.12
+        theirs = initializers._scaled_normal
+        patch.setattr(initializers, "_scaled_normal", _by_numpy(theirs, _scaled_normal, 1))
