@@ -250,11 +250,11 @@ def _on_device(
         )
         return tuple(gradients), (losses, hidden_gradient.astype(own_dtype))
 
+    tiles, tile_size = tile_count(vocab_size, options), min(options.vocab_tile, vocab_size)
     # Once: in the loop, XLA for TPU copies the whole table to a layout for these rows.
     few_classes = lax.optimization_barrier(
-        vocab_tile(weight, bias, 0, options._replace(vocab_tile=FEW_CLASSES))
+        vocab_tile(weight, bias, 0, options._replace(vocab_tile=min(FEW_CLASSES, tile_size)))
     )
-    tiles, tile_size = tile_count(vocab_size, options), min(options.vocab_tile, vocab_size)
     # Of float16 the kept exponentials have too few exponents for a shift that is not the maximum.
     tries = 0 if float(jnp.finfo(hidden.dtype).max) > LARGEST_TOTAL else 1
     few = tokens <= MOST_ROUNDINGS * size

@@ -37,11 +37,14 @@ LOSSES = [one_pass, two_passes, log_probs, divergence]
 
 
 def products(function, dtype="float32"):
-    """Of a program's products of matrices: precision, operands and result, as they are written."""
+    """Of a program's products of matrices: precision, operands and result, as they are written.
+
+    Without those by a triangle of ones that count (``running_count``).
+    """
     shapes = (TOKENS, FEATURES), (VOCAB, FEATURES)
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     text = jax.jit(function).lower(*arrays).as_text()
-    matrix = r"tensor<\d+x\d+x(\w+)>"
+    matrix = r"tensor<(?!128x128x)\d+x\d+x(\w+)>"
     return re.findall(rf"dot_general .*?\[(\w+), \w+\] : \({matrix}, {matrix}\) -> {matrix}", text)
 
 
@@ -56,9 +59,12 @@ def test_no_product_of_float32_is_left_in_bfloat16(loss):
     assert set(found) == {("HIGHEST", "bf16", "bf16", "f32")}
 
 
-@pytest.mark.parametrize(("loss", "count"), [*zip(LOSSES, (2, 3, 3, 5), strict=True)])
+@pytest.mark.parametrize(("loss", "count"), [*zip(LOSSES, (4, 3, 3, 5), strict=True)])
 def test_a_frozen_head_costs_nothing(loss, count):
-    """A matmul less than with it, where the table is no argument of the gradient, or is stopped."""
+    """A matmul less than with it, where the table is no argument of the gradient, or is stopped.
+
+    In one pass two of those left are for the shift: of a few classes, and of all where it fails.
+    """
 
     def stopped(hidden, weight):
         return loss(hidden, lax.stop_gradient(weight))

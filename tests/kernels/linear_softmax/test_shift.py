@@ -1,0 +1,81 @@
+"""The one-pass loss where a token's logits rise far above those of the first classes."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxnets.kernels import Tiles, linear_softmax_cross_entropy
+from tests.exact_loss import exact_loss
+
+TOKENS, FEATURES, VOCAB = 5, 3, 150
+TILES = Tiles(token_tile=2, vocab_tile=64)
+LABELS = np.array([0, 149, 70, 3, 100])
+
+
+@jax.jit
+def value_and_gradients(hidden, weight, bias):
+    def loss(hidden, weight, bias):
+        return linear_softmax_cross_entropy(hidden, weight, LABELS, bias=bias, tiles=TILES)
+
+    return jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias)
+
+
+def problem():
+    draw = np.random.default_rng(0)
+    sizes = (TOKENS, FEATURES), (VOCAB, FEATURES), VOCAB
+    return [draw.normal(size=size).astype(np.float32) for size in sizes]
+
+
+# How far, in logits: within the range of the sums, beyond it, and beyond float32's exponentials.
+@pytest.mark.parametrize("rise", [0, 40, 80, 1000, 1e30, -1000])
+def test_the_last_classes_are_far_above_the_first(rise):
+    hidden, weight, bias = problem()
+    bias[100:] += np.float32(rise)
+    value, gradients = value_and_gradients(hidden, weight, bias)
+    wanted, _, backward = exact_loss(hidden, weight, LABELS, bias)
+    scale = max(1, abs(rise))  # logits are rounded
+    np.testing.assert_allclose(value, wanted.mean(), rtol=1e-6, atol=1e-6 * min(scale, 1e3))
+    for found, exact in zip(gradients, backward(1 / TOKENS), strict=False):
+        np.testing.assert_allclose(found, exact, atol=1e-6 * min(scale, 1e3))
+
+
+def test_one_token_rises_beside_others():
+    """Its tile of tokens is done again, and the other token of it loses nothing."""
+    hidden, weight, bias = problem()
+    weight[120] = 0, 0, 90
+    hidden[1] = 0, 0, 3
+    value, gradients = value_and_gradients(hidden, weight, bias)
+    wanted, _, backward = exact_loss(hidden, weight, LABELS, bias)
+    np.testing.assert_allclose(value, wanted.mean(), rtol=1e-6)
+    for found, exact in zip(gradients, backward(1 / TOKENS), strict=False):
+        np.testing.assert_allclose(found, exact, atol=1e-6 * np.abs(exact).max())
+
+
+def test_what_is_not_finite_ends():
+    hidden, weight, bias = problem()
+    for at, number in ((1, np.nan), (140, np.nan), (140, np.inf)):
+        spoilt = bias.copy()
+        spoilt[at] = number
+        value, _ = value_and_gradients(hidden, weight, spoilt)
+        assert not np.isfinite(value)
+    value, _ = value_and_gradients(hidden, weight, np.full_like(bias, -np.inf))
+    assert not np.isfinite(value)
+
+
+def test_the_mean_of_many_tokens_in_float16():
+    """A factor of 1 / 4,096 times a small softmax and hidden state is below float16's range."""
+    draw = np.random.default_rng(1)
+    hidden = (0.05 * draw.normal(size=(4096, 4))).astype(np.float16)
+    weight = draw.normal(size=(1000, 4)).astype(np.float16)
+    labels = draw.integers(0, 10, 4096)  # what others get is of the softmax alone
+
+    def loss(weight):
+        return linear_softmax_cross_entropy(hidden, weight, labels)
+
+    found = jax.jit(jax.grad(loss))(weight)
+    _, _, backward = exact_loss(hidden, weight, labels)
+    exact = backward(1 / 4096)[1]
+    rare = np.abs(exact[10:])
+    assert rare.max() < 2**-14  # float16's least normal number
+    # Each of eight tiles of tokens is rounded.
+    np.testing.assert_allclose(found[10:], exact[10:], atol=8 * 2**-25)
