@@ -194,6 +194,16 @@ def unset_like(table: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return lax.empty(table.shape, dtype, out_sharding=None if sharding.mesh.empty else sharding)
 
 
+def unset(shape: tuple[int, ...], dtype: jnp.dtype, beside: jax.Array) -> jax.Array:
+    """An array to fill, whole on each device of the mesh that ``beside`` is on.
+
+    XLA for TPU fills one of zeros, which takes as long as a matmul.
+    """
+    mesh = jax.typeof(beside).sharding.mesh
+    whole = None if mesh.empty else jax.NamedSharding(mesh, jax.P())
+    return lax.empty(shape, dtype, out_sharding=whole)
+
+
 def put_or_add(
     array: jax.Array, part: jax.Array, tile: VocabTile, first: jax.Array, options: Options
 ) -> jax.Array:

@@ -66,6 +66,7 @@ from jaxnets.kernels.linear_softmax.tiles import (
     tile_logits,
     times_tile,
     token_tiles,
+    unset,
     unset_like,
     vocab_tile,
 )
@@ -197,8 +198,8 @@ def _on_device(
 
         shift = largest_of(tile_logits(hidden, few_classes, options)[0])
         kept = (
-            lax.empty((tiles, size, tile_size), hidden.dtype),
-            None if gradient_filter is None else lax.empty((tiles, size), dtype),
+            unset((tiles, size, tile_size), hidden.dtype, hidden),
+            None if gradient_filter is None else unset((tiles, size), dtype, hidden),
         )
         start = jnp.full(size, jnp.inf, dtype), jnp.zeros(hidden.shape, dtype), kept
         _, shift, (total, hidden_gradient, kept) = lax.while_loop(
