@@ -9,6 +9,8 @@ import math
 ROWS = 1024
 # Gates that fit here stay in cache, so one chunk saves adding up the kernels' gradients.
 WHOLE_BYTES = 16 * 2**20
+# Gates of so many bytes are computed again on the way back, where that is cheap.
+LARGE_BYTES = 256 * 2**20
 # Steps written out in a loop without gradient: slices at fixed places are free.
 WRITTEN_OUT = (8, 4, 5, 6, 7, 3, 2)
 # An input kernel of so many bytes, which the recurrent one beside it pushes out of a core's cache,
@@ -31,11 +33,10 @@ def stages_pay(batch: int, time: int, gates: int) -> bool:
 def recomputes(batch: int, time: int, gates: int, width: int) -> bool:
     """Whether the gradient computes the gates again, from the carries of chunks.
 
-    A gate that is not kept is computed again, at 2 * ``width`` operations (``width`` features and
-    outputs go into it); one that is kept is written to fresh memory and read back, which costs as
-    much as some 500 operations once the gates do not fit in cache.
+    That of ``width`` features and outputs, few, takes 0 to 25 % more time than to keep them, and the
+    memory of a chunk for that of the sequence: worth it where that is large.
     """
-    return width <= 256 and 4 * batch * time * gates >= WHOLE_BYTES
+    return width <= 256 and 4 * batch * time * gates >= LARGE_BYTES
 
 
 def steps(batch: int, time: int, gates: int, *, staged: bool) -> int:
