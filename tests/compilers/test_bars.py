@@ -106,15 +106,16 @@ def test_a_draw_of_many_classes_is_soon_compiled(worker):
 
 # Value and gradient of the exact loss on an H100: kernels launched, and bytes over those of
 # operands and gradients once, in cache or not. Naive code launches 14 and moves 12.8 times as much;
-# the goals are 300 and 2, and docs/accelerators.md says what is in their way.
-EXACT_ON_GPU = {programs.DEFAULT: (2200, 45.0), "ours, mosaic_gpu": (300, 11.7)}
+# the goals are 300 and 2, and docs/accelerators.md says what is in their way. And loops whose trips
+# only values tell: the tries of a shift, and those for a maximum.
+EXACT_ON_GPU = {programs.DEFAULT: (1750, 39.5, 2), "ours, mosaic_gpu": (300, 11.7, 0)}
 
 
 def test_what_the_exact_loss_launches_and_moves_on_a_gpu(worker):
     found = {p.name: p for p in programs._exact("bfloat16", 8192, 4096, 131_072, quick=False)}
-    for name, (launches, times) in EXACT_ON_GPU.items():
+    for name, (launches, times, tries) in EXACT_ON_GPU.items():
         record = estimate(worker, "H100", found[name])
-        assert record.unknown_loops == record.spilled == 0
+        assert (record.unknown_loops, record.spilled) == (tries, 0)
         assert record.launches <= launches
         assert record.read + record.written <= times * found[name].moved
         assert record.temp_bytes <= 780e6
