@@ -33,8 +33,8 @@ def stages_pay(batch: int, time: int, gates: int) -> bool:
 def recomputes(batch: int, time: int, gates: int, width: int) -> bool:
     """Whether the gradient computes the gates again, from the carries of chunks.
 
-    With few features and outputs, ``width`` together, that takes 0 to 25 % more time, and the memory
-    of a chunk for that of the sequence: worth it where that is large.
+    With few features and outputs, ``width`` together, it takes 0 to 25 % more time, and the memory
+    of a chunk in place of the whole sequence's: worth it where that is large.
     """
     return width <= 256 and 4 * batch * time * gates >= LARGE_BYTES
 
