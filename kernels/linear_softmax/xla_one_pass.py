@@ -164,47 +164,60 @@ def _on_device(
         hidden = jnp.where(left_out[:, None], 0, hidden)
         labels = labels_without(labels, left_out)
 
-        def over_vocab(shift, index, sums):
-            total, hidden_gradient, kept = sums
-            tile = vocab_tile(weight, bias, index, options)
-            logits, slope = tile_logits(hidden, tile, options)
-            e = jnp.exp(logits - shift[:, None])
-            largest = None if gradient_filter is None else e.max(1)
-            tile_total = e.sum(1)
-            e = (e if slope is None else e * slope).astype(hidden.dtype)
-            # XLA for TPU would compute it three times: for the sum, what is kept and the matmul.
-            e, tile_total = lax.optimization_barrier((e, tile_total))
-            total += tile_total
-            hidden_gradient += unless_small(
-                largest, total, left_out, lambda: times_tile(e, tile, options)
-            )
-            kept = jax.tree.map(partial(_put, index), kept, (e, largest))
-            return total, hidden_gradient, kept
+        def sums_at(shift, kept, hidden, weight, bias):
+            def over_vocab(index, sums):
+                total, hidden_gradient, kept = sums
+                tile = vocab_tile(weight, bias, index, options)
+                logits, slope = tile_logits(hidden, tile, options)
+                e = jnp.exp(logits - shift[:, None])
+                largest = None if gradient_filter is None else e.max(1)
+                tile_total = e.sum(1)
+                e = (e if slope is None else e * slope).astype(hidden.dtype)
+                # XLA for TPU would compute it three times: for the sum, what is kept, the matmul.
+                e, tile_total = lax.optimization_barrier((e, tile_total))
+                total += tile_total
+                hidden_gradient += unless_small(
+                    largest, total, left_out, lambda: times_tile(e, tile, options)
+                )
+                kept = jax.tree.map(partial(_put, index), kept, (e, largest))
+                return total, hidden_gradient, kept
 
-        def raised(index, shift):
-            tile = vocab_tile(weight, bias, index, options)
-            return jnp.maximum(shift, largest_of(tile_logits(hidden, tile, options)[0]))
+            nothing = jnp.zeros(size, dtype), jnp.zeros(hidden.shape, dtype), kept
+            return lax.fori_loop(0, tiles, over_vocab, nothing)
 
-        def attempt(state):
-            tries, shift, (_, _, kept) = state
-            shift = lax.fori_loop(0, jnp.where(tries == 1, tiles, 0), raised, shift)
-            sums = jnp.zeros(size, dtype), jnp.zeros(hidden.shape, dtype), kept
-            sums = lax.fori_loop(0, tiles, partial(over_vocab, shift), sums)
-            return tries + 1, shift, sums
+        def room():
+            e = unset((tiles, size, tile_size), hidden.dtype, hidden)
+            return e, None if gradient_filter is None else unset((tiles, size), dtype, hidden)
 
-        def overflows(state):
-            tries, _, (total, *_) = state
-            return (tries < 2) & ~(total <= LARGEST_TOTAL).all()
+        @jax.custom_jvp
+        def tried(shift, hidden, weight, bias):
+            """A shift at which no sum overflows, and the sums."""
 
-        shift = largest_of(tile_logits(hidden, few_classes, options)[0])
-        kept = (
-            unset((tiles, size, tile_size), hidden.dtype, hidden),
-            None if gradient_filter is None else unset((tiles, size), dtype, hidden),
-        )
-        start = jnp.full(size, jnp.inf, dtype), jnp.zeros(hidden.shape, dtype), kept
-        _, shift, (total, hidden_gradient, kept) = lax.while_loop(
-            overflows, attempt, (jnp.int32(tries), shift, start)
-        )
+            def raised(index, shift):
+                tile = vocab_tile(weight, bias, index, options)
+                return jnp.maximum(shift, largest_of(tile_logits(hidden, tile, options)[0]))
+
+            def attempt(state):
+                tries, shift, (_, _, kept) = state
+                shift = lax.fori_loop(0, jnp.where(tries == 1, tiles, 0), raised, shift)
+                return tries + 1, shift, sums_at(shift, kept, hidden, weight, bias)
+
+            def overflows(state):
+                tries, _, (total, *_) = state
+                return (tries < 2) & ~(total <= LARGEST_TOTAL).all()
+
+            start = jnp.full(size, jnp.inf, dtype), jnp.zeros(hidden.shape, dtype), room()
+            return lax.while_loop(overflows, attempt, (jnp.int32(tries), shift, start))[1:]
+
+        @tried.defjvp
+        def _at_that_shift(primals, tangents):
+            # For second derivatives, which go through no loop of unknown length.
+            shift, sums = tried(*primals)
+            moved = jax.jvp(partial(sums_at, shift, room()), primals[1:], tangents[1:])[1]
+            return (shift, sums), (jnp.zeros_like(shift), moved)
+
+        shift = lax.stop_gradient(largest_of(tile_logits(hidden, few_classes, options)[0]))
+        shift, (total, hidden_gradient, kept) = tried(shift, hidden, weight, bias)
         row_shift = sharding.max_over_vocab(shift)
         lowered = jnp.exp(shift - row_shift)
         total = sharding.sum_over_vocab(total * lowered)

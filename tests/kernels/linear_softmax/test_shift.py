@@ -79,3 +79,33 @@ def test_the_mean_of_many_tokens_in_float16():
     assert rare.max() < 2**-14  # float16's least normal number
     # Each of eight tiles of tokens is rounded.
     np.testing.assert_allclose(found[10:], exact[10:], atol=8 * 2**-25)
+
+
+@pytest.mark.parametrize("rise", [0, 80])
+def test_second_derivatives_in_both_modes(rise):
+    """Through the tries, whose number only values tell, those of whole logits."""
+    arrays = problem()
+    arrays[2][100:] += rise
+
+    def plain(hidden, weight, bias):
+        logits = hidden @ weight.T + bias
+        return (jax.nn.logsumexp(logits, axis=1) - logits[np.arange(TOKENS), LABELS]).mean()
+
+    def ours(*arrays):
+        return linear_softmax_cross_entropy(*arrays[:2], LABELS, bias=arrays[2], tiles=TILES)
+
+    @jax.jit
+    def derived(arrays):
+        def both(loss):
+            def gradient(arrays):
+                return jax.grad(loss, (0, 1, 2))(*arrays)
+
+            def square(arrays):
+                return sum((g**2).sum() for g in gradient(arrays))
+
+            return jax.grad(square)(arrays), jax.jvp(gradient, (arrays,), (arrays,))[1]
+
+        return both(ours), both(plain)
+
+    found, wanted = derived(tuple(arrays))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
