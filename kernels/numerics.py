@@ -67,7 +67,7 @@ def log_of_sum(largest: jax.Array, total: jax.Array) -> jax.Array:
     return jnp.where(jnp.isposinf(largest), largest, largest + jnp.log(total))
 
 
-_BLOCK = 128
+_BLOCK = 64
 _EXACT = 2**24  # whole numbers below it are float32's
 
 

@@ -64,21 +64,17 @@ from jaxnets.kernels.linear_softmax.tiles import (
     table_gradient,
     tile_count,
     tile_logits,
-    times_tile,
     token_tiles,
-    unset,
     unset_like,
     vocab_tile,
 )
+from jaxnets.kernels.linear_softmax.xla_shifted_sums import Pass, shifted_sums, unless_small
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
 from jaxnets.kernels.losses import reduce_losses, times_cotangent
 from jaxnets.kernels.numerics import log_of_sum
 from jaxnets.kernels.vocab_sharding import VocabSharding
 
-FEW_CLASSES = 128  # whose largest logit is a token's shift
-# A token's sum of exponentials above its shift. Where it is larger, or NaN, the shift was too low:
-# times rows of the table it must not overflow, and its reciprocal, times hidden states, not vanish.
-LARGEST_TOTAL = 2.0**96
+FEW_CLASSES = 128  # whose largest logit is a token's first shift
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -148,14 +144,6 @@ def _on_device(
         mean_row = jnp.where(columns, weight, 0).sum(options.vocab_axis, dtype=dtype) * share
         mean_bias = jnp.where(inside, bias, 0).sum(dtype=dtype) * share
 
-    def unless_small(largest, total, left_out, matmul):
-        """``matmul()``; zeros where the softmax, at most ``largest / total``, is too small."""
-        if largest is None:
-            return matmul()
-        small = left_out | (largest < gradient_filter * total)
-        like = jax.eval_shape(matmul)
-        return lax.cond(small.all(), lambda: jnp.zeros(like.shape, like.dtype), matmul)
-
     def over_tokens(gradients, xs):
         weight_gradient, bias_gradient = gradients
         first, hidden, labels, factors = xs
@@ -164,60 +152,10 @@ def _on_device(
         hidden = jnp.where(left_out[:, None], 0, hidden)
         labels = labels_without(labels, left_out)
 
-        def sums_at(shift, kept, hidden, weight, bias):
-            def over_vocab(index, sums):
-                total, hidden_gradient, kept = sums
-                tile = vocab_tile(weight, bias, index, options)
-                logits, slope = tile_logits(hidden, tile, options)
-                e = jnp.exp(logits - shift[:, None])
-                largest = None if gradient_filter is None else e.max(1)
-                tile_total = e.sum(1)
-                e = (e if slope is None else e * slope).astype(hidden.dtype)
-                # XLA for TPU would compute it three times: for the sum, what is kept, the matmul.
-                e, tile_total = lax.optimization_barrier((e, tile_total))
-                total += tile_total
-                hidden_gradient += unless_small(
-                    largest, total, left_out, lambda: times_tile(e, tile, options)
-                )
-                kept = jax.tree.map(partial(_put, index), kept, (e, largest))
-                return total, hidden_gradient, kept
-
-            nothing = jnp.zeros(size, dtype), jnp.zeros(hidden.shape, dtype), kept
-            return lax.fori_loop(0, tiles, over_vocab, nothing)
-
-        def room():
-            e = unset((tiles, size, tile_size), hidden.dtype, hidden)
-            return e, None if gradient_filter is None else unset((tiles, size), dtype, hidden)
-
-        @jax.custom_jvp
-        def tried(shift, hidden, weight, bias):
-            """A shift at which no sum overflows, and the sums."""
-
-            def raised(index, shift):
-                tile = vocab_tile(weight, bias, index, options)
-                return jnp.maximum(shift, largest_of(tile_logits(hidden, tile, options)[0]))
-
-            def attempt(state):
-                tries, shift, (_, _, kept) = state
-                shift = lax.fori_loop(0, jnp.where(tries == 1, tiles, 0), raised, shift)
-                return tries + 1, shift, sums_at(shift, kept, hidden, weight, bias)
-
-            def overflows(state):
-                tries, _, (total, *_) = state
-                return (tries < 2) & ~(total <= LARGEST_TOTAL).all()
-
-            start = jnp.full(size, jnp.inf, dtype), jnp.zeros(hidden.shape, dtype), room()
-            return lax.while_loop(overflows, attempt, (jnp.int32(tries), shift, start))[1:]
-
-        @tried.defjvp
-        def _at_that_shift(primals, tangents):
-            # For second derivatives, which go through no loop of unknown length.
-            shift, sums = tried(*primals)
-            moved = jax.jvp(partial(sums_at, shift, room()), primals[1:], tangents[1:])[1]
-            return (shift, sums), (jnp.zeros_like(shift), moved)
-
         shift = lax.stop_gradient(largest_of(tile_logits(hidden, few_classes, options)[0]))
-        shift, (total, hidden_gradient, kept) = tried(shift, hidden, weight, bias)
+        shift, (total, hidden_gradient, kept) = shifted_sums(
+            how, shift, left_out, hidden, weight, bias
+        )
         row_shift = sharding.max_over_vocab(shift)
         lowered = jnp.exp(shift - row_shift)
         total = sharding.sum_over_vocab(total * lowered)
@@ -244,7 +182,11 @@ def _on_device(
             tile = vocab_tile(weight, bias, index, options)
             e, largest = jax.tree.map(lambda a: a[index], kept)
             part = unless_small(
-                largest, total / lowered, left_out, lambda: table_gradient(e, by_scale, options)
+                how,
+                largest,
+                total / lowered,
+                left_out,
+                lambda: table_gradient(e, by_scale, options),
             )
             part *= largest_scale
             weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
@@ -264,13 +206,14 @@ def _on_device(
         )
         return tuple(gradients), (losses, hidden_gradient.astype(own_dtype))
 
-    tiles, tile_size = tile_count(vocab_size, options), min(options.vocab_tile, vocab_size)
+    tiles = tile_count(vocab_size, options)
+    how = Pass(options, gradient_filter, dtype)
     # Once: in the loop, XLA for TPU copies the whole table to a layout for these rows.
     few_classes = lax.optimization_barrier(
-        vocab_tile(weight, bias, 0, options._replace(vocab_tile=min(FEW_CLASSES, tile_size)))
+        vocab_tile(
+            weight, bias, 0, options._replace(vocab_tile=min(FEW_CLASSES, options.vocab_tile))
+        )
     )
-    # Of float16 the kept exponentials have too few exponents for a shift that is not the maximum.
-    tries = 0 if float(jnp.finfo(hidden.dtype).max) > LARGEST_TOTAL else 1
     few = tokens <= MOST_ROUNDINGS * size
     nothing = unset_like(weight, weight.dtype if few else dtype)  # the first tile sets it
     xs = jax.tree.map(lambda a: token_tiles(a, size), (hidden, labels, factors))
@@ -290,10 +233,6 @@ def _on_device(
         bias_gradient.astype(bias.dtype),
         losses.reshape(-1)[:tokens].reshape(shape[:-1]),
     )
-
-
-def _put(index: jax.Array, array: jax.Array, part: jax.Array) -> jax.Array:
-    return lax.dynamic_update_index_in_dim(array, part, index, 0)
 
 
 def _backward(

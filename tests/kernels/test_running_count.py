@@ -9,7 +9,7 @@ from jaxnets.kernels.numerics import running_count
 COUNT = jax.jit(running_count)
 
 
-@pytest.mark.parametrize("size", [0, 1, 128, 129, 128**2 + 1])
+@pytest.mark.parametrize("size", [0, 1, 64, 65, 64**2 + 1])
 def test_it_counts_through_several_levels_of_blocks(size):
     flags = np.random.default_rng(size).random(size) < 0.9
     for given in (flags, np.ones_like(flags)):

@@ -133,9 +133,11 @@ def test_the_exact_loss_computes_and_holds_what_the_model_says():
     predicted = exact_cost(layout)
     costs = compiled.cost_analysis()
     assert costs is not None
-    # XLA counts the body of a loop once. Beside the matmuls are some 7 operations a logit, of
-    # 6 * 32 in the matmuls, and tokens are filled up to whole tiles.
-    assert 1 < costs["flops"] * (VOCABS[1] // 4 // TILE) / predicted.flops < 1.1
+    # XLA counts the body of a loop once, that of the one which looks for a maximum too: a third of
+    # the matmuls, which do not run. Beside them are some 7 operations a logit, of 6 * 32 in the
+    # matmuls, and tokens are filled up to whole tiles.
+    computed = costs["flops"] * (VOCABS[1] // 4 // TILE) / predicted.flops - 1 / 3
+    assert 1 < computed < 1.1
     memory = compiled.memory_analysis()
     held = sum(getattr(memory, f"{kind}_size_in_bytes") for kind in ("argument", "output", "temp"))
     tiles = 4 * 4 * TOKENS * TILE  # a few tiles of logits

@@ -44,7 +44,7 @@ def products(function, dtype="float32"):
     shapes = (TOKENS, FEATURES), (VOCAB, FEATURES)
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
     text = jax.jit(function).lower(*arrays).as_text()
-    matrix = r"tensor<(?!128x128x)\d+x\d+x(\w+)>"
+    matrix = r"tensor<(?!64x64x)\d+x\d+x(\w+)>"
     return re.findall(rf"dot_general .*?\[(\w+), \w+\] : \({matrix}, {matrix}\) -> {matrix}", text)
 
 
