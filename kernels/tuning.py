@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxnets.kernels import dispatch, tuning_cache
 from jaxnets.kernels.linear_softmax.api import linear_softmax_cross_entropy
+from jaxnets.kernels.linear_softmax.tile_sizes import OTHER_TILES_OF_LOGITS
 from jaxnets.kernels.pallas.contract import DEFAULT_TILES, OTHER_TILES, backend
 from jaxnets.kernels.pointwise.api import pointwise_conv
 from jaxnets.kernels.recurrent.api import lstm
@@ -139,6 +140,8 @@ def candidates(operation: dispatch.Operation) -> Iterator[tuple[str, tuple[int, 
         if tiled and written_in in DEFAULT_TILES:
             for tiles in (DEFAULT_TILES[written_in], *OTHER_TILES[written_in]):
                 yield implementation, tuple(tiles)
+        elif implementation == "tiled" and platform != "cpu":
+            yield from ((implementation, tiles) for tiles in (None, *OTHER_TILES_OF_LOGITS))
         elif implementation != "reference":
             yield implementation, None
 

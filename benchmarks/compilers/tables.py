@@ -2,8 +2,9 @@
 
 The cycles are estimates, and those of a Pallas kernel lack its waiting on memory. So a table
 prefers another implementation to that of the platform's rule only where it takes less than two
-thirds of the cycles, and says nothing where that one did not compile. XLA for GPU estimates no
-cycles: it has no table.
+thirds of the cycles, and says nothing where that one did not compile. Of an implementation on XLA
+it takes the tiles of the fewest temporaries whose cycles are nearly the fewest. XLA for GPU
+estimates no cycles: it has no table.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from jaxnets.kernels import dispatch, tuned
 from jaxnets.kernels.tuning import PROBLEMS, candidates, value_and_gradients
 
 _MARGIN = 2 / 3
+_NEARLY = 1.02  # times the fewest cycles of any tiles
 
 
 class Question(NamedTuple):
@@ -72,17 +74,21 @@ def arguments(question: Question) -> tuple[jax.ShapeDtypeStruct, ...]:
 def answer(worker: Worker, device: str, question: Question) -> dict[str, Any] | None:
     """Which implementation, and what each costs; None where the rule's does not compile."""
     operation = dispatch.operation_named(question.operation)
-    cycles: dict[str, float] = {}
-    tiles: dict[str, tuple[int, ...] | None] = {}
     with dispatch.compiling_for("tpu"):
-        for name, own in candidates(operation):
-            tiles.setdefault(name, own)  # its default; the others would take hours
-    for name, own in tiles.items():
+        every = list(candidates(operation))
+    # Of a Pallas kernel its default tiles: the others would take hours.
+    own = dict(reversed(every))
+    records: dict[str, dict[tuple[int, ...] | None, TpuRecord]] = {}
+    for name, tried in every:
+        if name in dispatch.PALLAS and tried != own[name]:
+            continue
         # What cannot run there is refused where it is traced, and no record has its cycles.
-        function, shapes = partial(program, question, name, own), partial(arguments, question)
+        function, shapes = partial(program, question, name, tried), partial(arguments, question)
         record = worker.estimate(device, function, shapes)
         if isinstance(record, TpuRecord) and not record.error:
-            cycles[name] = record.cycles
+            records.setdefault(name, {})[tried] = record
+    tiles = {name: _leanest(by_tiles) for name, by_tiles in records.items()}
+    cycles = {name: by_tiles[tiles[name]].cycles for name, by_tiles in records.items()}
     usual = operation.preferred.get("tpu", operation.default)
     if usual not in cycles:
         return None
@@ -95,6 +101,13 @@ def answer(worker: Worker, device: str, question: Question) -> dict[str, Any] | 
         "source": f"compiler, libtpu {importlib.metadata.version('libtpu')}",
         "estimated_cycles": {name: round(n) for name, n in cycles.items()},
     }  # fmt: skip
+
+
+def _leanest(records: dict[tuple[int, ...] | None, TpuRecord]) -> tuple[int, ...] | None:
+    """The tiles of the fewest temporaries among those that take nearly the fewest cycles."""
+    fewest = min(record.cycles for record in records.values())
+    near = {tiles: r.temp_bytes for tiles, r in records.items() if r.cycles <= _NEARLY * fewest}
+    return min(near, key=lambda tiles: near[tiles])
 
 
 def write(folder: Path, devices: Iterable[str] = TPUS) -> Iterator[Path]:

@@ -271,7 +271,14 @@ def linear_softmax_cross_entropy(
     sharding.check(vocab_size, batch)
     computed = check_compute_dtype(compute_dtype, hidden, weight)
     sizes = sizes_of(hidden, weight, features_first, sharding, computed)
-    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, sizes)
+    implementation = only_tiled(
+        implementation,
+        label_weights=label_weights, precision=precision, gradient_filter=gradient_filter,
+    )  # fmt: skip
+    by_name = {name: getattr(sizes, name) for name in OPERATION.sizes}
+    choice = dispatch.choose(OPERATION, sizes.dtype, by_name, implementation)
+    known = None if reduction == "none" or return_log_sum_exp else choice
+    options = check_options(label_smoothing, z_loss, soft_cap, tiles, features_first, sizes, known)
     options = options._replace(
         compute_dtype=computed, precision=check_precision(precision), num_classes=classes
     )
@@ -281,13 +288,7 @@ def linear_softmax_cross_entropy(
     if class_weights is not None:
         token_weights = weights_by_class(sharding, hidden, labels, class_weights, token_weights)
     least = check_gradient_filter(gradient_filter, options, reduction, return_log_sum_exp)
-    implementation = only_tiled(
-        implementation,
-        label_weights=label_weights, precision=precision, gradient_filter=gradient_filter,
-    )  # fmt: skip
-    by_name = {name: getattr(sizes, name) for name in OPERATION.sizes}
-    call = PallasOptions.of(dispatch.choose(OPERATION, sizes.dtype, by_name, implementation))
-    engine: Engine = TiledEngine(least) if call is None else FusedEngine(call)
+    engine: Engine = FusedEngine(call) if (call := PallasOptions.of(choice)) else TiledEngine(least)
     return _loss(
         engine, sharding, options, reduction, bool(return_log_sum_exp), ignore_index,
         hidden, weight, bias, labels, label_weights, token_weights, divisor,

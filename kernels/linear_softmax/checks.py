@@ -26,8 +26,13 @@ def check_options(
     tiles: Any,
     features_first: bool,
     sizes: Sizes,
+    choice: dispatch.Choice | None = None,
 ) -> Options:
-    """The options, each in its range: they are static, so plain numbers."""
+    """The options, each in its range: they are static, so plain numbers.
+
+    ``choice``: what computes a gradient in one pass, with the tiles that a table or the tuner knows
+    to serve it best on this device; None: nothing is known.
+    """
     smoothing, z_loss = as_number("label_smoothing", label_smoothing), as_number("z_loss", z_loss)
     if not 0 <= smoothing <= 1:
         raise ValueError(f"label_smoothing must lie in [0, 1], got {smoothing}")
@@ -37,7 +42,8 @@ def check_options(
         soft_cap = as_number("soft_cap", soft_cap)
         if not 0 < soft_cap < math.inf:
             raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
-    tokens, classes = chosen_tiles(check_tiles(tiles), dispatch.target().platform, sizes)
+    known = choice.tiles if choice is not None and choice.implementation == "tiled" else None
+    tokens, classes = chosen_tiles(check_tiles(tiles), dispatch.target().platform, sizes, known)
     return Options(smoothing, z_loss, soft_cap, tokens, classes, bool(features_first))
 
 

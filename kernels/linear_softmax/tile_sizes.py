@@ -99,6 +99,11 @@ EVALUATED_CLASSES = 4096
 MOST_ROUNDINGS = 8
 
 _FEWEST_CLASSES, _MOST_CLASSES = 1024, 4096
+
+# Off the CPU, where nothing else is known of the device; and what else is tried on one.
+TOKENS_OFF_CPU = 2048
+OTHER_TILES_OF_LOGITS = ((1024, 8192), (1024, 16_384))
+
 # A tile of few tokens computes little for each weight that it reads: in no budget that nobody set.
 _FEWEST_TOKENS = 128
 _ENOUGH_BYTES = 100e6
@@ -113,20 +118,27 @@ def check_tiles(tiles: Any) -> Tiles:
     return tiles
 
 
-def chosen_tiles(tiles: Tiles, platform: str, sizes: Sizes) -> tuple[int, int]:
-    """Tokens and classes at a time: those asked for, and else what serves the platform best."""
+def chosen_tiles(
+    tiles: Tiles, platform: str, sizes: Sizes, known: tuple[int, ...] | None = None
+) -> tuple[int, int]:
+    """Tokens and classes at a time: those asked for, and else what serves the machine best.
+
+    ``known``: what a table or the tuner says of such sizes on this kind of device. More tokens are
+    taken where a gradient would be rounded too often.
+    """
+    known_tokens, known_classes = known or (TOKENS_OFF_CPU, _MOST_CLASSES)
     memory = None if tiles.memory_mb is None else tiles.memory_mb * 1e6
     if tiles.vocab_tile is not None:
         classes = tiles.vocab_tile
     else:
-        classes = _classes_in_cache() if platform == "cpu" else _MOST_CLASSES
+        classes = _classes_in_cache() if platform == "cpu" else known_classes
         if memory is not None:
             classes = _classes_within(memory, sizes, classes)
         if platform == "cpu":
             classes = even(sizes.vocab_size, classes)
     if tiles.token_tile is not None:
         return tiles.token_tile, classes
-    most = TOKENS if platform == "cpu" else max(2048, -(-sizes.tokens // MOST_ROUNDINGS))
+    most = TOKENS if platform == "cpu" else max(known_tokens, -(-sizes.tokens // MOST_ROUNDINGS))
     if memory is not None or platform == "cpu":
         fewest = _FEWEST_TOKENS if memory is None else 8
         within = _tokens_within(_generous(sizes) if memory is None else memory, sizes, classes)
