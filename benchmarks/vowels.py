@@ -40,6 +40,7 @@ SHA256 = {
 SPEAKERS, CHANNELS, HIDDEN, BATCH, EPOCHS = 9, 12, 64, 30, 40
 ROW = 64  # steps of a packed row
 BUCKETS = 4
+LEARNING_RATE = 5e-3
 QUICK = "JapaneseVowels."
 LAYOUTS = ("padded", "bucketed", "packed")
 
@@ -96,11 +97,10 @@ def loss_of(logits, labels, present):
 def accuracy(layout: str, seed: int = 0, epochs: int = EPOCHS) -> float:
     """The share of the test set that a model trained in ``layout`` has right."""
     sets = [load(part) for part in ("TRAIN", "TEST")]
-    longest = max(len(s) for series, _ in sets for s in series)
     model = Classifier(nnx.Rngs(seed))
     graph, parameters = nnx.split(model)
     steps = epochs * -(-len(sets[0][0]) // BATCH)
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     state = optimizer.init(parameters)
 
     def loss(parameters, batch):
@@ -115,7 +115,7 @@ def accuracy(layout: str, seed: int = 0, epochs: int = EPOCHS) -> float:
         updates, state = optimizer.update(gradient, state)
         return optax.apply_updates(parameters, updates), state
 
-    batches, shapes = zip(*(_batches(layout, *s, longest, seed) for s in sets), strict=True)
+    batches, shapes = zip(*(_batches(layout, *s, seed) for s in sets), strict=True)
     train_step: Callable = jax.jit(train)
     evaluate: Callable = jax.jit(loss)
     if layout != "packed":
@@ -138,12 +138,12 @@ def run() -> list[dict]:
     return bars
 
 
-def _batches(layout: str, series: Series, labels: np.ndarray, longest: int, seed: int):
+def _batches(layout: str, series: Series, labels: np.ndarray, seed: int):
     """A function from the epoch to its batches, and their shapes."""
     lengths = np.array([len(s) for s in series])
     if layout == "packed":
         return lambda epoch: _packed_batches(series, labels, lengths, (seed, epoch)), None
-    boundaries = optimal_boundaries(lengths, BUCKETS) if layout == "bucketed" else (longest,)
+    boundaries = optimal_boundaries(lengths, BUCKETS if layout == "bucketed" else 1)
     plan = bucket_plan(lengths, boundaries, batch=BATCH, seed=seed)
     source = BatchSource(plan, [series], labels, epochs=EPOCHS)
     count = plan.batches
