@@ -185,6 +185,12 @@ def without_kernels(tree):
     return ["jaxnets.kernels is in tool.setuptools.packages, and has no __init__.py"]
 
 
+def without_a_name(tree):
+    checks = tree / "kernels/checks.py"
+    checks.write_text(checks.read_text("utf-8").replace("as_integers", "as_whole"))
+    return ["jaxnets.kernels.checks.as_integers is not there, and jaxnets."]
+
+
 def without_a_module(tree):
     (tree / "kernels/dispatch.py").unlink()
     return ["jaxnets.kernels.dispatch is not there, and jaxnets.kernels imports it"]
@@ -197,6 +203,7 @@ def test_build_of_less_than_the_library_fails(tmp_path):
         (renamed, "wheel"),
         (without_kernels, "wheel"),
         (without_a_module, "wheel"),
+        (without_a_name, "wheel"),
     ]
     builds, messages = [], []
     for number, (change, kind) in enumerate(cases):
