@@ -289,7 +289,8 @@ def test_quick_trains_fewer_losses(monkeypatch):
 
 def test_the_bias_of_estimators():
     """With log Q it is noise; without, far above what noise makes."""
-    for name, biased in (("no log Q", True), ("log Q of samples and true class", False)):
+    names = "no log Q", "log Q of samples alone", "log Q of samples and true class"
+    for name, biased in zip(names, (True, False, False), strict=True):
         bias, floor = estimators.bias_of(name, 8, 300, classes=40)
         assert (bias > 5 * floor) == biased
     row = {"name": name, "num_sampled": 8, "bias": bias, "noise_floor": floor}
