@@ -41,13 +41,13 @@ def faults(listed: set[str], folders: dict[str, str]) -> Iterator[str]:
         yield f"{package} holds modules, and tool.setuptools.packages does not list it"
     for package in sorted(listed - modules.keys()):
         yield f"{package} is in tool.setuptools.packages, and has no __init__.py"
+    words = {module: {*re.findall(r"\w+", text)} for module, text in modules.items()}
     absent: dict[str, str] = {}
     for importer, text in modules.items():
         for module, name in imports(text):
-            words = re.findall(r"\w+", modules.get(module, ""))
             if module not in modules:
                 absent.setdefault(module, importer)
-            elif name not in words and f"{module}.{name}" not in modules:
+            elif name not in words[module] and f"{module}.{name}" not in modules:
                 absent.setdefault(f"{module}.{name}", importer)
     for name, importer in absent.items():
         yield f"{name} is not there, and {importer} imports it"

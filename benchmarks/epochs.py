@@ -18,7 +18,7 @@ import optax
 
 from benchmarks import corpus
 from benchmarks.bars import bar
-from benchmarks.harness import Suite, progress
+from benchmarks.harness import Suite, normal, progress
 from jaxnets.kernels import LSTMParameters, linear_softmax_cross_entropy, lstm
 from jaxnets.sequences import (
     Batch,
@@ -81,16 +81,17 @@ def sentences(suite: Suite) -> tuple[list[np.ndarray], list[np.ndarray]]:
 
 def initial() -> dict[str, Any]:
     """The parameters that every way starts from."""
-    keys = iter(jax.random.split(jax.random.key(0), 4))
 
-    def normal(*shape):
-        return jax.random.normal(next(keys), shape) * shape[0] ** -0.5
+    def scaled(seed, *shape):
+        return normal(seed, *shape) * shape[0] ** -0.5
 
     bias = jnp.zeros(4 * HIDDEN).at[HIDDEN : 2 * HIDDEN].set(1.0)
     return {
-        "embedding": normal(WORDS, FEATURES) * WORDS**0.5 / 10,
-        "lstm": LSTMParameters(normal(FEATURES, 4 * HIDDEN), normal(HIDDEN, 4 * HIDDEN), bias),
-        "output": normal(WORDS, HIDDEN) * (WORDS / HIDDEN) ** 0.5,
+        "embedding": scaled(0, WORDS, FEATURES) * WORDS**0.5 / 10,
+        "lstm": LSTMParameters(
+            scaled(1, FEATURES, 4 * HIDDEN), scaled(2, HIDDEN, 4 * HIDDEN), bias
+        ),
+        "output": scaled(3, WORDS, HIDDEN) * (WORDS / HIDDEN) ** 0.5,
         "bias": jnp.zeros(WORDS),
     }
 

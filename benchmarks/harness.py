@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from pytest_benchmark.stats import Stats
 
@@ -26,6 +27,11 @@ _START = time.perf_counter()
 _SLICE_S = 0.1  # of a round, for one case
 _MOST_TIMES = 3  # as many rounds as asked for, where they are noisy
 _turns = itertools.count()
+
+
+def normal(seed: int, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
+    """A problem's numbers: NumPy's, for which no program is compiled."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def progress(text: str) -> None:

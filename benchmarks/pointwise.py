@@ -15,7 +15,7 @@ from flax import nnx
 from jax import lax
 
 from benchmarks.bars import bar, ratio
-from benchmarks.harness import Case, Suite, compiled_case, difference, measure
+from benchmarks.harness import Case, Suite, compiled_case, difference, measure, normal
 from benchmarks.limits import Limits
 from jaxnets.convert import dense_to_conv
 from jaxnets.kernels import depthwise_conv, pointwise_conv
@@ -30,15 +30,16 @@ SWEEP = [((8, 32, 32, features), features) for features in (8, 32, 128, 512)] + 
     ((1, side, side, 64), 64) for side in (16, 64, 256)
 ]
 
+WINDOWS, LOOPS = (8, 32, 32, 64), (4, 64, 4096)
+
 QUICK_SHAPES = SHAPES[::3]
 QUICK = "1x1 convolution: 2 shapes of 4, 3 rounds of 7; no sweep of sizes, no dense head."
 
 
 def problem(shape: tuple[int, ...], out: int):
     """Inputs, kernel and bias of a 1x1 convolution."""
-    keys = jax.random.split(jax.random.key(0), 3)
-    kernel = jax.random.normal(keys[1], (shape[-1], out)) * shape[-1] ** -0.5
-    return jax.random.normal(keys[0], shape), kernel, jax.random.normal(keys[2], (out,))
+    kernel = normal(1, shape[-1], out) * shape[-1] ** -0.5
+    return normal(0, *shape), kernel, normal(2, out)
 
 
 def flax_conv(inputs, kernel, bias):
@@ -144,8 +145,7 @@ def _compare(shape, out, limits, rounds, torch: bool, names) -> tuple[list[dict]
 
 def _heads(limits, rounds) -> list[dict]:
     """A head over a flattened map, as a dense layer and as a convolution of the map's size."""
-    maps = jax.random.normal(jax.random.key(0), (64, 7, 7, 256))
-    kernel = jax.random.normal(jax.random.key(1), (7 * 7 * 256, 128)) / 112
+    maps, kernel = normal(0, 64, 7, 7, 256), normal(1, 7 * 7 * 256, 128) / 112
     flops = 3 * 2.0 * 64 * kernel.size
 
     def dense(maps, kernel):
@@ -169,9 +169,9 @@ def _heads(limits, rounds) -> list[dict]:
 
 def _windows(limits, rounds) -> list[dict]:
     """1x1, separable 3x3 and general 3x3 convolution between the same maps."""
-    maps = jax.random.normal(jax.random.key(0), (8, 32, 32, 64))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, 64, 64)) / 24
-    depthwise = jax.random.normal(jax.random.key(2), (3, 3, 64)) / 3
+    features = WINDOWS[-1]
+    maps, kernel = normal(0, *WINDOWS), normal(1, 3, 3, features, features) / 24
+    depthwise = normal(2, 3, 3, features) / 3
 
     def full(maps, kernel):
         return lax.conv_general_dilated(
@@ -194,12 +194,12 @@ def _windows(limits, rounds) -> list[dict]:
         ),
         compiled_case("3x3", step(full), maps, kernel),
     ]
-    return measure("windows, [8, 32, 32, 64] to 64, gradient", cases, rounds, limits)
+    return measure(f"windows, {list(WINDOWS)} to {features}, gradient", cases, rounds, limits)
 
 
 def _loops(limits, rounds) -> list[dict]:
     """Channels first, eight times over: in a loop and written out (jax#12868)."""
-    inputs, kernel = jnp.ones((4, 64, 4096)), jnp.eye(64)
+    inputs, kernel = jnp.ones(LOOPS), jnp.eye(LOOPS[1])
     convolve = partial(pointwise_conv, kernel=kernel, channels_first=True)
 
     def inside(inputs):
@@ -214,7 +214,7 @@ def _loops(limits, rounds) -> list[dict]:
         compiled_case("in a fori_loop", inside, inputs),
         compiled_case("written out", outside, inputs),
     ]
-    return measure("eight channels-first convolutions, [4, 64, 4096]", cases, rounds, limits)
+    return measure(f"eight channels-first convolutions, {list(LOOPS)}", cases, rounds, limits)
 
 
 def run(

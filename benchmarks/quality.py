@@ -18,7 +18,7 @@ import optax
 
 from benchmarks import corpus
 from benchmarks.exact import naive_loss, ours
-from benchmarks.harness import Suite, progress
+from benchmarks.harness import Suite, normal, progress
 from jaxnets import optim
 from jaxnets.kernels import (
     LearnedUnigram,
@@ -57,17 +57,15 @@ def lstm(parameters, inputs):
 
 def initial(vocab_size: int):
     """The tables and the LSTM's parameters."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    normal = jax.random.normal
     bias = jnp.zeros(4 * HIDDEN).at[HIDDEN : 2 * HIDDEN].set(1.0)  # forget bias
     dense = {
-        "input": normal(keys[0], (EMBEDDED, 4 * HIDDEN)) * EMBEDDED**-0.5,
-        "hidden": normal(keys[1], (HIDDEN, 4 * HIDDEN)) * HIDDEN**-0.5,
+        "input": normal(0, EMBEDDED, 4 * HIDDEN) * EMBEDDED**-0.5,
+        "hidden": normal(1, HIDDEN, 4 * HIDDEN) * HIDDEN**-0.5,
         "bias": bias,
     }
-    embedding = normal(keys[2], (vocab_size, EMBEDDED)) * 0.1
+    embedding = normal(2, vocab_size, EMBEDDED) * 0.1
     projection = {
-        "weight": normal(keys[3], (vocab_size, HIDDEN)) * 0.05,
+        "weight": normal(3, vocab_size, HIDDEN) * 0.05,
         "bias": jnp.zeros(vocab_size),
     }
     return embedding, projection, dense

@@ -8,7 +8,7 @@ from jax import lax
 
 from benchmarks import exact
 from benchmarks.bars import bar, ratio
-from benchmarks.harness import Suite, compiled_case, difference, measure
+from benchmarks.harness import Suite, compiled_case, difference, measure, normal
 from benchmarks.limits import Limits
 from jaxnets.kernels import Head, linear_divergence, linear_log_probs
 
@@ -50,7 +50,7 @@ def run(limits: Limits, suite: Suite, peers: dict[str, bool]) -> tuple[list[dict
     """The rows and the bars."""
     tokens, features, classes = SIZES
     *head, labels = exact.problem(tokens, features, classes)
-    advantages = jax.random.normal(jax.random.key(1), (tokens,))
+    advantages = normal(3, tokens)
     teacher = exact.problem(tokens, TEACHER_FEATURES, classes)[:2]
     matmul = 2.0 * tokens * features * classes
     ratio_of_teacher = TEACHER_FEATURES / features

@@ -93,16 +93,45 @@ def loss_of(logits, labels, present):
     return (losses * present).sum() / jnp.maximum(present.sum(), 1), right.sum()
 
 
-def accuracy(layout: str, seed: int = 0, epochs: int = EPOCHS) -> float:
+def accuracy(layout: str) -> float:
     """The share of the test set that a model trained in ``layout`` has right."""
-    sets = [load(part) for part in ("TRAIN", "TEST")]
-    longest = max(len(s) for series, _ in sets for s in series)
-    model = Classifier(nnx.Rngs(seed))
-    graph, parameters = nnx.split(model)
-    steps = epochs * -(-len(sets[0][0]) // BATCH)
+    return share_right(layout, *trained(layout, EPOCHS))
+
+
+def trained(layout: str, epochs: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """A model after ``epochs`` over the training set in ``layout``: its graph and parameters."""
+    graph, parameters = nnx.split(Classifier(nnx.Rngs(0)))
+    gradient, batches = gradients(layout, graph)
+    steps = epochs * -(-len(load("TRAIN")[0]) // BATCH)
     optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, steps))
     state = optimizer.init(parameters)
 
+    @jax.jit
+    def update(parameters, state, gradient):
+        updates, state = optimizer.update(gradient, state)
+        return optax.apply_updates(parameters, updates), state
+
+    for epoch in range(epochs):
+        for batch in batches(epoch):
+            parameters, state = update(parameters, state, gradient(parameters, batch)[0])
+    return graph, parameters
+
+
+def gradients(layout: str, graph: nnx.GraphDef) -> tuple[Callable, Callable]:
+    """Of the mean loss of a batch in ``layout``; and a function from the epoch to its batches."""
+    batches, shapes = _batches(layout, *load("TRAIN"))
+    return _compiled(layout, jax.grad(_loss(layout, graph), has_aux=True), shapes), batches
+
+
+def share_right(layout: str, graph: nnx.GraphDef, parameters: nnx.State) -> float:
+    """The share of the test set, batched in ``layout``, that a model has right."""
+    series, labels = load("TEST")
+    batches, shapes = _batches(layout, series, labels)
+    evaluate = _compiled(layout, _loss(layout, graph), shapes)
+    return sum(int(evaluate(parameters, batch)[1]) for batch in batches(0)) / len(series)
+
+
+def _loss(layout: str, graph: nnx.GraphDef) -> Callable:
     def loss(parameters, batch):
         model = nnx.merge(graph, parameters)
         if layout == "packed":
@@ -110,21 +139,11 @@ def accuracy(layout: str, seed: int = 0, epochs: int = EPOCHS) -> float:
             return loss_of(model.packed(packed, labels.shape[1]), labels, labels >= 0)
         return loss_of(model.padded(batch), batch.rows, batch.lengths[0] > 0)
 
-    def train(parameters, state, batch):
-        gradient, _ = jax.grad(loss, has_aux=True)(parameters, batch)
-        updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(parameters, updates), state
+    return loss
 
-    batches, shapes = zip(*(_batches(layout, *s, longest, seed) for s in sets), strict=True)
-    train_step: Callable = jax.jit(train)
-    evaluate: Callable = jax.jit(loss)
-    if layout != "packed":
-        train_step, evaluate = bucketed_jit(train, shapes[0]), bucketed_jit(loss, shapes[1])
-    for epoch in range(epochs):
-        for batch in batches[0](epoch):
-            parameters, state = train_step(parameters, state, batch)
-    right = sum(int(evaluate(parameters, batch)[1]) for batch in batches[1](0))
-    return right / len(sets[1][0])
+
+def _compiled(layout: str, function: Callable, shapes) -> Callable:
+    return jax.jit(function) if layout == "packed" else bucketed_jit(function, shapes)
 
 
 def run() -> list[dict]:
@@ -138,22 +157,22 @@ def run() -> list[dict]:
     return bars
 
 
-def _batches(layout: str, series: Series, labels: np.ndarray, longest: int, seed: int):
+def _batches(layout: str, series: Series, labels: np.ndarray):
     """A function from the epoch to its batches, and their shapes."""
     lengths = np.array([len(s) for s in series])
     if layout == "packed":
-        return lambda epoch: _packed_batches(series, labels, lengths, (seed, epoch)), None
-    boundaries = optimal_boundaries(lengths, BUCKETS) if layout == "bucketed" else (longest,)
-    plan = bucket_plan(lengths, boundaries, batch=BATCH, seed=seed)
+        return lambda epoch: _packed_batches(series, labels, lengths, epoch), None
+    boundaries = optimal_boundaries(lengths, BUCKETS if layout == "bucketed" else 1)
+    plan = bucket_plan(lengths, boundaries, batch=BATCH)
     source = BatchSource(plan, [series], labels, epochs=EPOCHS)
     count = plan.batches
     return lambda epoch: (source[epoch * count + n] for n in range(count)), plan.shapes
 
 
-def _packed_batches(series, labels, lengths, seed):
+def _packed_batches(series, labels, lengths, epoch):
     """Batches of rows that hold about ``BATCH`` series; absent segments have the label -1."""
     segments, rows_a_batch = ROW // 7, max(1, BATCH * int(lengths.mean()) // ROW)
-    order = np.random.default_rng(seed).permutation(len(series))
+    order = np.random.default_rng((0, epoch)).permutation(len(series))
     size = -(-len(order) // (-(-len(order) // BATCH)))
     for start in range(0, len(order), size):
         chosen = order[start : start + size]

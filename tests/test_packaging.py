@@ -1,6 +1,7 @@
 """However the sources were got, they give the same wheel: jaxnets with all its kernels, or none."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -22,10 +23,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 ONE_LOSS = """
 import importlib.util
 from importlib import metadata
-import jax.numpy as jnp
+import numpy as np
 import jaxnets
 from jaxnets.kernels import linear_softmax_cross_entropy
-loss = linear_softmax_cross_entropy(jnp.ones((2, 3)), jnp.zeros((10, 3)), jnp.arange(2))
+loss = linear_softmax_cross_entropy(np.ones((2, 3), "f"), np.zeros((10, 3), "f"), np.arange(2))
 assert abs(float(loss) - 2.302585) < 1e-5
 assert jaxnets.__version__ == metadata.version("jaxnets")
 for name in ("kernels", "benchmarks", "examples", "tests"):
@@ -48,16 +49,25 @@ def run(*command, cwd):
     return done.stdout
 
 
-def build(kind, tree):
-    run(sys.executable, "-m", "build", "--no-isolation", f"--{kind}", ".", cwd=tree)
-    return built(kind, tree)
+BUILDS = """
+import contextlib, json, os, sys
+import setuptools.build_meta
+for kind, tree in json.loads(sys.argv[1]):
+    os.chdir(tree)
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            getattr(setuptools.build_meta, f"build_{kind}")("dist")
+            failed = ""
+        except SystemExit as error:
+            failed = str(error)
+    print(json.dumps(failed))
+"""
 
 
-def build_by_hook(kind, tree):
-    """What ``build`` asks of the backend, in one process and not three."""
-    command = f"import setuptools.build_meta; setuptools.build_meta.build_{kind}('dist')"
-    run(sys.executable, "-c", command, cwd=tree)
-    return built("sdist" if kind == "sdist" else "wheel", tree)
+def build_by_hook(*builds):
+    """What ``build`` asks of the backend, for all in one process; why each failed, or nothing."""
+    named = json.dumps([(kind, str(tree)) for kind, tree in builds])
+    return list(map(json.loads, run(sys.executable, "-c", BUILDS, named, cwd=ROOT).splitlines()))
 
 
 def built(kind, tree):
@@ -76,11 +86,6 @@ def copy_to(folder):
     return shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=left_out)
 
 
-@pytest.fixture
-def tree(tmp_path):
-    return copy_to(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
     """One that all tests read; what is built in it is not committed."""
@@ -93,23 +98,10 @@ def repository(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def source(repository):
-    """The sdist, built as a user builds it."""
-    return build("sdist", repository)
-
-
-@pytest.fixture(scope="module")
-def wheel(source, tmp_path_factory):
-    """A wheel of the sdist, built as a user builds it."""
-    return build("wheel", unpacked(source, tmp_path_factory.mktemp("wheel") / "got"))
-
-
-def unpacked(source, to):
-    with tarfile.open(source) as file:
-        file.extractall(to.parent, filter="data")
-    (to.parent / f"jaxnets-{jaxnets.__version__}").rename(to)
-    assert not (to / "jaxnets/kernels").exists()
-    return to
+def distribution(repository):
+    """The sdist, and a wheel of it, built as a user builds them."""
+    run(sys.executable, "-m", "build", "--no-isolation", ".", cwd=repository)
+    return built("sdist", repository), built("wheel", repository)
 
 
 def clone(repository, to):
@@ -137,22 +129,40 @@ def files_of_both_folders(repository):
     }
 
 
-@pytest.mark.parametrize("form", [clone, archive, clone_without_links])
-def test_wheel_holds_every_file_of_both_folders(form, repository, tmp_path):
-    got = tmp_path / "got"
-    form(repository, got)
-    assert files_of(build_by_hook("wheel", got)) == files_of_both_folders(repository)
+def files_under(tree):
+    """What git keeps there."""
+    return {
+        str(path.relative_to(tree)): path.read_bytes()
+        for path in tree.rglob("*")
+        if path.is_file() and ".git" not in path.parts
+    }
 
 
-def test_wheel_of_the_sdist_holds_every_file_of_both_folders(repository, wheel):
-    assert files_of(wheel) == files_of_both_folders(repository)
+def test_wheel_holds_every_file_of_both_folders_and_none_of_an_earlier_build(repository, tmp_path):
+    trees = {form: tmp_path / form.__name__ for form in (clone, archive, clone_without_links)}
+    for form, tree in trees.items():
+        form(repository, tree)
+    # So that a wheel of one is that of the other.
+    assert files_under(trees[archive]) == files_under(trees.pop(clone_without_links))
+    for tree in trees.values():
+        stale = tree / "build/lib/jaxnets/kernels/renamed_since.py"
+        stale.parent.mkdir(parents=True)
+        stale.touch()
+    assert build_by_hook(*(("wheel", tree) for tree in trees.values())) == ["", ""]
+    for tree in trees.values():
+        assert files_of(built("wheel", tree)) == files_of_both_folders(repository)
 
 
-def test_sdist_holds_the_library_and_what_speaks_of_it(source):
-    with tarfile.open(source) as file:
+def test_wheel_of_the_sdist_holds_every_file_of_both_folders(repository, distribution):
+    assert files_of(distribution[1]) == files_of_both_folders(repository)
+
+
+def test_sdist_holds_the_library_and_what_speaks_of_it(distribution):
+    with tarfile.open(distribution[0]) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     folders = {name.partition("/")[0] for name in names if "/" in name}
     assert folders == {"jaxnets", "jaxnets.egg-info", "kernels"}
+    assert "jaxnets/kernels" not in names
     assert names > {"LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff", "pyproject.toml"}
 
 
@@ -175,35 +185,35 @@ def without_kernels(tree):
     return ["jaxnets.kernels is in tool.setuptools.packages, and has no __init__.py"]
 
 
+def without_a_name(tree):
+    checks = tree / "kernels/checks.py"
+    checks.write_text(checks.read_text("utf-8").replace("as_integers", "as_whole"))
+    return ["jaxnets.kernels.checks.as_integers is not there, and jaxnets."]
+
+
 def without_a_module(tree):
     (tree / "kernels/dispatch.py").unlink()
     return ["jaxnets.kernels.dispatch is not there, and jaxnets.kernels imports it"]
 
 
-@pytest.mark.parametrize(
-    ("change", "kind"),
-    [
+def test_build_of_less_than_the_library_fails(tmp_path):
+    cases = [
         (unlisted, "wheel"),
         (unlisted, "sdist"),  # which would be whole by its own list
         (renamed, "wheel"),
         (without_kernels, "wheel"),
         (without_a_module, "wheel"),
-    ],
-)
-def test_build_of_less_than_the_library_fails(change, kind, tree):
-    messages = change(tree)
-    with pytest.raises(AssertionError) as failed:
-        build_by_hook(kind, tree)
-    for message in messages:
-        assert message in str(failed.value)
-    assert not list(tree.glob("dist/*"))
-
-
-def test_files_of_an_earlier_build_stay_out(tree):
-    stale = tree / "build/lib/jaxnets/kernels/renamed_since.py"
-    stale.parent.mkdir(parents=True)
-    stale.touch()
-    assert "jaxnets/kernels/renamed_since.py" not in files_of(build_by_hook("wheel", tree))
+        (without_a_name, "wheel"),
+    ]
+    builds, messages = [], []
+    for number, (change, kind) in enumerate(cases):
+        tree = copy_to(tmp_path / str(number))
+        messages.append(change(tree))
+        builds.append((kind, tree))
+    for failed, wanted, (_, tree) in zip(build_by_hook(*builds), messages, builds, strict=True):
+        for message in wanted:
+            assert message in failed
+        assert not list(tree.glob("dist/*"))
 
 
 @pytest.fixture
@@ -217,20 +227,22 @@ def environment(tmp_path):
     return tmp_path / "venv/bin/python", site
 
 
-def test_installed_wheel(wheel, environment, tmp_path):
+def test_installed_wheel(distribution, environment, tmp_path):
     python, site = environment
-    zipfile.ZipFile(wheel).extractall(site)
+    zipfile.ZipFile(distribution[1]).extractall(site)
     where = run(python, "-W", "error", "-c", ONE_LOSS, cwd=tmp_path)
     assert where.startswith(f"{site}/jaxnets/kernels/")
 
 
 @pytest.mark.parametrize("link", [True, False])
-def test_editable_install(link, tree, environment, tmp_path):
+def test_editable_install(link, environment, tmp_path):
+    tree = copy_to(tmp_path)
     if not link:
         (tree / "jaxnets/kernels").unlink()
         (tree / "jaxnets/kernels").write_text("../kernels")
     python, site = environment
-    zipfile.ZipFile(build_by_hook("editable", tree)).extractall(site)
+    assert build_by_hook(("editable", tree)) == [""]
+    zipfile.ZipFile(built("wheel", tree)).extractall(site)
     where = run(python, "-W", "error", "-c", ONE_LOSS, cwd=tmp_path)
     assert where.startswith(f"{tree}/{'jaxnets/' * link}kernels/")
 

@@ -2,8 +2,8 @@
 
 import json
 
+import jax
 import numpy as np
-import pytest
 from typer.testing import CliRunner
 
 from benchmarks import pointwise, report, report_tables
@@ -14,20 +14,24 @@ from benchmarks.harness import compiled_case, measure
 LIMITS = {"matmul_flops": 1e11, "copy_bytes_per_s": 1e10}
 
 
-@pytest.mark.parametrize("out", [1, 8])
-def test_all_layers_give_the_same(out):
-    arrays = pointwise.problem((2, 4, 4, 6), out)
-    wanted = pointwise.step(pointwise.flax_conv)(*arrays)
-    for layer in pointwise.LAYERS.values():
-        for a, b in zip(pointwise.step(layer)(*arrays), wanted, strict=True):
-            # Sums of at most 32 products in float32.
-            np.testing.assert_allclose(a, b, atol=32 * 6e-8 * 100)
+def test_all_layers_give_the_same():
+    """Outputs and the gradients of half their sum of squares: that of the bias is their sum."""
+    problems = [pointwise.problem((2, 4, 4, 6), out) for out in (1, 8)]
 
+    @jax.jit
+    def program(problems):
+        return [
+            [pointwise.step(layer)(*arrays) for layer in pointwise.LAYERS.values()]
+            for arrays in problems
+        ]
 
-def test_a_step_is_the_gradient_of_half_the_sum_of_squares():
-    arrays = pointwise.problem((2, 3, 3, 4), 5)
-    outputs, _, _, bias_gradient = pointwise.step(pointwise.flax_dense)(*arrays)
-    np.testing.assert_allclose(bias_gradient, outputs.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+    for layers in program(problems):
+        outputs, *_, bias_gradient = layers[0]
+        np.testing.assert_allclose(bias_gradient, outputs.sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+        for layer in layers[1:]:
+            for a, b in zip(layer, layers[0], strict=True):
+                # Sums of at most 32 products in float32.
+                np.testing.assert_allclose(a, b, atol=32 * 6e-8 * 100)
 
 
 def test_flops_and_bytes():
@@ -60,6 +64,8 @@ def test_report_page():
 def test_quick_measures_fewer_shapes_and_compares_their_outputs(monkeypatch, tmp_path):
     shapes = (((2, 4, 4, 6), 8), ((1, 8, 8, 4), 1))
     monkeypatch.setattr(pointwise, "QUICK_SHAPES", shapes)
+    monkeypatch.setattr(pointwise, "WINDOWS", (2, 4, 4, 6))
+    monkeypatch.setattr(pointwise, "LOOPS", (2, 6, 16))
     monkeypatch.setattr("benchmarks.__main__.recycle_memory", lambda: True)
     run = CliRunner().invoke(app, ["pointwise", "--quick", "--output", str(tmp_path)])
     assert run.exit_code == 0, run.output

@@ -46,7 +46,9 @@ def test_a_file_is_read_by_time(tmp_path):
     assert data.items == 3
 
 
-def test_the_suite_runs_on_generated_histories(monkeypatch, tmp_path, capsys):
+def test_the_suite_runs_on_generated_histories(
+    monkeypatch, tmp_path, capsys, loops, cheap_parameters
+):
     def offline():
         raise CorpusError("pip could not download recbole==1.2.1")
 

@@ -21,7 +21,7 @@ from jaxnets.kernels import (
 )
 from jaxnets.kernels.samplers import without_replacement
 from tests.sharding.row_steps import sharded_row_step
-from tests.sharding.test_sharded import make_mesh
+from tests.sharding.split import make_mesh
 
 TOKENS, FEATURES, SAMPLED = 96, 32, 64
 TILE = 1024

@@ -193,7 +193,7 @@ def test_losses_and_gradients_are_those_by_hand(kind, function, by_hand):
 
 
 @pytest.mark.parametrize("function", [over_all_classes_and_rows, layers])
-def test_values_and_gradients_are_those_of_one_device(function):
+def test_values_and_gradients_are_those_of_one_device(function, loops):
     wanted = jax.jit(partial(with_gradients, function))(BATCHED, TABLES)
     batch, tables = placed(make_mesh("explicit"))
     got = jax.jit(partial(with_gradients, function))(batch, tables)
@@ -204,12 +204,17 @@ def test_values_and_gradients_are_those_of_one_device(function):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
-def test_one_sequence_is_traced():
-    batch, tables = placed(make_mesh("explicit and auto"))
-    jax.eval_shape(partial(with_gradients, one_sequence), batch, tables)
+@pytest.mark.parametrize(
+    ("kind", "function"), [("explicit and auto", one_sequence), ("explicit", layers)]
+)
+def test_loops_that_are_written_out_are_traced(kind, function):
+    batch, tables = placed(make_mesh(kind))
+    # Of another length, so that no loop that was traced is found again.
+    short = {name: batch[name][:, :5] for name in ("sequences", "mask")}
+    jax.eval_shape(partial(with_gradients, function), batch | short, tables)
 
 
-def test_translation():
+def test_translation(loops, cheap_parameters):
     """Embeddings, a reversed source and attention; a beam search runs, all else is traced."""
     model = Seq2Seq(
         Seq2SeqConfig(20, 24, features=8, dropout=0.0, bidirectional=False, reverse_source=True),
@@ -238,7 +243,7 @@ def test_translation():
     jax.eval_shape(traced, state, *batch)
 
 
-def test_nothing_but_gradients_is_sent():
+def test_nothing_but_gradients_is_sent(loops):
     """No device gets another's rows: there are sums, none larger than a table, and no gather."""
 
     def loss(batch, tables):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 
 from jaxnets.kernels import (
     Tiles,
@@ -24,15 +24,18 @@ from tests import exact_loss as equation
 from tests.fixed_samples import fixed_samples
 from tests.inputs import changed
 from tests.sampled_losses import sampled_loss
-from tests.sharding.test_sharded import SHARDINGS, close, make_mesh, problem
+from tests.sharding.split import SHARDINGS, assert_traces, close, make_mesh, other, problem
 
 AUTO, EXPLICIT = AxisType.Auto, AxisType.Explicit
 TILES = {"tiles": Tiles(token_tile=3, vocab_tile=200)}
-# Each option in one pass and in two, if it can be, and each reduction.
+# In one pass and, the last two, in two: each option, and each reduction.
 EXACT = {
-    "smoothing in one pass": {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7},
-    "cap in one pass": {"soft_cap": 4.0, "reduction": "sum", "temperature": "each"},
-    "class weights": {"class_weights": np.arange(1600) % 3 / 2},
+    "class weights": {
+        "class_weights": np.arange(1600) % 3 / 2, "z_loss": 1e-2, "temperature": 0.7
+    },
+    "cap and smoothing": {
+        "soft_cap": 4.0, "label_smoothing": 0.1, "reduction": "sum", "temperature": "each"
+    },
     "a loss for each token": {"reduction": "none", "temperature": 1.5},
     "log-sum-exp": {
         "return_log_sum_exp": True, "soft_cap": 4.0, "label_smoothing": 0.2, "z_loss": 1e-2
@@ -46,33 +49,31 @@ def scalar(result):
                for leaf in jax.tree.leaves(result))  # fmt: skip
 
 
-def alternating(names):
-    """(kind of axes, features_first, name): both of each, in turn."""
-    for n, name in enumerate(names):
-        yield (AUTO, EXPLICIT)[n % 2], n // 2 % 2 == 1, name
+def placed(sharding, features_first, hidden, weight, bias, *of_tokens):
+    """The arrays as the sharding splits them."""
+    weight = weight.T if features_first else weight
+    specs = sharding.token_spec, sharding.weight_spec(features_first), sharding.table_spec
+    specs += (sharding.token_spec,) * len(of_tokens)
+    layouts = tuple(NamedSharding(sharding.mesh, spec) for spec in specs)
+    return jax.device_put((hidden, weight, bias, *of_tokens), layouts)
 
 
-def other(kind):
-    return EXPLICIT if kind is AUTO else AUTO
-
-
-def assert_traces(function, arrays, wanted):
-    """By the other kind of axes and layout: what they refuse they refuse when traced."""
-    found = jax.eval_shape(function, *arrays)
-    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, wanted)
+def turned(gradients, features_first):
+    """As those of ``placed`` arrays."""
+    return (gradients[0], gradients[1].T if features_first else gradients[1], *gradients[2:])
 
 
 WEIGHTS, EACH = np.ones((8, 3), np.float32), np.linspace(0.5, 2.0, 24, dtype=np.float32)
 WEIGHTS[0, 1], WEIGHTS[2], EACH = 0, 3, EACH.reshape(8, 3)
 
 
-def exact_problem(name):
+def exact_problem(name, dtype):
     """A scalar of arrays, the arrays, and which of them it is differentiated by."""
-    hidden, weight, bias, labels = problem()
+    hidden, weight, bias, labels = problem(dtype)
     options = {**TILES, **EXACT[name], "ignore_index": 5}
     each = options.get("temperature") == "each"
 
-    def loss(hidden, weight, bias, weights, temperature, **more):
+    def loss(hidden, weight, bias, weights, temperature, labels, **more):
         changed = {"temperature": temperature} if each else {}
         return scalar(
             linear_softmax_cross_entropy(
@@ -81,12 +82,12 @@ def exact_problem(name):
             )
         )  # fmt: skip
 
-    return loss, (hidden, weight, bias, WEIGHTS, EACH), tuple(range(5 if each else 4))
+    return loss, (hidden, weight, bias, WEIGHTS, EACH, labels), tuple(range(5 if each else 4))
 
 
-def exact_by_hand(name):
+def exact_by_hand(name, dtype):
     """The value of ``exact_problem`` and its gradients by five arrays, in NumPy."""
-    hidden, weight, bias, labels = map(np.asarray, problem())
+    hidden, weight, bias, labels = map(np.asarray, problem(dtype))
     options = dict(EXACT[name])
     reduction, with_z = options.pop("reduction", "mean"), options.pop("return_log_sum_exp", False)
     by_class = options.pop("class_weights", np.ones(1600))[labels] * (labels != 5)
@@ -104,25 +105,33 @@ def exact_by_hand(name):
     return value + (of_z * z).sum(), (*gradients, d_weights * by_class, d_temperature)
 
 
-def features_first_weight(arrays):
-    return (arrays[0], arrays[1].T, *arrays[2:])
+# How the arrays are split, and what by: both kinds of axes, layouts and dtypes, in turn.
+@pytest.mark.parametrize(
+    ("name", "split", "kind", "features_first", "dtype"),
+    [
+        ("class weights", "vocab and tokens", AUTO, False, jnp.float32),
+        ("cap and smoothing", "vocab over all", EXPLICIT, False, jnp.bfloat16),
+        ("a loss for each token", "vocab only", AUTO, True, jnp.bfloat16),
+        ("log-sum-exp", "tokens only", EXPLICIT, True, jnp.float32),
+    ],
+)
+def test_exact_loss(name, split, kind, features_first, dtype):
+    def case(kind, features_first, dtype):
+        loss, arrays, where = exact_problem(name, dtype)
+        sharding = SHARDINGS[split](make_mesh(kind))
+        sharded = partial(loss, sharding=sharding, features_first=features_first)
+        value, gradients = exact_by_hand(name, dtype)
+        gradients = tuple(np.asarray(gradients[n], arrays[n].dtype) for n in where)
+        wanted = np.float32(value), turned(gradients, features_first)
+        return jax.value_and_grad(sharded, where), placed(sharding, features_first, *arrays), wanted
 
-
-@pytest.mark.parametrize(("kind", "features_first", "name"), [*alternating(EXACT)])
-def test_exact_loss(kind, features_first, name):
-    loss, arrays, where = exact_problem(name)
-    wanted, gradients = exact_by_hand(name)
-    gradients = gradients[: len(where)]
-
-    def case(kind, features_first):
-        split = SHARDINGS["vocab and tokens"](make_mesh(kind))
-        sharded = partial(loss, sharding=split, features_first=features_first)
-        turned = features_first_weight if features_first else tuple
-        return jax.value_and_grad(sharded, where), turned(arrays), (wanted, turned(gradients))
-
-    function, given, expected = case(kind, features_first)
-    close(jax.jit(function)(*given), expected)
-    assert_traces(*case(other(kind), not features_first))
+    function, given, wanted = case(kind, features_first, dtype)
+    got = jax.jit(function)(*given)
+    close(got, wanted, dtype)
+    for gradient, array in zip(got[1], given, strict=False):
+        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
+    swapped = jnp.bfloat16 if dtype == jnp.float32 else jnp.float32
+    assert_traces(*case(other(kind), not features_first, swapped))
 
 
 def test_the_gradient_of_a_mean_computes_each_logit_once():
@@ -147,16 +156,15 @@ def test_the_gradient_of_a_mean_computes_each_logit_once():
 
 
 def test_top_k():
+    """Outside of ``jit``."""
     hidden, weight, bias, _ = problem()
-
-    def top_k(weight, **options):
-        options = {"bias": bias, "tiles": Tiles(vocab_tile=100), **options}
-        return linear_top_k(hidden, weight, 450, **options)
-
-    wanted, split = top_k(weight), SHARDINGS["vocab and tokens"](make_mesh(EXPLICIT))
-    got = top_k(weight.T, features_first=True, sharding=split)
-    np.testing.assert_array_equal(got.ids, wanted.ids)
-    close(got.logits, wanted.logits)
+    split = SHARDINGS["vocab and tokens"](make_mesh(EXPLICIT))
+    options = {"bias": bias, "tiles": Tiles(vocab_tile=100)}
+    got = linear_top_k(hidden, weight.T, 450, features_first=True, sharding=split, **options)
+    logits = np.float64(hidden) @ np.float64(weight).T + np.float64(bias)
+    wanted = np.argsort(-logits)[..., :450]
+    np.testing.assert_array_equal(got.ids, wanted)
+    close(got.logits, np.take_along_axis(logits, wanted, -1))
 
 
 def test_top_k_of_equal_logits_keeps_the_order_of_classes():
@@ -167,39 +175,54 @@ def test_top_k_of_equal_logits_keeps_the_order_of_classes():
 
 @cache
 def evaluated():
-    """Integers, of which each device sums the same; and what one device finds."""
-    hidden, weight, bias = (np.asarray(2 * a).round() for a in problem()[:3])
+    """Integers, of which each device sums the same; and what is found of them, in NumPy."""
+    hidden, weight, bias = (np.asarray(2 * a).round() for a in map(np.asarray, problem()[:3]))
     bias[:400] = -np.inf
     labels = np.array(problem()[3])
     exclude = np.random.default_rng(0).integers(-1, 1600, (*labels.shape, 400))
     labels[1, 2] = -1
-    arrays = hidden, weight, bias, labels, exclude
-    return arrays, evaluate(*arrays)
+    logits = hidden @ weight.T + bias
+    inside = np.broadcast_to(np.isfinite(bias), logits.shape).copy()
+    for token in np.ndindex(labels.shape):
+        inside[token][exclude[token][exclude[token] >= 0]] = False
+    own = np.take_along_axis(logits, labels[..., None], -1)
+    others = inside & (np.arange(1600) != labels[..., None])
+    counts = [(others & found).sum(-1) for found in (logits > own, logits == own)]
+    above, ties = (np.where(labels == -1, -1, count) for count in counts)
+    kept = np.where(inside, logits, -np.inf)
+    ids = np.argsort(-kept, axis=-1, kind="stable")[..., :450]  # more than a device has
+    best = np.take_along_axis(kept, ids, -1)
+    return (hidden, weight, bias, labels, exclude), (above, ties, best, ids)
 
 
 def evaluate(hidden, weight, bias, labels, exclude, **options):
     options = {"bias": bias, "exclude": exclude, "tiles": Tiles(vocab_tile=150), **options}
-    return (
-        linear_label_rank(hidden, weight, labels, ignore_index=-1, **options),
-        linear_top_k(hidden, weight, 450, **options),  # more than a device has
-    )
+    rank = linear_label_rank(hidden, weight, labels, ignore_index=-1, **options)
+    best = linear_top_k(hidden, weight, 450, **options)
+    return rank.above, rank.ties, best.logits, best.ids
 
 
-@pytest.mark.parametrize(("kind", "features_first", "name"), [*alternating(SHARDINGS)])
-def test_evaluation(kind, features_first, name):
+@pytest.mark.parametrize(
+    ("name", "kind", "features_first"),
+    [
+        (name, (AUTO, EXPLICIT)[n % 2], n // 2 % 2 == 1)  # both of each, in turn
+        for n, name in enumerate(SHARDINGS)
+    ],
+)
+def test_evaluation(name, kind, features_first):
     """Whole shards of classes that are out, ties over several devices, one token left out."""
-    arrays, wanted = evaluated()
+    (hidden, weight, *rest), wanted = evaluated()
 
     def case(kind, features_first):
         options = {"features_first": features_first, "sharding": SHARDINGS[name](make_mesh(kind))}
-        given = features_first_weight(arrays) if features_first else arrays
+        given = hidden, weight.T if features_first else weight, *rest
         return partial(evaluate, **options), given
 
     function, given = case(kind, features_first)
-    got = function(*given)
-    assert_traces(*case(other(kind), not features_first), wanted)
+    got = jax.jit(function)(*given)
+    assert_traces(*case(other(kind), not features_first), got)
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
-    assert wanted[0].ties.max() > 5
+    assert wanted[1].max() > 5
 
 
 KEEPING_HITS = {"remove_accidental_hits": False}
@@ -236,17 +259,17 @@ def sampled_by_hand(loss, hidden, weight, bias, labels, samples):
 
 
 @pytest.mark.parametrize(
-    ("loss", "kind", "features_first", "per_token"),
+    ("loss", "split", "kind", "features_first", "per_token"),
     [
-        (sampled_softmax_cross_entropy, EXPLICIT, True, True),
-        (sampled_softmax_cross_entropy, AUTO, False, False),
-        (nce_loss, AUTO, False, True),
-        (negative_sampling_loss, EXPLICIT, True, False),
-        (gbce_loss, EXPLICIT, False, False),
-        (bpr_max_loss, AUTO, True, True),
+        (sampled_softmax_cross_entropy, "vocab over all", EXPLICIT, True, True),
+        (sampled_softmax_cross_entropy, "tokens only", AUTO, False, False),
+        (nce_loss, "vocab only", AUTO, False, True),
+        (negative_sampling_loss, "vocab and tokens", EXPLICIT, True, False),
+        (gbce_loss, "vocab over all", EXPLICIT, False, False),
+        (bpr_max_loss, "vocab and tokens", AUTO, True, True),
     ],
 )
-def test_sampled_losses(loss, kind, features_first, per_token):
+def test_sampled_losses(loss, split, kind, features_first, per_token):
     """Several true classes, some of them and one token left out."""
     hidden, weight, bias, first = problem()
     labels = np.stack([first, (first + 7) % 1600], axis=-1)
@@ -265,11 +288,11 @@ def test_sampled_losses(loss, kind, features_first, per_token):
     wanted, gradients = sampled_by_hand(loss, *arrays, labels, samples)
 
     def case(kind, features_first):
-        split = SHARDINGS["vocab and tokens"](make_mesh(kind))
-        sharded = partial(value, features_first=features_first, sharding=split)
-        turned = features_first_weight if features_first else tuple
+        sharding = SHARDINGS[split](make_mesh(kind))
+        sharded = partial(value, features_first=features_first, sharding=sharding)
+        expected = jax.tree.map(np.float32, (wanted, turned(gradients, features_first)))
         function = jax.value_and_grad(sharded, (0, 1, 2))
-        return function, turned(arrays), (wanted, turned(gradients))
+        return function, placed(sharding, features_first, *arrays), expected
 
     function, given, expected = case(kind, features_first)
     close(jax.jit(function)(*given), expected)

@@ -17,7 +17,7 @@ from jaxnets.kernels import (
 )
 from tests.fixed_samples import fixed_samples
 from tests.near import assert_near
-from tests.sharding.test_sharded import SHARDINGS, make_mesh
+from tests.sharding.split import SHARDINGS, make_mesh
 
 VOCAB, FEATURES, TOKENS = 48, 4, 16
 DRAW = np.random.default_rng(0)

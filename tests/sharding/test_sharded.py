@@ -1,133 +1,38 @@
-"""Losses, samplers and row-sparse steps on eight devices: equal to those on one."""
+"""Losses on eight devices: equal to those on one, and what is refused."""
 
 from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding
-from scipy import stats
+from jax.sharding import AxisType
 
 from jaxnets import optim
 from jaxnets.kernels import (
-    ShardedUnigram,
-    Unigram,
     VocabSharding,
     compiling_for,
-    draw_samples,
     gather_rows,
     linear_softmax_cross_entropy,
     linear_top_k,
     sampled_softmax_cross_entropy,
 )
-from jaxnets.kernels.samplers import without_replacement
 from tests import exact_loss as equation
 from tests.fixed_samples import fixed_samples
 from tests.inputs import changed
-from tests.near import assert_near
 from tests.sampled_losses import sampled_loss
-from tests.sharding.row_steps import row_gradients
-
-VOCAB, FEATURES, BATCH, TIME = 1600, 24, 8, 3
-
-
-def make_mesh(kind=AxisType.Auto):
-    return jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(kind, kind))
-
-
-SHARDINGS = {
-    "vocab and tokens": lambda mesh: VocabSharding(mesh, "vocab", "data"),
-    "vocab over all": lambda mesh: VocabSharding(mesh, ("data", "vocab")),
-    "vocab only": lambda mesh: VocabSharding(mesh, "vocab"),
-    "tokens only": lambda mesh: VocabSharding(mesh, None, "data"),
-}
-
-
-def normal(seed, *shape, dtype=jnp.float32):
-    """Of NumPy, which compiles nothing."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
-
-
-@cache
-def problem(dtype=jnp.float32):
-    return (
-        normal(0, BATCH, TIME, FEATURES, dtype=dtype),
-        normal(1, VOCAB, FEATURES, dtype=dtype),
-        normal(2, VOCAB, dtype=dtype),
-        jnp.asarray(np.random.default_rng(3).integers(0, VOCAB, (BATCH, TIME))),
-    )
-
-
-def place(sharding, hidden, weight, bias, labels):
-    tokens = NamedSharding(sharding.mesh, sharding.token_spec)
-    table = NamedSharding(sharding.mesh, sharding.table_spec)
-    return jax.device_put((hidden, weight, bias, labels), (tokens, table, table, tokens))
-
-
-def close(got, wanted, dtype=jnp.float32):
-    """Sums over features and classes in another order, each of them rounded."""
-    tolerance = 8 * float(jnp.finfo(dtype).eps) * FEATURES**0.5
-    assert_near(got, wanted, tolerance, 1e-3)
-
-
-def alternating(names, options):
-    """(kind of axes, name, one of two options) that runs, and the other kind and option.
-
-    Of these a case is traced only: what they refuse they refuse then.
-    """
-    kinds = AxisType.Auto, AxisType.Explicit
-    for n, name in enumerate(names):
-        k, m = n % 2, (n + 1) // 2 % 2
-        yield kinds[k], name, options[m], (kinds[1 - k], options[1 - m])
-
-
-def assert_traces(function, arrays, wanted):
-    found = jax.eval_shape(function, *arrays)
-    shapes = [
-        [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(each)] for each in (found, wanted)
-    ]
-    assert shapes[0] == shapes[1]
-
-
-EXACT_OPTIONS = {"label_smoothing": 0.1, "z_loss": 1e-3}
-
-
-def exact_loss(hidden, weight, bias, labels, **options):
-    return linear_softmax_cross_entropy(
-        hidden, weight, labels, bias=bias, ignore_index=5, **EXACT_OPTIONS, **options
-    )
-
-
-@cache
-def exact_by_hand(dtype):
-    """The mean over tokens and its gradients, in the arrays' dtypes."""
-    hidden, weight, bias, labels = problem(dtype)
-    losses, _, backward = equation.exact_loss(hidden, weight, labels, bias, **EXACT_OPTIONS)
-    factors = (np.asarray(labels) != 5) / (np.asarray(labels) != 5).sum()
-    gradients = backward(factors)[:3]
-    return (
-        np.float32((losses * factors).sum()),
-        tuple(np.asarray(gradient, dtype) for gradient in gradients),
-    )
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "dtype", "traced"), [*alternating(SHARDINGS, (jnp.float32, jnp.bfloat16))]
+from tests.sharding.split import (
+    BATCH,
+    SHARDINGS,
+    TIME,
+    VOCAB,
+    assert_traces,
+    close,
+    make_mesh,
+    other,
+    place,
+    problem,
 )
-def test_exact_loss(kind, name, dtype, traced):
-    def case(kind, dtype):
-        sharding = SHARDINGS[name](make_mesh(kind))
-        sharded = jax.value_and_grad(partial(exact_loss, sharding=sharding), (0, 1, 2))
-        return sharded, place(sharding, *problem(dtype)), exact_by_hand(dtype)
-
-    function, placed, wanted = case(kind, dtype)
-    got = jax.jit(function)(*placed)
-    close(got, wanted, dtype)
-    for gradient, array in zip(got[1], placed, strict=False):
-        assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
-    assert_traces(*case(*traced))
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
@@ -218,175 +123,24 @@ def sampled_gradients(hidden, weight, bias, labels, samples, **options):
     return with_bias, jax.grad(loss, (0, 1))(hidden, weight)
 
 
-@pytest.mark.parametrize(("kind", "name", "num_true", "traced"), [*alternating(SHARDINGS, (0, 2))])
-def test_sampled_loss(kind, name, num_true, traced):
-    def case(kind, num_true):
+# Run by two shardings, and traced by the other two, on the other kind of axes.
+@pytest.mark.parametrize(
+    ("name", "kind", "num_true", "traced"),
+    [
+        ("vocab and tokens", AxisType.Auto, 0, "tokens only"),
+        ("vocab over all", AxisType.Explicit, 2, "vocab only"),
+    ],
+)
+def test_sampled_loss_with_and_without_bias(name, kind, num_true, traced):
+    def case(name, kind, num_true):
         sharding = SHARDINGS[name](make_mesh(kind))
         arrays, samples, wanted = sampled_problem(num_true)
         sharded = partial(sampled_gradients, samples=samples, sharding=sharding)
         return sharded, place(sharding, *arrays), wanted
 
-    function, placed, wanted = case(kind, num_true)
+    function, placed, wanted = case(name, kind, num_true)
     close(jax.jit(function)(*placed), wanted)
-    assert_traces(*case(*traced))
-
-
-OPTIMIZERS = {
-    "sgd": optim.sgd(0.3),
-    "momentum": optim.momentum(0.3),
-    "adagrad": optim.adagrad(0.3),
-    "rowwise_adagrad": optim.rowwise_adagrad(0.3),
-    "lazy_adam": optim.lazy_adam(0.3),
-    "rowwise_adam": optim.rowwise_adam(0.3),
-    "ftrl": optim.ftrl(0.3, l1=0.01),
-}
-
-
-def row_update(optimizer, gradients, state, tables):
-    updates, state = optimizer.update(gradients, state, tables)
-    return optim.apply_updates(tables, updates), state
-
-
-def row_steps(tables, states, *arrays, sharding=None):
-    """A step of each optimizer, all of them by the gradient that the first one's tables have."""
-    update = partial(optim.sharded_update, sharding) if sharding else row_update
-    value, gradients = row_gradients(next(iter(tables.values())), *arrays, sharding=sharding)
-    found = {
-        name: update(OPTIMIZERS[name], gradients, states[name], own) for name, own in tables.items()
-    }
-    return value, *({name: pair[part] for name, pair in found.items()} for part in range(2))
-
-
-@cache
-def batches():
-    """Labels and samples of three steps."""
-    labels = [(problem()[3] + 7 * step) % VOCAB for step in range(3)]
-    draw = np.random.default_rng(0)
-    return [(a, fixed_samples(VOCAB, a, draw.permutation(VOCAB)[:48])) for a in labels]
-
-
-@cache
-def steps_on_one_device():
-    """The loss, and each optimizer's tables and state, after each step."""
-    hidden, weight, bias, _ = problem()
-    tables = {"weight": weight, "bias": bias}
-    states = jax.jit(lambda tables: {n: each.init(tables) for n, each in OPTIMIZERS.items()})(
-        tables
-    )
-    found = [(None, dict.fromkeys(OPTIMIZERS, tables), states)]
-    step = jax.jit(row_steps)
-    for labels, samples in batches():
-        found.append(step(*found[-1][1:], hidden, labels, samples))
-    return found[1:]
-
-
-# How the tables are split is the same to every optimizer: over one axis all of them, over several
-# one whose state is like the table, one with a number a row, one with a count of steps; and a step
-# outside of jit. The gradient is of the first one's tables, in the order of the names.
-@pytest.mark.parametrize(
-    ("names", "split", "jitted", "steps"),
-    [
-        (tuple(OPTIMIZERS), "vocab and tokens", True, 3),
-        (("adagrad", "lazy_adam", "rowwise_adagrad"), "vocab over all", True, 3),
-        (("lazy_adam",), "vocab and tokens", False, 1),
-    ],
-)
-def test_row_sparse_steps(names, split, jitted, steps):
-    """Losses, tables and every array of the optimizers' states."""
-    sharding = SHARDINGS[split](make_mesh())
-    hidden, weight, bias, _ = problem()
-    layout = NamedSharding(sharding.mesh, sharding.table_spec)
-    one = jax.device_put({"weight": weight, "bias": bias}, layout)
-    tables = dict.fromkeys(names, one)
-    states = jax.jit(
-        lambda one: {name: optim.sharded_init(sharding, OPTIMIZERS[name], one) for name in names}
-    )(one)
-    for leaf in jax.tree.leaves([state.tables for state in states.values()]):
-        assert leaf.sharding.is_equivalent_to(layout, leaf.ndim)
-    step = partial(row_steps, sharding=sharding)
-    step = jax.jit(step) if jitted else step
-    for (labels, samples), wanted in zip(batches()[:steps], steps_on_one_device(), strict=False):
-        got, tables, states = step(tables, states, hidden, labels, samples)
-        value, *others = wanted
-        close((got, tables, states), (value, *({n: x[n] for n in names} for x in others)))
-
-
-COUNTS = np.arange(1, VOCAB + 1) % 97
-
-
-def sharded_unigram(counts=COUNTS):
-    return ShardedUnigram.split(SHARDINGS["vocab only"](make_mesh()), Unigram.from_counts(counts))
-
-
-def test_a_split_unigram_draws_as_a_whole_one(monkeypatch):
-    # How often a class repeats is one number on every device, and most of what is compiled.
-    monkeypatch.setattr(without_replacement, "_poisson", lambda _key, mean: mean.astype(int))
-    whole, split = Unigram.from_counts(COUNTS), sharded_unigram()
-    labels = np.array([3, 500, 1599])
-
-    @jax.jit
-    def drawn(whole, split, key):
-        return [
-            [draw_samples(each, key, 50, labels, unique=unique) for each in (split, whole)]
-            for unique in (False, True)
-        ]
-
-    for got, wanted in drawn(whole, split, jax.random.key(1)):
-        for a, b in zip(got, wanted, strict=True):
-            np.testing.assert_array_equal(a, b)
-    with jax.debug_nans(True):  # which op by op would meet the NaN of an id out of range
-        got = split.log_probability(labels)
-    np.testing.assert_array_equal(got, whole.log_probability(labels))
-
-
-RACE = np.array([1, 2, 3, 4, 5, 6, 7, 12])
-
-
-@cache
-def race_of_4():
-    split = sharded_unigram(RACE)
-    return jax.jit(jax.vmap(lambda key: draw_samples(split, key, 4, jnp.array([0]))))
-
-
-def races(seed):
-    """The ids and the tries of 4,000 draws of 4 of 8."""
-    found = race_of_4()(jax.random.split(jax.random.key(seed), 4000))
-    return found.ids, found.tries
-
-
-def test_the_split_race_has_the_distribution_of_repeated_draws():
-    """Inclusion of each class among 4 of 8, by chi-squared: a false alarm in 10^4 runs."""
-    drawn, _ = races(0)
-    assert all(len(set(row)) == 4 for row in np.asarray(drawn).tolist())
-    included = np.bincount(np.asarray(drawn).reshape(-1), minlength=8)
-    # Exact inclusion probabilities, over all orders of successive draws without replacement.
-    probability = RACE / RACE.sum()
-    exact = np.zeros(8)
-
-    def follow(chosen, mass, chance):
-        if len(chosen) == 4:
-            exact[list(chosen)] += chance
-            return
-        for k in set(range(8)) - set(chosen):
-            follow((*chosen, k), mass + probability[k], chance * probability[k] / (1 - mass))
-
-    follow((), 0.0, 1.0)
-    variance = len(drawn) * exact * (1 - exact)
-    z = (included - len(drawn) * exact) / np.sqrt(variance)
-    # The counts are negatively correlated, so their largest is bounded by that of 8 independent.
-    assert np.abs(z).max() < stats.norm.isf(1e-4 / 2 / 8)
-
-
-def test_tries_of_the_split_race_are_those_of_repeated_draws():
-    """Mean tries until 4 of 8 are found, within 4.5 standard errors: 7 false alarms in 10^6."""
-    tries = np.asarray(races(1)[1], float)
-    generator = np.random.default_rng(0)
-    direct = []
-    for row in generator.choice(8, (4000, 400), p=RACE / RACE.sum()):
-        firsts = np.sort(np.unique(row, return_index=True)[1])
-        direct.append(firsts[3] + 1)
-    error = np.sqrt((tries.var() + np.var(direct)) / 4000)
-    assert abs(tries.mean() - np.mean(direct)) < 4.5 * error
+    assert_traces(*case(traced, other(kind), 2 - num_true))
 
 
 def test_bad_shardings():
@@ -448,18 +202,6 @@ def test_tokens_left_out_leave_no_trace(loss):
     of_all[kept] = d_hidden
     got = jax.jit(jax.value_and_grad(ours, (0, 1, 2)))(bad_hidden, weight, bias)
     close(got, (losses.mean(), (of_all, *others)))
-
-
-def test_a_dense_gradient_is_no_rows():
-    sharding, table = SHARDINGS["vocab only"](make_mesh()), jnp.ones((8, 2))
-    state = optim.sharded_init(sharding, optim.sgd(0.1), table)
-    with pytest.raises(TypeError, match=r"must be SparseRows for each table, got \(8, 2\)"):
-        optim.sharded_update(sharding, optim.sgd(0.1), table, state, table)
-    chain = optax.chain(optim.clip_by_global_norm(1.0), optim.sgd(0.1))
-    with pytest.raises(
-        TypeError, match=r"optimizer must be one by rows alone, .* whose state is tuple"
-    ):
-        optim.sharded_init(sharding, chain, table)
 
 
 def test_a_mesh_is_no_sharding(users_checks):
