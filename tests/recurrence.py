@@ -117,18 +117,16 @@ def by_hand(arrays, **options):
     return values, gradients(results, slopes, arguments)
 
 
-def outputs_along(arrays, direction, **options):
-    """The outputs' derivative along ``direction``, of the structure of ``arrays``."""
+def along_by_hand(arrays, direction, **options):
+    """The derivative of results and gradients along ``direction``, which is as ``arrays`` is."""
     moved = jax.tree.map(lambda a, v: np.float64(a) + STEP * 1j * v, arrays, direction)
-    return steps(*tracked(moved), **options)[0].array.imag / STEP
+    return jax.tree.map(lambda d: d.imag / STEP, by_hand(moved, **options))
 
 
 def curvature_by_hand(arrays, **options):
     """The gradient of the sum of the squared gradients: twice the Hessian times the gradient."""
-    arrays = jax.tree.map(np.float64, arrays)
-    _, along = by_hand(arrays, **options)
-    _, moved = by_hand(jax.tree.map(lambda a, v: a + STEP * 1j * v, arrays, along), **options)
-    return jax.tree.map(lambda d: 2 * d.imag / STEP, moved)
+    _, direction = by_hand(arrays, **options)
+    return jax.tree.map(lambda d: 2 * d, along_by_hand(arrays, direction, **options)[1])
 
 
 def value_and_gradients(layer, arrays):

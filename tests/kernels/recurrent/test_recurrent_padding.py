@@ -58,7 +58,7 @@ def problem(kind, batch=BATCH, time=TIME, dtype=jnp.float32):
         ("lstm", "mask", True, "repeat", ["scan", "pallas"]),
         ("gru", "mask", False, "zero", ["reference"]),
         ("lstm", "segment_ids", False, "zero", ["reference", "pallas"]),
-        ("gru", "segment_ids", True, "repeat", ["scan"]),
+        ("gru", "segment_ids", True, "repeat", ["scan", "reference"]),
         ("gru", "lengths", False, "repeat", ["scan"]),
     ],
 )
@@ -197,11 +197,11 @@ def test_empty_input(kind, number, batch, time):
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients[2]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_strict_promotion_where_integers_are_64_bits_wide(x64, strict_modes, dtype):
-    """Traced only: a loop's index is int64 then, and lengths are int32."""
-    lstm_weights = LSTMParameters(*(jnp.ones(shape, dtype) for shape in ((3, 8), (2, 8), 8)))
-    gru_weights = GRUParameters(*(jnp.ones(shape, dtype) for shape in ((3, 6), (2, 6), 6, 6)))
+@pytest.mark.parametrize("layer", [lstm, gru])
+def test_strict_promotion_where_integers_are_64_bits_wide(x64, strict_modes, layer):
+    """Traced only: a loop's index is int64 then, lengths int32; each option in both dtypes."""
+    dtypes = ["float32", "float64"] if layer is lstm else ["float64", "float32"]
+    shapes = ((3, 8), (2, 8), 8) if layer is lstm else ((3, 6), (2, 6), 6, 6)
     given = (
         {"lengths": jnp.array([3, 2])},
         {"segment_ids": jnp.array([[1, 1, 0, 2]] * 2)},
@@ -210,12 +210,14 @@ def test_strict_promotion_where_integers_are_64_bits_wide(x64, strict_modes, dty
         {"remat": True, "truncate_steps": 2},
         {"recurrent_dropout": 0.5, "key": jax.random.key(0)},
     )
-    for layer, weights in ((lstm, lstm_weights), (gru, gru_weights)):
-        for options in given:
+    for number, options in enumerate(given):
+        dtype = dtypes[number % 2]
+        kind = LSTMParameters if layer is lstm else GRUParameters
+        weights = kind(*(np.ones(shape, dtype) for shape in shapes))
 
-            def total(weights, inputs, layer=layer, options=options):
-                return layer(inputs, None, weights, **options).outputs.sum()
+        def total(weights, inputs, options=options):
+            return layer(inputs, None, weights, **options).outputs.sum()
 
-            inputs = jax.ShapeDtypeStruct((2, 4, 3), dtype)
-            gradient, _ = jax.eval_shape(jax.grad(total, (0, 1)), weights, inputs)
-            assert gradient.bias.dtype == dtype
+        inputs = jax.ShapeDtypeStruct((2, 4, 3), dtype)
+        gradient, _ = jax.eval_shape(jax.grad(total, (0, 1)), weights, inputs)
+        assert gradient.bias.dtype == dtype
