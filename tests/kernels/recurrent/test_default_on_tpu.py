@@ -21,7 +21,7 @@ PARAMETERS = LSTMParameters(normal(3, 20) / 2, normal(5, 20) / 2, normal(20) / 8
 INPUTS, CARRY = normal(2, 4, 3), (np.zeros((2, 5), np.float32),) * 2
 
 
-def test_second_derivatives_are_the_scan_s(loops):
+def test_second_derivatives_are_those_by_hand(loops):
     arrays, options = (INPUTS, CARRY, PARAMETERS), {"lengths": np.array([4, 2]), "reverse": True}
     with compiling_for("tpu", interpret=True):
         got = jax.jit(partial(curvature, partial(lstm, **options)))(arrays)
