@@ -1,6 +1,5 @@
 """Weights that are not one cell's, or another cell's, are refused by name."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen, nnx
@@ -178,7 +177,7 @@ def test_flax(message):
         (convert.lstm_from_flax if gates == 4 else convert.gru_from_flax)(params)
 
 
-def test_flax_cells_with_other_activations(users_checks):
+def test_flax_cells_with_other_activations(users_checks, cheap_parameters):
     cell = nnx.GRUCell(3, 2, activation_fn=nnx.relu, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="flax's own activation_fn"):
         convert.gru_from_flax(cell)
@@ -186,9 +185,13 @@ def test_flax_cells_with_other_activations(users_checks):
         convert.lstm_from_flax(linen.LSTMCell(2))
 
 
+def ones(*shape):
+    return np.ones(shape, np.float32)
+
+
 def test_parameters_that_do_not_fit_go_nowhere(users_checks):
-    lstm = LSTMParameters(jnp.ones((3, 20)), jnp.ones((5, 20)), jnp.ones(20))
-    gru = GRUParameters(jnp.ones((3, 15)), jnp.ones((5, 15)), jnp.ones(15), jnp.ones(15))
+    lstm = LSTMParameters(ones(3, 20), ones(5, 20), ones(20))
+    gru = GRUParameters(ones(3, 15), ones(5, 15), ones(15), ones(15))
     to_lstm = (
         convert.lstm_to_flax,
         convert.lstm_to_flax_optimized,
@@ -199,13 +202,13 @@ def test_parameters_that_do_not_fit_go_nowhere(users_checks):
         with pytest.raises(TypeError, match="must be LSTMParameters, got GRUParameters"):
             there(gru)
         with pytest.raises(ValueError, match="bias must be"):
-            there(lstm._replace(bias=jnp.ones(19)))
+            there(lstm._replace(bias=ones(19)))
     for there in (convert.gru_to_flax, convert.gru_to_keras, convert.gru_to_torch):
         with pytest.raises(TypeError, match="must be GRUParameters, got LSTMParameters"):
             there(lstm)
         with pytest.raises(ValueError, match="recurrent_kernel must be"):
-            there(gru._replace(recurrent_kernel=jnp.ones((4, 15))))
+            there(gru._replace(recurrent_kernel=ones(4, 15)))
     with pytest.raises(ValueError, match="got projection"):
         convert.lstm_to_torch(
-            lstm._replace(projection=jnp.ones((5, 2)), recurrent_kernel=jnp.ones((2, 20))), None
+            lstm._replace(projection=ones(5, 2), recurrent_kernel=ones(2, 20)), None
         )

@@ -21,7 +21,7 @@ CASES = {
 def problem(name, dtype=np.float64):
     shape, kernel, strides = CASES[name]
     rng = np.random.default_rng(0)
-    arrays = (jnp.asarray(rng.normal(size=s), dtype) for s in (shape, kernel))
+    arrays = (rng.normal(size=s).astype(dtype) for s in (shape, kernel))
     return (*arrays, strides)
 
 
@@ -59,11 +59,9 @@ def test_the_equation(x64):
 
 
 @pytest.mark.parametrize("name", ["1d", "2d, strides"])
-def test_numerical_gradients(x64, name):
-    """Of the first order, and of the second."""
+def test_numerical_gradients_of_second_order(x64, name):
+    """The first order is that of XLA's convolution, above."""
     inputs, kernel, strides = problem(name)
-    function = partial(depthwise_conv, strides=strides, implementation="shifts")
-    assert_slopes(function, (inputs, kernel), 1e-6)
 
     def gradients(inputs, kernel):
         return with_gradients(inputs, kernel, strides=strides, implementation="shifts")[1:]
@@ -107,7 +105,7 @@ def test_options_are_xlas(x64, name):
     shape, window, options = OPTIONS[name]
     rng = np.random.default_rng(0)
     outputs = shape[-1] * options.get("depth_multiplier", 1)
-    arrays = [jnp.asarray(rng.normal(size=s)) for s in (shape, window, (outputs,))]
+    arrays = [rng.normal(size=s) for s in (shape, window, (outputs,))]
 
     @jax.jit
     def every(*arrays):
@@ -130,36 +128,43 @@ def test_options_are_xlas(x64, name):
 
 @pytest.mark.parametrize("implementation", ["shifts", "convolution"])
 def test_strict_modes(strict_modes, implementation):
-    inputs, kernel = jnp.ones((2, 5, 6, 2)), jnp.ones((3, 3, 2), jnp.bfloat16)
+    inputs, kernel = np.ones((2, 5, 6, 2), np.float32), np.ones((3, 3, 2), jnp.bfloat16)
 
     def loss(inputs, kernel, bias):
         return depthwise_conv(inputs, kernel, bias, strides=2, implementation=implementation).sum()
 
-    gradients = jax.grad(loss, (0, 1, 2))(inputs, kernel, jnp.ones(2, jnp.float16))
+    gradient = jax.jit(jax.grad(loss, (0, 1, 2)))
+    gradients = gradient(inputs, kernel, np.ones(2, np.float16))
     assert [g.dtype for g in gradients] == [jnp.float32, jnp.bfloat16, jnp.float16]
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 5, 3), (2, 0, 5, 3)])
 def test_empty_inputs(shape):
-    inputs, kernel, bias = jnp.ones(shape), jnp.ones((3, 3, 3)), jnp.ones(3)
-    outputs, backward = jax.vjp(partial(depthwise_conv, strides=2), inputs, kernel, bias)
+    arrays = [np.ones(s, np.float32) for s in (shape, (3, 3, 3), 3)]
+
+    @jax.jit
+    def derived(*arrays):
+        outputs, backward = jax.vjp(partial(depthwise_conv, strides=2), *arrays)
+        return outputs, backward(outputs)
+
+    outputs, gradients = derived(*arrays)
     assert outputs.shape == (shape[0], -(-shape[1] // 2), 3, 3)
-    for gradient, array in zip(backward(outputs), (inputs, kernel, bias), strict=True):
+    for gradient, array in zip(gradients, arrays, strict=True):
         assert gradient.shape == array.shape
-        assert not bool(gradient.any())
+        assert not np.asarray(gradient).any()
 
 
 @pytest.mark.parametrize(("shape", "window"), [((1, 40, 40, 2), (31, 31)), ((1, 1100, 2), (1024,))])
 def test_large_windows_are_not_written_out(shape, window):
     """Which compiled for more than a minute with the gradient: a few operations now."""
-    inputs, kernel = jnp.ones(shape), jnp.ones((*window, 2))
+    inputs, kernel = np.ones(shape, np.float32), np.ones((*window, 2), np.float32)
     function = jax.grad(lambda x, k: depthwise_conv(x, k).sum(), (0, 1))
     assert jax.jit(function).lower(inputs, kernel).as_text().count("\n") < 100
 
 
 def test_half_precision():
-    inputs, kernel = jnp.ones((1, 9, 2), jnp.bfloat16), jnp.ones((9, 2), jnp.bfloat16)
-    outputs, *gradients = with_gradients(inputs, kernel, implementation="shifts")
+    inputs, kernel = np.ones((1, 9, 2), jnp.bfloat16), np.ones((9, 2), jnp.bfloat16)
+    outputs, *gradients = jax.jit(partial(with_gradients, implementation="shifts"))(inputs, kernel)
     assert {outputs.dtype, *(g.dtype for g in gradients)} == {jnp.dtype(jnp.bfloat16)}
     assert float(outputs[0, 4, 0]) == 9
 
@@ -179,30 +184,36 @@ def test_lowers_for(implementation):
 
 
 ERRORS = {
-    "say depth_multiplier=3": {"inputs": jnp.ones((2, 5, 3))},
-    r"kernel must be \[\*window, 5\]": {"inputs": jnp.ones((2, 3, 5, 5))},
-    "kernel must be": {"kernel": jnp.ones(3)},
-    "inputs must be .batch, ..., channels. with 1 to 3": {"inputs": jnp.ones((2, 3))},
-    r"bias must be \[channels \* multiplier\]": {"bias": jnp.ones(2)},
+    "say depth_multiplier=3": {"inputs": np.ones((2, 5, 3), np.float32)},
+    r"kernel must be \[\*window, 5\]": {"inputs": np.ones((2, 3, 5, 5), np.float32)},
+    "kernel must be": {"kernel": np.ones(3, np.float32)},
+    "inputs must be .batch, ..., channels. with 1 to 3": {"inputs": np.ones((2, 3), np.float32)},
+    r"bias must be \[channels \* multiplier\]": {"bias": np.ones(2, np.float32)},
     "dilation must be at least 1": {"dilation": 0},
     "padding must have a number or a pair": {"padding": (1, 2, 3)},
     "padding must be at least 0": {"padding": -1},
     "padding must be": {"padding": "FULL"},
     "strides must be": {"strides": (1, 1, 1)},
     "implementation must be": {"implementation": "cudnn"},
-    "at least as large as the window": {"inputs": jnp.ones((1, 2, 2, 3)), "padding": "VALID"},
-    "kernel must not be empty": {"kernel": jnp.ones((0, 3, 3))},
+    "at least as large as the window": {
+        "inputs": np.ones((1, 2, 2, 3), np.float32),
+        "padding": "VALID",
+    },
+    "kernel must not be empty": {"kernel": np.ones((0, 3, 3), np.float32)},
     "for one spatial axis": {"padding": "CAUSAL"},
 }
 
 
 @pytest.mark.parametrize("message", ERRORS)
 def test_bad_input(users_checks, message):
-    arguments = {"inputs": jnp.ones((2, 5, 5, 3)), "kernel": jnp.ones((3, 3, 3))}
+    arguments = {
+        "inputs": np.ones((2, 5, 5, 3), np.float32),
+        "kernel": np.ones((3, 3, 3), np.float32),
+    }
     with pytest.raises(ValueError, match=message):
         depthwise_conv(**arguments | ERRORS[message])
 
 
 def test_integers_are_refused(users_checks):
     with pytest.raises(TypeError, match="kernel must be floating"):
-        depthwise_conv(jnp.ones((2, 5, 3)), jnp.ones((3, 3), int))
+        depthwise_conv(np.ones((2, 5, 3), np.float32), np.ones((3, 3), int))

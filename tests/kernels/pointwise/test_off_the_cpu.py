@@ -1,7 +1,6 @@
 """The 1x1 convolution that XLA compiles for TPU and GPU: its axes of positions stay as they are."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ RANDOM = np.random.default_rng(0)
 
 
 def normal(*shape):
-    return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+    return RANDOM.normal(size=shape).astype(np.float32)
 
 
 ARRAYS = normal(2, 5, 7, 6), normal(6, 4), normal(4), normal(2, 3, 4, 4)

@@ -1,51 +1,39 @@
 """On TPU the persistent kernel is the LSTM's default: so it has what the scan has."""
 
+from functools import partial
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxnets.kernels import LSTMParameters, compiling_for, explain, lstm
 from tests.near import assert_near
+from tests.recurrence import by_hand, curvature, curvature_by_hand
 
 RANDOM = np.random.default_rng(0)
 
 
 def normal(*shape):
-    return jnp.asarray(RANDOM.normal(size=shape), jnp.float32)
+    return RANDOM.normal(size=shape).astype(np.float32)
 
 
 PARAMETERS = LSTMParameters(normal(3, 20) / 2, normal(5, 20) / 2, normal(20) / 8)
-INPUTS, WEIGHTS = normal(2, 4, 3), normal(2, 4, 5)
+INPUTS, CARRY = normal(2, 4, 3), (np.zeros((2, 5), np.float32),) * 2
 
 
-def curvature(inputs, parameters, lengths):
-    """A second derivative: the squared gradient's."""
-
-    def loss(inputs, parameters):
-        results = lstm(inputs, None, parameters, lengths=lengths, reverse=True)
-        return (results.outputs * WEIGHTS).sum() + (results.carry[0] ** 2).sum()
-
-    def squares(inputs, parameters):
-        gradients = jax.grad(loss, (0, 1))(inputs, parameters)
-        return sum((leaf**2).sum() for leaf in jax.tree.leaves(gradients))
-
-    return jax.jit(jax.value_and_grad(squares, (0, 1)))(inputs, parameters)
-
-
-def test_second_derivatives_are_the_scan_s():
-    lengths = jnp.array([4, 2])
-    expected = curvature(INPUTS, PARAMETERS, lengths)
+def test_second_derivatives_are_those_by_hand(loops):
+    arrays, options = (INPUTS, CARRY, PARAMETERS), {"lengths": np.array([4, 2]), "reverse": True}
     with compiling_for("tpu", interpret=True):
-        got = curvature(INPUTS, PARAMETERS, lengths)
-    assert_near(got, expected, 1e-5)
+        got = jax.jit(partial(curvature, partial(lstm, **options)))(arrays)
+    assert_near(got, curvature_by_hand(arrays, **options), 1e-5)
 
 
 def test_vmap_is_a_loop():
-    both = jnp.stack([INPUTS, 2 * INPUTS])
+    both = np.stack([INPUTS, 2 * INPUTS])
     with compiling_for("tpu", interpret=True):
-        got = jax.vmap(lambda inputs: lstm(inputs, None, PARAMETERS).outputs)(both)
-    assert_near(got, jnp.stack([lstm(inputs, None, PARAMETERS).outputs for inputs in both]), 1e-6)
+        got = jax.jit(jax.vmap(lambda inputs: lstm(inputs, None, PARAMETERS).outputs))(both)
+    wanted = [by_hand((inputs, CARRY, PARAMETERS))[0][0] for inputs in both]
+    assert_near(got, np.stack(wanted), 1e-6)
 
 
 @pytest.mark.parametrize(

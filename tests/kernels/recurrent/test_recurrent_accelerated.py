@@ -1,5 +1,7 @@
 """The persistent LSTM of GPU and TPU, interpreted here, and the way to cuDNN and back."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jaxnets.kernels.recurrent import pallas_tpu
 from jaxnets.kernels.recurrent.cudnn import cudnn_lstm, flat_weights
 from tests.lowering import for_gpu
 from tests.near import assert_near
+from tests.recurrence import by_hand, jitted, value_and_gradients
 
 
 def problem(batch, time, features, hidden, dtype=jnp.float32):
@@ -26,16 +29,6 @@ def problem(batch, time, features, hidden, dtype=jnp.float32):
     )
     carry = tuple(normal(batch, hidden, scale=0.5, dtype=jnp.float32) for _ in range(2))
     return normal(batch, time, features), carry, parameters
-
-
-def value_and_gradients(implementation, arrays, **options):
-    def loss(inputs, carry, parameters):
-        outputs, (c, h) = lstm(inputs, carry, parameters, implementation=implementation, **options)
-        weights = np.cos(np.arange(h.shape[1], dtype=np.float32))
-        total = (outputs.astype(jnp.float32) * weights).sum() + (c * h).sum()
-        return total, (outputs, c, h)
-
-    return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*arrays)
 
 
 def close(got, wanted, dtype, time, width):
@@ -64,13 +57,13 @@ CASES = {
     "case",
     [pytest.param(c, marks=pytest.mark.smoke if c == "reverse packed" else ()) for c in CASES],
 )
-def test_values_and_gradients_are_those_of_the_reference(case):
+def test_values_and_gradients_are_those_by_hand(case):
     """19 rows and 33 units divide no tile of either platform."""
     platform, dtype, options = CASES[case]
     arrays = problem(19, 9, 4, 33, dtype)
     with compiling_for(platform, interpret=True):
-        got = value_and_gradients("pallas", arrays, **options)
-    close(got, value_and_gradients("reference", arrays, **options), dtype, 9, 33)
+        got = jitted(lstm, implementation="pallas", **options)(arrays)
+    close(got, by_hand(arrays, **options), dtype, 9, 33)
 
 
 def test_tpu_in_several_blocks_of_rows_and_chunks_of_time(monkeypatch):
@@ -80,10 +73,9 @@ def test_tpu_in_several_blocks_of_rows_and_chunks_of_time(monkeypatch):
     monkeypatch.setattr(pallas_tpu, "vmem_limit", lambda: 32 * four_steps)
     arrays = problem(19, 11, 4, 33)
     lengths = np.arange(19) % 12
-    wanted = value_and_gradients("reference", arrays, lengths=lengths)
     with compiling_for("tpu", interpret=True):
-        got = value_and_gradients("pallas", arrays, lengths=lengths)
-    close(got, wanted, jnp.float32, 11, 33)
+        got = jitted(lstm, implementation="pallas", lengths=lengths)(arrays)
+    close(got, by_hand(arrays, lengths=lengths), jnp.float32, 11, 33)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +91,8 @@ def test_gradients_lower_for_both_platforms(case, dtype):
     arrays = problem(19, 9, 4, 33, dtype)
 
     def gradients(*arrays):
-        return value_and_gradients("pallas", arrays, **CASES[case][2])
+        layer = partial(lstm, implementation="pallas", **CASES[case][2])
+        return value_and_gradients(layer, arrays)
 
     with compiling_for("tpu"):
         exported = jax.export.export(jax.jit(gradients), platforms=["tpu"])(*arrays)

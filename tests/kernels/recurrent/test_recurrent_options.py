@@ -10,7 +10,6 @@ import pytest
 from jaxnets.kernels import (
     GRUParameters,
     LayerNorm,
-    LSTMParameters,
     compiling_for,
     gru,
     lstm,
@@ -21,61 +20,66 @@ from tests.kernels.recurrent.test_recurrent_padding import (
     IDS,
     KINDS,
     MASK,
-    jitted,
     normal,
     problem,
-    value_and_gradients,
 )
 from tests.near import assert_near
+from tests.recurrence import by_hand, curvature, curvature_by_hand, jitted, value_and_gradients
 
 
 @pytest.mark.parametrize(("kind", "marks"), [("lstm", {"mask": MASK}), ("gru", {})])
 def test_time_first(loops, kind, marks):
     inputs, carry, parameters = problem(kind)
-    plain = functools.partial(KINDS[kind], implementation="reference")
-
-    @jax.jit
-    def both(inputs, carry, parameters):
-        turned = {name: value.T for name, value in marks.items()}
-        outputs, end = KINDS[kind](
-            jnp.swapaxes(inputs, 0, 1), carry, parameters, time_first=True, **turned
-        )
-        return (jnp.swapaxes(outputs, 0, 1), end), tuple(plain(inputs, carry, parameters, **marks))
-
-    assert_near(*both(inputs, carry, parameters), 1e-6)
+    turned = {name: value.T for name, value in marks.items()}
+    layer = jax.jit(functools.partial(KINDS[kind], time_first=True, **turned))
+    outputs, end = layer(np.swapaxes(inputs, 0, 1), carry, parameters)
+    wanted, _ = by_hand((inputs, carry, parameters), **marks)
+    assert_near((np.swapaxes(outputs, 0, 1), end), wanted, 1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_sequence(loops, kind):
-    plain = functools.partial(KINDS[kind], implementation="reference")
     one = functools.partial(jax.tree.map, lambda a: a[1])
+    inputs, carry, parameters = problem(kind)
+    marks, lengths = {"mask": MASK}, {"lengths": np.arange(5)}
 
-    def pairs(inputs, carry, parameters):
-        for layer, marks in ((KINDS[kind], {"mask": MASK}), (plain, {"lengths": np.arange(5)})):
-            got = layer(inputs[1], one(carry), parameters, batched=False, **one(marks))
-            yield tuple(got), one(tuple(plain(inputs, carry, parameters, **marks)))
-        got = plain(inputs[1], None, parameters, batched=False, time_first=True)
-        yield tuple(got), one(tuple(plain(inputs, None, parameters)))
+    @jax.jit
+    def each(inputs, carry, parameters):
+        layer = functools.partial(KINDS[kind], batched=False)
+        plain = functools.partial(layer, implementation="reference")
+        return (
+            layer(inputs, carry, parameters, **one(marks)),
+            plain(inputs, carry, parameters, **one(lengths)),
+            plain(inputs, None, parameters, time_first=True),
+        )
 
-    for got, wanted in jax.jit(lambda *arrays: list(pairs(*arrays)))(*problem(kind)):
-        assert_near(got, wanted, 1e-6)
+    zeros = jax.tree.map(np.zeros_like, carry)
+    wanted = [
+        one(by_hand((inputs, start, parameters), **given)[0])
+        for start, given in ((carry, marks), (carry, lengths), (zeros, {}))
+    ]
+    assert_near(each(inputs[1], one(carry), parameters), wanted, 1e-6)
 
 
 RESET_BEFORE = [
-    {"mask": MASK, "remat": True, "chunk_size": 3, "reverse": True, "recurrent_dropout": 0.4},
-    {"segment_ids": IDS, "remat": False, "truncate_steps": 3},
+    (
+        {"mask": MASK, "remat": True, "chunk_size": 3, "reverse": True, "recurrent_dropout": 0.4},
+        ["scan", "reference"],
+    ),
+    ({"segment_ids": IDS, "remat": False, "truncate_steps": 3}, ["scan"]),
 ]
 
 
-@pytest.mark.parametrize("options", RESET_BEFORE)
-def test_reset_before_the_matmul(x64, options):
-    """n = tanh(x W_n + b_n + (r h) U_n + d_n), the fast path against the plain loop."""
+@pytest.mark.parametrize(("options", "implementations"), RESET_BEFORE)
+def test_reset_before_the_matmul(x64, options, implementations):
+    """n = tanh(x W_n + b_n + (r h) U_n + d_n)."""
     arrays = problem("gru", dtype=jnp.float64)
     options = {"key": jax.random.key(1), "reset_after": False, **options}
     plain = {k: v for k, v in options.items() if k not in ("chunk_size", "remat")}
-    layer = functools.partial(gru, **options)
-    wanted = jitted(functools.partial(gru, implementation="reference", **plain))(arrays)
-    assert_near(jitted(layer)(arrays), wanted, 1e-12)
+    wanted = by_hand(arrays, **plain)
+    for name in implementations:
+        own = options if name == "scan" else plain
+        assert_near(jitted(gru, implementation=name, **own)(arrays), wanted, 1e-12)
 
 
 def test_reset_before_the_matmul_by_hand(x64):
@@ -95,18 +99,9 @@ def test_reset_before_the_matmul_by_hand(x64):
 
 def test_second_derivatives_of_the_reset_before_the_matmul_with_a_mask(x64, loops):
     arrays = problem("gru", batch=3, time=5, dtype=jnp.float64)
-
-    def norm_of_gradient(implementation):
-        def norm(parameters):
-            layer = functools.partial(
-                gru, mask=MASK[:3, :5], reset_after=False, implementation=implementation
-            )
-            _, gradients = value_and_gradients(layer, (*arrays[:2], parameters))
-            return sum(jnp.square(g).sum() for g in jax.tree.leaves(gradients))
-
-        return jax.jit(jax.grad(norm))(arrays[2])
-
-    assert_near(norm_of_gradient("scan"), norm_of_gradient("reference"), 1e-12)
+    options = {"mask": MASK[:3, :5], "reset_after": False}
+    found = jax.jit(functools.partial(curvature, functools.partial(gru, **options)))(arrays)
+    assert_near(found, curvature_by_hand(arrays, **options), 1e-12)
 
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave"])
@@ -126,23 +121,6 @@ def test_merge_modes(merge_mode):
     both = [lstm(between, None, upper, reverse=r, **plain) for r in (False, True)]
     assert_near(got, merge(*(np.asarray(outputs) for outputs, _ in both)), 1e-6)
     assert_near(ends[1], [both[0][1], both[1][1]], 1e-6)
-
-
-def test_dropout_of_the_inputs():
-    """A dropped input is zero and a kept one scaled: an input kernel of ones shows which."""
-    share, rows = 0.25, 4000
-    weights = LSTMParameters(
-        jnp.array([[0.0, 0, 1, 0]]), np.zeros((1, 4)), jnp.array([100.0, -100, 0, 100])
-    )
-    inputs = np.full((rows, 1, 1), 0.5, np.float32)
-    layer = functools.partial(recurrent_layers, inputs, None, [[weights]])
-    _, [[(c, _)]] = layer(input_dropout=share, key=jax.random.key(0))
-    seen = np.arctanh(c)
-    kept = np.isclose(seen, 0.5 / (1 - share))
-    assert (kept | (seen == 0)).all()
-    # Independent draws: within five standard errors, a false alarm below 1e-6.
-    assert abs(float(kept.mean()) - (1 - share)) < 5 * (share * (1 - share) / rows) ** 0.5
-    assert_near(layer(dropout=share, key=jax.random.key(0)), layer(), 0)
 
 
 def lstm_with(**parts):

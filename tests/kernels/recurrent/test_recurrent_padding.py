@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import GRUParameters, LSTMParameters, compiling_for, gru, lstm
-from jaxnets.kernels.recurrent import reference, xla_chunk
+from jaxnets.kernels.recurrent import xla_chunk
 from jaxnets.kernels.recurrent.padding import Given, padding_of
 from tests.inputs import INTEGER_TYPES
 from tests.near import assert_near
+from tests.recurrence import by_hand, jitted, value_and_gradients
 from tests.traced import traced
 
 BATCH, TIME, FEATURES, HIDDEN = 5, 7, 3, 4
@@ -49,53 +50,6 @@ def problem(kind, batch=BATCH, time=TIME, dtype=jnp.float32):
     return inputs, (c, h), LSTMParameters(*kernels, biases[0])
 
 
-def value_and_gradients(layer, arrays):
-    """Results of ``layer(inputs, carry, parameters)`` and the gradients of their weighted sum."""
-
-    def loss(*arrays):
-        results = layer(*arrays)
-        leaves = jax.tree.leaves(results)
-        factors = [np.random.default_rng(9).normal(size=leaf.shape) for leaf in leaves]
-        total = sum(
-            (jnp.sin(leaf) * each.astype(leaf.dtype)).sum()
-            for leaf, each in zip(leaves, factors, strict=True)
-        )
-        return total, results
-
-    (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arrays)
-    return results, gradients
-
-
-def jitted(layer):
-    """Both, by one program."""
-    return jax.jit(functools.partial(value_and_gradients, layer))
-
-
-def by_steps(kind, mask, ids, reverse, repeat, inputs, carry, parameters):
-    """The equations and the rules of padding, a step at a time."""
-    step = reference.lstm_step if kind == "lstm" else reference.gru_step
-    state = carry if kind == "lstm" else (carry,)
-
-    def over_time(before, xs):
-        state, last_id = before
-        inputs, valid, ids = xs
-        start = state
-        if ids is not None:
-            reset = (ids != last_id) & (last_id != -1)
-            start = tuple(jnp.where(reset[:, None], 0, s) for s in state)
-            last_id = jnp.where(valid, ids, last_id)
-        new = step(parameters, inputs, *start)
-        new, valid = new if kind == "lstm" else (new,), valid[:, None]
-        output = jnp.where(valid, new[-1], state[-1] if repeat else 0)
-        state = tuple(jnp.where(valid, n, s) for n, s in zip(new, state, strict=True))
-        return (state, last_id), output
-
-    steps = jnp.swapaxes(inputs, 0, 1), mask.T, None if ids is None else ids.T
-    start = state, np.full(len(mask), -1)
-    (state, _), outputs = jax.lax.scan(over_time, start, steps, reverse=reverse)
-    return jnp.swapaxes(outputs, 0, 1), state if kind == "lstm" else state[0]
-
-
 # The way there and back through padding is one for all implementations, of which each meets every
 # kind of marks here, or without padding in front in the tests of its own.
 @pytest.mark.parametrize(
@@ -104,7 +58,7 @@ def by_steps(kind, mask, ids, reverse, repeat, inputs, carry, parameters):
         ("lstm", "mask", True, "repeat", ["scan", "pallas"]),
         ("gru", "mask", False, "zero", ["reference"]),
         ("lstm", "segment_ids", False, "zero", ["reference", "pallas"]),
-        ("gru", "segment_ids", True, "repeat", ["scan"]),
+        ("gru", "segment_ids", True, "repeat", ["scan", "reference"]),
         ("gru", "lengths", False, "repeat", ["scan"]),
     ],
 )
@@ -114,18 +68,12 @@ def test_padding_anywhere(kind, marks, reverse, masked_outputs, implementations,
         monkeypatch.setattr(xla_chunk, "UNROLLED", 0)
     mask = np.arange(TIME) < np.array([7, 3, 0, 1, 5])[:, None] if marks == "lengths" else MASK
     arrays = problem(kind)
-    plain = functools.partial(
-        by_steps, kind, mask, IDS if marks == "segment_ids" else None, reverse,
-        masked_outputs == "repeat",
-    )  # fmt: skip
-    wanted = jitted(plain)(arrays)
+    given = {marks: {"mask": mask, "segment_ids": IDS, "lengths": mask.sum(1)}[marks]}
+    given |= {"reverse": reverse, "masked_outputs": masked_outputs}
+    wanted = by_hand(arrays, **given)
     dirty = np.where(mask[:, :, None], arrays[0], np.float32(np.nan)), *arrays[1:]
-    given = {"mask": mask, "segment_ids": IDS, "lengths": mask.sum(1)}[marks]
     for name in implementations:
-        layer = functools.partial(
-            KINDS[kind], **{marks: given}, reverse=reverse, masked_outputs=masked_outputs,
-            implementation=name,
-        )  # fmt: skip
+        layer = functools.partial(KINDS[kind], implementation=name, **given)
         platform = ("tpu" if reverse else "gpu") if name == "pallas" else "cpu"
         with compiling_for(platform, interpret=name == "pallas"):
             assert_near(jitted(layer)(dirty), wanted, 1e-5)
@@ -249,11 +197,11 @@ def test_empty_input(kind, number, batch, time):
         assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients[2]))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_strict_promotion_where_integers_are_64_bits_wide(x64, strict_modes, dtype):
-    """Traced only: a loop's index is int64 then, and lengths are int32."""
-    lstm_weights = LSTMParameters(*(jnp.ones(shape, dtype) for shape in ((3, 8), (2, 8), 8)))
-    gru_weights = GRUParameters(*(jnp.ones(shape, dtype) for shape in ((3, 6), (2, 6), 6, 6)))
+@pytest.mark.parametrize("layer", [lstm, gru])
+def test_strict_promotion_where_integers_are_64_bits_wide(x64, strict_modes, layer):
+    """Traced only: a loop's index is int64 then, lengths int32; each option in both dtypes."""
+    dtypes = ["float32", "float64"] if layer is lstm else ["float64", "float32"]
+    shapes = ((3, 8), (2, 8), 8) if layer is lstm else ((3, 6), (2, 6), 6, 6)
     given = (
         {"lengths": jnp.array([3, 2])},
         {"segment_ids": jnp.array([[1, 1, 0, 2]] * 2)},
@@ -262,12 +210,14 @@ def test_strict_promotion_where_integers_are_64_bits_wide(x64, strict_modes, dty
         {"remat": True, "truncate_steps": 2},
         {"recurrent_dropout": 0.5, "key": jax.random.key(0)},
     )
-    for layer, weights in ((lstm, lstm_weights), (gru, gru_weights)):
-        for options in given:
+    for number, options in enumerate(given):
+        dtype = dtypes[number % 2]
+        kind = LSTMParameters if layer is lstm else GRUParameters
+        weights = kind(*(np.ones(shape, dtype) for shape in shapes))
 
-            def total(weights, inputs, layer=layer, options=options):
-                return layer(inputs, None, weights, **options).outputs.sum()
+        def total(weights, inputs, options=options):
+            return layer(inputs, None, weights, **options).outputs.sum()
 
-            inputs = jax.ShapeDtypeStruct((2, 4, 3), dtype)
-            gradient, _ = jax.eval_shape(jax.grad(total, (0, 1)), weights, inputs)
-            assert gradient.bias.dtype == dtype
+        inputs = jax.ShapeDtypeStruct((2, 4, 3), dtype)
+        gradient, _ = jax.eval_shape(jax.grad(total, (0, 1)), weights, inputs)
+        assert gradient.bias.dtype == dtype
