@@ -34,7 +34,7 @@ def greedy_search(
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
-      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
       >>> model.eval()
       >>> greedy_search(model, jnp.ones((2, 5), jnp.int32), jnp.array([5, 3]), max_time=7).shape
       (2, 7)
@@ -54,7 +54,7 @@ class BeamSearch(NamedTuple):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
-      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
       >>> model.eval()
       >>> source = [[5, 7, 1, 0, 0], [8, 5, 9, 4, 1]]
       >>> beam_search(model, source, [3, 5], max_time=7, beam=3).scores.shape
@@ -85,7 +85,7 @@ def beam_search(
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
-      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
       >>> model.eval()
       >>> words, scores = beam_search(
       ...     model, jnp.ones((2, 5), jnp.int32), jnp.array([5, 3]), max_time=7, beam=3
