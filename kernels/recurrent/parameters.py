@@ -49,6 +49,7 @@ class LSTMParameters(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from jaxnets.kernels import lstm
       >>> forget = jnp.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])  # i, f, g, o
       >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), forget)
       >>> lstm(jnp.ones((2, 5, 3)), None, parameters)[0].shape

@@ -36,9 +36,10 @@ class GatheredRows(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> gathered = gather_rows(jnp.arange(10.0), [7, 3, 7])
+      >>> table = jnp.arange(10.0)[:, None] * jnp.ones(2)
+      >>> gathered = gather_rows(table, jnp.array([7, 3, 7]))
       >>> gathered.rows[gathered.local_ids].tolist()
-      [7.0, 3.0, 7.0]
+      [[7.0, 7.0], [3.0, 3.0], [7.0, 7.0]]
     """
 
     row_ids: jax.Array
