@@ -62,9 +62,10 @@ class FromAndTo:
           >>> import jax.numpy as jnp
           >>> import numpy as np
           >>> from jaxnets.layers import LSTM
+          >>> inputs, hidden = np.ones((32, 3)), np.ones((32, 8))
           >>> state = {  # torch.nn.LSTM(3, 8, bidirectional=True, bias=False).state_dict()
-          ...     "weight_ih_l0": np.ones((32, 3)), "weight_hh_l0": np.ones((32, 8)),
-          ...     "weight_ih_l0_reverse": np.ones((32, 3)), "weight_hh_l0_reverse": np.ones((32, 8)),
+          ...     "weight_ih_l0": inputs, "weight_hh_l0": hidden,
+          ...     "weight_ih_l0_reverse": inputs, "weight_hh_l0_reverse": hidden,
           ... }
           >>> layer = LSTM.from_torch(state)
           >>> outputs, carries = layer(jnp.ones((2, 5, 3)))

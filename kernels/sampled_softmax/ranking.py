@@ -114,7 +114,7 @@ def bpr_loss(
       >>> from jaxnets.kernels import Uniform, draw_samples
       >>> hidden, weight = jnp.ones((2, 3, 8)), jnp.zeros((1000, 8))
       >>> labels = jnp.zeros((2, 3), jnp.int32)
-      >>> samples = draw_samples(Uniform(1000), jax.random.key(0), 64, labels)
+      >>> samples = draw_samples(Uniform(1000), jax.random.key(0), 64, labels, unique=False)
       >>> loss = bpr_loss(hidden, weight, labels, samples)
       >>> bool(jnp.isclose(loss, jnp.log(2.0)))
       True
@@ -166,7 +166,7 @@ def bpr_max_loss(
       >>> from jaxnets.kernels import Uniform, draw_samples
       >>> hidden, weight = jnp.ones((2, 3, 8)), jnp.zeros((1000, 8))
       >>> labels = jnp.zeros((2, 3), jnp.int32)
-      >>> samples = draw_samples(Uniform(1000), jax.random.key(0), 64, labels)
+      >>> samples = draw_samples(Uniform(1000), jax.random.key(0), 64, labels, unique=False)
       >>> loss = bpr_max_loss(hidden, weight, labels, samples)
       >>> bool(jnp.isclose(loss, jnp.log(2.0)))
       True
