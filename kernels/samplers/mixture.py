@@ -143,7 +143,8 @@ def mixed_samples(
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets.kernels import Uniform, Unigram
       >>> popularity = Unigram.from_counts([5, 3, 1, 1])
-      >>> samples = mixed_samples(
+      >>> draw = jax.jit(mixed_samples, static_argnames=("num_sampled", "unique"))
+      >>> samples = draw(
       ...     Uniform(4), jax.random.key(0), 4, jnp.array([0, 1]), popularity, unique=False
       ... )
       >>> samples.ids.shape  # of classes 0 and 1: 2 p and 4 / 4
