@@ -53,7 +53,7 @@ class LearnedUnigram(ByContents):
       >>> (7 * found).round(2).tolist()
       [1.0, 2.0, 1.0, 3.0]
       >>> found = probabilities(LearnedUnigram.create(4, half_life=3), jnp.array([3, 3, 1]))
-      >>> (5.5 * found).round(2).tolist()
+      >>> (5.5 * found).round(2).tolist()  # by now what it saw counts half
       [1.0, 1.5, 1.0, 2.0]
     """
 
