@@ -47,15 +47,15 @@ class LSTM(Recurrent):
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> layer = LSTM(3, 8, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
-      >>> inputs, lengths = jnp.ones((4, 20, 3)), jnp.array([20, 7, 3, 0])
+      >>> inputs, lengths = jnp.ones((4, 11, 3)), jnp.array([11, 7, 3, 0])
       >>> outputs, carries = layer(inputs, lengths=lengths)
       >>> outputs.shape, carries[1][0][0].shape
-      ((4, 20, 16), (4, 8))
-      >>> layer(jnp.ones((4, 3, 20)))
+      ((4, 11, 16), (4, 8))
+      >>> layer(jnp.ones((4, 3, 11)))
       Traceback (most recent call last):
         ...
       ValueError: inputs must be [batch, time, features] with features = 3 as the layer declares, \
-got shape (4, 3, 20); they look like [batch, features, time]: give [batch, time, features], \
+got shape (4, 3, 11); they look like [batch, features, time]: give [batch, time, features], \
 jnp.swapaxes(inputs, 1, 2)
 
       In linen, any method by its name (with dropout, ``rngs={"dropout": key}`` or
@@ -64,7 +64,7 @@ jnp.swapaxes(inputs, 1, 2)
       >>> linen = nnx.bridge.to_linen(LSTM, 3, hidden_features=8)
       >>> variables = linen.init(jax.random.key(0), inputs, lengths=lengths)
       >>> linen.apply(variables, inputs, lengths=lengths)[0].shape
-      (4, 20, 8)
+      (4, 11, 8)
       >>> linen.apply(variables, nnx_method="parameters")[0][0].bias.shape
       (32,)
     """

@@ -38,7 +38,7 @@ class ECGClassifier(nnx.Module):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> model = ECGClassifier(1, 4, strides=(5,), layers=1, hidden_features=8, rngs=nnx.Rngs(0))
-      >>> signals, lengths = jnp.ones((2, 100, 1)), jnp.array([100, 40])
+      >>> signals, lengths = jnp.ones((2, 55, 1)), jnp.array([55, 20])
       >>> nnx.jit(ECGClassifier.__call__)(model, signals, lengths).shape
       (2, 4)
     """

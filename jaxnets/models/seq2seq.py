@@ -95,7 +95,7 @@ class Seq2Seq(nnx.Module):
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
-      >>> source, lengths = jnp.ones((2, 5), jnp.int32), jnp.array([5, 3])
+      >>> source, lengths = jnp.ones((2, 11), jnp.int32), jnp.array([11, 3])
       >>> target = jnp.array([[2, 7, 9, 1], [2, 7, 1, 0]])
       >>> loss = nnx.jit(Seq2Seq.loss)(model, source, lengths, target, jnp.array([4, 3]))
       >>> float(loss) > 0

@@ -130,10 +130,10 @@ def lstm(
     Example:
       >>> import jax.numpy as jnp, numpy as np
       >>> parameters = LSTMParameters(jnp.ones((3, 32)), jnp.ones((8, 32)), jnp.zeros(32))
-      >>> lengths = jnp.array([20, 7, 3, 0])
-      >>> outputs, (c, h) = lstm(jnp.ones((4, 20, 3)), None, parameters, lengths=lengths)
+      >>> lengths = jnp.array([11, 7, 3, 0])
+      >>> outputs, (c, h) = lstm(jnp.ones((4, 11, 3)), None, parameters, lengths=lengths)
       >>> outputs.shape, h.shape
-      ((4, 20, 8), (4, 8))
+      ((4, 11, 8), (4, 8))
       >>> outputs, h = np.asarray(outputs), np.asarray(h)
       >>> bool((outputs[1, 7:] == 0).all()), bool((h[1] == outputs[1, 6]).all())
       (True, True)

@@ -71,12 +71,12 @@ def recurrent_layers(
       >>> import jax, jax.numpy as jnp
       >>> layer = LSTMParameters(jnp.ones((3, 32)), jnp.ones((8, 32)), jnp.zeros(32))
       >>> upper = LSTMParameters(jnp.ones((16, 32)), jnp.ones((8, 32)), jnp.zeros(32))
-      >>> inputs, lengths = jnp.ones((4, 20, 3)), jnp.array([20, 7, 3, 0])
+      >>> inputs, lengths = jnp.ones((4, 11, 3)), jnp.array([11, 7, 3, 0])
       >>> outputs, carries = recurrent_layers(
       ...     inputs, None, [[layer, layer], [upper, upper]], lengths=lengths
       ... )
       >>> outputs.shape, len(carries)
-      ((4, 20, 16), 2)
+      ((4, 11, 16), 2)
     """
     if not layers or any(len(directions) not in (1, 2) for directions in layers):
         raise ValueError(
