@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [

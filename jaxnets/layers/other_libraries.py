@@ -62,14 +62,15 @@ class FromAndTo:
           >>> import jax.numpy as jnp
           >>> import numpy as np
           >>> from jaxnets.layers import LSTM
-          >>> state = {  # torch.nn.LSTM(3, 2, bidirectional=True, bias=False).state_dict()
-          ...     "weight_ih_l0": np.ones((8, 3)), "weight_hh_l0": np.ones((8, 2)),
-          ...     "weight_ih_l0_reverse": np.ones((8, 3)), "weight_hh_l0_reverse": np.ones((8, 2)),
+          >>> inputs, hidden = np.ones((32, 3)), np.ones((32, 8))
+          >>> state = {  # torch.nn.LSTM(3, 8, bidirectional=True, bias=False).state_dict()
+          ...     "weight_ih_l0": inputs, "weight_hh_l0": hidden,
+          ...     "weight_ih_l0_reverse": inputs, "weight_hh_l0_reverse": hidden,
           ... }
           >>> layer = LSTM.from_torch(state)
-          >>> outputs, carries = layer(jnp.ones((1, 5, 3)))
+          >>> outputs, carries = layer(jnp.ones((2, 5, 3)))
           >>> outputs.shape, sorted(layer.to_torch(use_bias=False)) == sorted(state)
-          ((1, 5, 4), True)
+          ((2, 5, 16), True)
         """
         return cls.from_parameters(stacks.from_torch(cls.kind, source, prefix), **options)
 
@@ -124,12 +125,12 @@ class FromAndTo:
         Example:
           >>> import numpy as np
           >>> from jaxnets.layers import GRU
-          >>> half = [np.ones((3, 6)), np.ones((2, 6)), np.ones((2, 6))]
+          >>> half = [np.ones((3, 24)), np.ones((8, 24)), np.ones((2, 24))]
           >>> layer = GRU.from_keras(half + half, merge_mode="sum")  # of a Bidirectional
-          >>> layer(np.ones((1, 5, 3), np.float32))[0].shape
-          (1, 5, 2)
+          >>> layer(np.ones((2, 5, 3), np.float32))[0].shape
+          (2, 5, 8)
           >>> [array.shape for array in layer.to_keras()[0][:3]]
-          [(3, 6), (2, 6), (2, 6)]
+          [(3, 24), (8, 24), (2, 24)]
         """
         layers, said = stacks.from_keras(
             cls.kind, source, options, activation=activation,
@@ -170,10 +171,10 @@ class FromAndTo:
           >>> import jax.numpy as jnp
           >>> from flax import nnx
           >>> from jaxnets.layers import LSTM
-          >>> rnns = [nnx.RNN(nnx.OptimizedLSTMCell(3, 2, rngs=nnx.Rngs(n))) for n in range(2)]
+          >>> rnns = [nnx.RNN(nnx.OptimizedLSTMCell(3, 8, rngs=nnx.Rngs(n))) for n in range(2)]
           >>> layer = LSTM.from_flax(nnx.Bidirectional(*rnns))
-          >>> layer(jnp.ones((1, 5, 3)))[0].shape
-          (1, 5, 4)
+          >>> layer(jnp.ones((2, 5, 3)))[0].shape
+          (2, 5, 16)
           >>> nnx.update(nnx.Bidirectional(*rnns), layer.to_flax("nnx")[0])
         """
         layers, said = stacks.from_flax(cls.kind, source, options)

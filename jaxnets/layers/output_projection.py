@@ -54,12 +54,12 @@ class OutputProjection(nnx.Module):
       >>> from flax import nnx
       >>> from jaxnets.kernels import LogUniform, draw_samples
       >>> head = OutputProjection(8, 1000, rngs=nnx.Rngs(0))
-      >>> hidden, labels = jnp.ones((2, 5, 8)), jnp.zeros((2, 5), jnp.int32)
+      >>> hidden, labels = jnp.ones((2, 3, 8)), jnp.zeros((2, 3), jnp.int32)
       >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 64, labels)
       >>> head.loss(hidden, labels, samples=samples).shape, head.exact_loss(hidden, labels).shape
       ((), ())
-      >>> head.top_k(hidden, 3)[1].shape
-      (2, 5, 3)
+      >>> head.top_k(hidden, 5).ids.shape
+      (2, 3, 5)
 
       In linen, any method by its name; called, it gives the logits:
 
@@ -67,8 +67,8 @@ class OutputProjection(nnx.Module):
       >>> variables = linen.init(jax.random.key(0), hidden)
       >>> linen.apply(variables, hidden, labels, samples=samples, nnx_method="loss").shape
       ()
-      >>> linen.apply(variables, hidden, 3, nnx_method="top_k")[1].shape
-      (2, 5, 3)
+      >>> linen.apply(variables, hidden, 5, nnx_method="top_k").ids.shape
+      (2, 3, 5)
     """
 
     def __init__(
@@ -122,8 +122,8 @@ class OutputProjection(nnx.Module):
           >>> from flax import nnx
           >>> linear = nnx.Linear(8, 1000, rngs=nnx.Rngs(0))
           >>> head = OutputProjection.from_linear(linear)
-          >>> head.loss(jnp.ones((2, 8)), jnp.array([3, 5])).shape, head.weight is linear.kernel
-          ((), True)
+          >>> head.top_k(jnp.ones((2, 3, 8)), 5).ids.shape, head.weight is linear.kernel
+          ((2, 3, 5), True)
         """
         if not isinstance(linear, nnx.Linear):
             raise TypeError(f"linear must be an nnx.Linear, got {type(linear).__name__}")

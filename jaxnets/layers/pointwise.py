@@ -161,10 +161,12 @@ class SeparableConv(nnx.Module):
 
       In linen:
 
-      >>> linen = nnx.bridge.to_linen(SeparableConv, 3, out_features=8, kernel_size=(3, 3))
+      >>> linen = nnx.bridge.to_linen(
+      ...     SeparableConv, 3, out_features=8, kernel_size=(3, 3), strides=2
+      ... )
       >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 6, 6, 3)))
       >>> linen.apply(variables, jnp.ones((2, 6, 6, 3))).shape
-      (2, 6, 6, 8)
+      (2, 3, 3, 8)
     """
 
     def __init__(

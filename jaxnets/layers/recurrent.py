@@ -47,23 +47,24 @@ class LSTM(Recurrent):
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
       >>> layer = LSTM(3, 8, num_layers=2, bidirectional=True, rngs=nnx.Rngs(0))
-      >>> outputs, carries = layer(jnp.ones((2, 7, 3)), lengths=jnp.array([7, 2]))
+      >>> inputs, lengths = jnp.ones((4, 11, 3)), jnp.array([11, 7, 3, 0])
+      >>> outputs, carries = layer(inputs, lengths=lengths)
       >>> outputs.shape, carries[1][0][0].shape
-      ((2, 7, 16), (2, 8))
-      >>> layer(jnp.ones((2, 3, 7)))
+      ((4, 11, 16), (4, 8))
+      >>> layer(jnp.ones((4, 3, 11)))
       Traceback (most recent call last):
         ...
       ValueError: inputs must be [batch, time, features] with features = 3 as the layer declares, \
-got shape (2, 3, 7); they look like [batch, features, time]: give [batch, time, features], \
+got shape (4, 3, 11); they look like [batch, features, time]: give [batch, time, features], \
 jnp.swapaxes(inputs, 1, 2)
 
       In linen, any method by its name (with dropout, ``rngs={"dropout": key}`` or
       ``deterministic=True``):
 
       >>> linen = nnx.bridge.to_linen(LSTM, 3, hidden_features=8)
-      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 7, 3)))
-      >>> linen.apply(variables, jnp.ones((2, 7, 3)), lengths=jnp.array([7, 2]))[0].shape
-      (2, 7, 8)
+      >>> variables = linen.init(jax.random.key(0), inputs, lengths=lengths)
+      >>> linen.apply(variables, inputs, lengths=lengths)[0].shape
+      (4, 11, 8)
       >>> linen.apply(variables, nnx_method="parameters")[0][0].bias.shape
       (32,)
     """
@@ -125,11 +126,11 @@ class GRU(Recurrent):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
-      >>> outputs, carries = GRU(3, 8, rngs=nnx.Rngs(0))(jnp.ones((2, 7, 3)))
+      >>> outputs, carries = GRU(3, 8, rngs=nnx.Rngs(0))(jnp.ones((2, 5, 3)))
       >>> bool((outputs[:, -1] == carries[0][0]).all())
       True
       >>> linen = nnx.bridge.to_linen(GRU, 3, hidden_features=8)
-      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 7, 3)))
+      >>> variables = linen.init(jax.random.key(0), jnp.ones((2, 5, 3)))
       >>> linen.apply(variables, nnx_method="parameters")[0][0].bias.shape
       (24,)
     """

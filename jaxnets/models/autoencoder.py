@@ -27,10 +27,10 @@ class Autoencoder(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = Autoencoder((28, 28), (42, 35), code=5, features=(8,), rngs=nnx.Rngs(0))
-      >>> code = model.encode(jnp.ones((2, 28, 28, 1)))
-      >>> code.shape, model.decode(code).shape
-      ((2, 5), (2, 42, 35, 1))
+      >>> model = Autoencoder((28, 28), (42, 42), code=16, features=(8,), rngs=nnx.Rngs(0))
+      >>> codes = nnx.jit(Autoencoder.encode)(model, jnp.ones((5, 28, 28, 1)))
+      >>> codes.shape, nnx.jit(Autoencoder.decode)(model, codes).shape
+      ((5, 16), (5, 42, 42, 1))
     """
 
     def __init__(

@@ -17,8 +17,9 @@ class ConvPair(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> ConvPair(1, 4, rngs=nnx.Rngs(0))(jnp.ones((2, 6, 5, 1))).shape
-      (2, 6, 5, 4)
+      >>> pair = ConvPair(1, 8, rngs=nnx.Rngs(0))
+      >>> nnx.jit(ConvPair.__call__)(pair, jnp.ones((2, 25, 33, 1))).shape
+      (2, 25, 33, 8)
     """
 
     def __init__(self, before: int, after: int, *, normalize: bool = True, rngs: nnx.Rngs):

@@ -34,9 +34,10 @@ def greedy_search(
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
-      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
       >>> model.eval()
-      >>> greedy_search(model, jnp.ones((2, 5), jnp.int32), jnp.array([5, 3]), max_time=7).shape
+      >>> source, lengths = jnp.ones((2, 11), jnp.int32), jnp.array([11, 3])
+      >>> greedy_search(model, source, lengths, max_time=7).shape
       (2, 7)
     """
     source, lengths, max_time = _check(model, source, lengths, max_time)
@@ -54,10 +55,10 @@ class BeamSearch(NamedTuple):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
-      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
       >>> model.eval()
-      >>> source = [[5, 7, 1, 0, 0], [8, 5, 9, 4, 1]]
-      >>> beam_search(model, source, [3, 5], max_time=7, beam=3).scores.shape
+      >>> source, lengths = jnp.ones((2, 11), jnp.int32), jnp.array([11, 3])
+      >>> beam_search(model, source, lengths, max_time=7, beam=3).scores.shape
       (2, 3)
     """
 
@@ -85,11 +86,10 @@ def beam_search(
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from jaxnets.models import Seq2Seq, Seq2SeqConfig
-      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8), rngs=nnx.Rngs(0))
+      >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
       >>> model.eval()
-      >>> words, scores = beam_search(
-      ...     model, jnp.ones((2, 5), jnp.int32), jnp.array([5, 3]), max_time=7, beam=3
-      ... )
+      >>> source, lengths = jnp.ones((2, 11), jnp.int32), jnp.array([11, 3])
+      >>> words, scores = beam_search(model, source, lengths, max_time=7, beam=3)
       >>> words.shape, scores.shape
       ((2, 3, 7), (2, 3))
     """

@@ -33,11 +33,13 @@ class DigitsCNN(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = DigitsCNN((28, 28), 10, features=(4, 8), hidden_features=16, rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((2, 28, 28, 1))).shape
+      >>> model = DigitsCNN((28, 28), 10, features=(8, 16), hidden_features=32, rngs=nnx.Rngs(0))
+      >>> model.eval()
+      >>> images = jnp.ones((2, 28, 28, 1))
+      >>> nnx.jit(DigitsCNN.__call__)(model, images).shape
       (2, 10)
-      >>> [maps.shape for maps in model.activations(jnp.ones((2, 28, 28, 1)))]
-      [(2, 28, 28, 4), (2, 14, 14, 8)]
+      >>> [maps.shape for maps in nnx.jit(DigitsCNN.activations)(model, images)]
+      [(2, 28, 28, 8), (2, 14, 14, 16)]
     """
 
     def __init__(

@@ -20,8 +20,9 @@ class Generator(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> Generator(3, (4, 4), rngs=nnx.Rngs(0))(jnp.ones((1, 16, 16, 3))).shape
-      (1, 16, 16, 3)
+      >>> generator = Generator(3, (8,), rngs=nnx.Rngs(0))
+      >>> nnx.jit(Generator.__call__)(generator, jnp.ones((4, 16, 16, 3))).shape
+      (4, 16, 16, 3)
     """
 
     def __init__(self, channels: int, features: Sequence[int], *, rngs: nnx.Rngs):
@@ -53,8 +54,9 @@ class Discriminator(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> Discriminator(3, (4, 4), rngs=nnx.Rngs(0))(jnp.ones((1, 16, 16, 3))).shape
-      (1, 4, 4, 1)
+      >>> judge = Discriminator(3, (8,), rngs=nnx.Rngs(0))
+      >>> nnx.jit(Discriminator.__call__)(judge, jnp.ones((4, 16, 16, 3))).shape
+      (4, 8, 8, 1)
     """
 
     def __init__(self, channels: int, features: Sequence[int], *, rngs: nnx.Rngs):
@@ -91,11 +93,11 @@ class DiscoGAN(nnx.Module):
       rngs: for the parameters.
 
     Example:
-      >>> import jax, jax.numpy as jnp
+      >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = DiscoGAN(3, (4,), judge_features=(4,), rngs=nnx.Rngs(0))
-      >>> images = jax.random.uniform(jax.random.key(0), (2, 1, 16, 16, 3))
-      >>> loss, parts = model.loss(images[0], images[1])
+      >>> model = DiscoGAN(3, (8,), judge_features=(8,), rngs=nnx.Rngs(0))
+      >>> a, b = jnp.zeros((4, 16, 16, 3)), jnp.ones((4, 16, 16, 3))
+      >>> loss, parts = nnx.jit(DiscoGAN.loss)(model, a, b)
       >>> sorted(parts)
       ['discriminators', 'generators', 'reconstruction']
     """

@@ -38,7 +38,8 @@ class ECGClassifier(nnx.Module):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> model = ECGClassifier(1, 4, strides=(5,), layers=1, hidden_features=8, rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((2, 100, 1)), jnp.array([100, 40])).shape
+      >>> signals, lengths = jnp.ones((2, 55, 1)), jnp.array([55, 20])
+      >>> nnx.jit(ECGClassifier.__call__)(model, signals, lengths).shape
       (2, 4)
     """
 
@@ -119,9 +120,9 @@ def normalize(
         under ``jit`` its record is NaN.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> signals = jnp.array([[[1.0], [3.0], [9.0]]])
-      >>> normalize(signals, jnp.array([2]))[0, :, 0].round(3).tolist()
+      >>> jax.jit(normalize)(signals, jnp.array([2])).round(3).ravel().tolist()
       [-1.0, 1.0, 0.0]
     """
     signals = jnp.asarray(signals)
@@ -168,8 +169,9 @@ def multilabel_loss(
     """The mean binary cross-entropy of the rows that are ``present``; others leave no trace.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> float(multilabel_loss(jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.array([1.0, 0.0])))
+      >>> import jax, jax.numpy as jnp
+      >>> logits, labels, weights = jnp.zeros((2, 3)), jnp.ones((2, 3)), jnp.array([1.0, 0.0])
+      >>> float(jax.jit(multilabel_loss)(logits, labels, weights))
       0.6931...
     """
     present, labels = jnp.asarray(present), jnp.asarray(labels)

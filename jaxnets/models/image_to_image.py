@@ -20,8 +20,9 @@ class ResidualBlock(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> ResidualBlock(8, rngs=nnx.Rngs(0))(jnp.ones((1, 4, 4, 8))).shape
-      (1, 4, 4, 8)
+      >>> block = ResidualBlock(8, rngs=nnx.Rngs(0))
+      >>> nnx.jit(ResidualBlock.__call__)(block, jnp.ones((1, 10, 12, 8))).shape
+      (1, 10, 12, 8)
     """
 
     def __init__(self, features: int, *, rngs: nnx.Rngs):
@@ -53,7 +54,8 @@ class ImageToImage(nnx.Module):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> model = ImageToImage(3, 3, features=8, blocks=1, rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((1, 10, 12, 3)), (23, 31)).shape
+      >>> enlarge = nnx.jit(ImageToImage.__call__, static_argnums=2)
+      >>> enlarge(model, jnp.ones((1, 10, 12, 3)), (23, 31)).shape
       (1, 23, 31, 3)
     """
 

@@ -162,9 +162,9 @@ class RankingMetrics(NamedTuple):
       >>> from jaxnets.kernels import linear_label_rank, linear_top_k
       >>> items = jnp.array([[1.0], [5.0], [3.0], [4.0]])
       >>> metrics = RankingMetrics.create(2, items=4)
-      >>> for users, true in (([[1.0]], [3]), ([[2.0], [-1.0]], [2, 0])):
-      ...     users = jnp.array(users)
-      ...     rank = linear_label_rank(users, items, true)
+      >>> for user, true in ((1.0, 3), (2.0, 2), (-1.0, 0)):
+      ...     users = jnp.array([[user]])  # a batch of one
+      ...     rank = linear_label_rank(users, items, [true])
       ...     metrics = metrics.update(rank, top=linear_top_k(users, items, 2))
       >>> {name: round(float(value), 2) for name, value in metrics.compute([1, 2]).items()}
       ... # doctest: +NORMALIZE_WHITESPACE

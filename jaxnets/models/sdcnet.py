@@ -71,11 +71,10 @@ class SDCNet(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = SDCNet(features=(4, 4, 4, 4, 4), hidden_features=4, rngs=nnx.Rngs(0))
-      >>> [counts.shape for counts in model(jnp.ones((1, 128, 64, 1))).counts]
-      [(1, 2, 1), (1, 4, 2), (1, 8, 4)]
-      >>> model.total(jnp.ones((1, 128, 64, 1))).shape
-      (1,)
+      >>> model = SDCNet(features=(8, 8, 8), hidden_features=8, rngs=nnx.Rngs(0))
+      >>> levels = nnx.jit(SDCNet.__call__)(model, jnp.ones((1, 32, 48, 1)))
+      >>> [counts.shape for counts in levels.counts]
+      [(1, 2, 3), (1, 4, 6), (1, 8, 12)]
     """
 
     def __init__(
@@ -173,8 +172,8 @@ class CountRegressor(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = CountRegressor(features=(4, 4, 4, 4, 4), hidden_features=4, rngs=nnx.Rngs(0))
-      >>> model.total(jnp.ones((1, 128, 64, 1))).shape
+      >>> model = CountRegressor(features=(8, 8, 8), hidden_features=8, rngs=nnx.Rngs(0))
+      >>> nnx.jit(CountRegressor.total)(model, jnp.ones((1, 32, 48, 1))).shape
       (1,)
     """
 

@@ -94,10 +94,11 @@ class Seq2Seq(nnx.Module):
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = Seq2Seq(Seq2SeqConfig(50, 60, features=8, num_sampled=16), rngs=nnx.Rngs(0))
-      >>> source, lengths = jnp.ones((2, 5), jnp.int32), jnp.array([5, 3])
+      >>> model = Seq2Seq(Seq2SeqConfig(500, 800, features=8), rngs=nnx.Rngs(0))
+      >>> source, lengths = jnp.ones((2, 11), jnp.int32), jnp.array([11, 3])
       >>> target = jnp.array([[2, 7, 9, 1], [2, 7, 1, 0]])
-      >>> float(model.loss(source, lengths, target, jnp.array([4, 3]))) > 0
+      >>> loss = nnx.jit(Seq2Seq.loss)(model, source, lengths, target, jnp.array([4, 3]))
+      >>> float(loss) > 0
       True
     """
 

@@ -61,12 +61,13 @@ class SessionGRU(nnx.Module):
       >>> model = SessionGRU(1000, 8, rngs=nnx.Rngs(0))
       >>> sessions, lengths = jnp.array([[3, 8, 1], [8, 5, 0]]), jnp.array([3, 2])
       >>> labels = next_items(sessions, lengths)
-      >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 32, labels, unique=False)
-      >>> model.loss(sessions, lengths, samples=samples).shape
+      >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 64, labels)
+      >>> nnx.jit(SessionGRU.loss)(model, sessions, lengths, samples=samples).shape
       ()
       >>> model.eval()
-      >>> model.recommend(sessions, 2, lengths=lengths).ids.shape
-      (2, 2)
+      >>> recommend = nnx.jit(SessionGRU.recommend, static_argnums=2)
+      >>> recommend(model, sessions, 10, lengths=lengths).ids.shape
+      (2, 10)
     """
 
     def __init__(

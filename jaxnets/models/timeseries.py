@@ -25,7 +25,8 @@ class TimeSeriesLSTM(nnx.Module):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> model = TimeSeriesLSTM(12, 9, hidden_features=8, rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((5, 29, 12)), jnp.array([29, 7, 12, 20, 9])).shape
+      >>> series, lengths = jnp.ones((5, 29, 12)), jnp.array([29, 7, 12, 20, 9])
+      >>> nnx.jit(TimeSeriesLSTM.__call__)(model, series, lengths).shape
       (5, 9)
       >>> model(jnp.ones((5, 12, 29)))
       Traceback (most recent call last):

@@ -31,9 +31,11 @@ class UNet(nnx.Module):
     Example:
       >>> import jax.numpy as jnp
       >>> from flax import nnx
-      >>> model = UNet(3, 2, features=(4, 4), rngs=nnx.Rngs(0))
-      >>> model(jnp.ones((1, 21, 34, 3))).shape, model(jnp.ones((1, 21, 34, 3)), (50, 20)).shape
-      ((1, 21, 34, 2), (1, 50, 20, 2))
+      >>> model = UNet(1, 1, features=(8, 8), rngs=nnx.Rngs(0))
+      >>> segment = nnx.jit(UNet.__call__, static_argnums=2)
+      >>> images = jnp.ones((2, 25, 33, 1))
+      >>> segment(model, images).shape, segment(model, images, (32, 50)).shape
+      ((2, 25, 33, 1), (2, 32, 50, 1))
     """
 
     def __init__(

@@ -57,16 +57,18 @@ def accumulate(
         or another tree or other shapes than ``init`` was given.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table = jnp.zeros((9, 1))
       >>> optimizer = accumulate(optim.sgd(1.0), every=2, num_rows=lambda path: 2)
       >>> state = optimizer.init(table)
-      >>> for ids in ([3, 7], [3, 8]):
-      ...     gradient = SparseRows(ids, jnp.ones((2, 1)))
+      >>> @jax.jit
+      ... def step(table, state, gradient):
       ...     updates, state = optimizer.update(gradient, state)
-      ...     table = optim.apply_updates(table, updates)
+      ...     return optim.apply_updates(table, updates), state
+      >>> for ids in ([3, 7], [3, 8]):
+      ...     table, state = step(table, state, SparseRows(ids, jnp.ones((2, 1))))
       ...     print(table[:, 0].tolist())
       [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
       [0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, -0.5, -0.5]

@@ -28,12 +28,12 @@ def adagrad(
       TypeError, ValueError: as :func:`sgd`.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = adagrad(0.1, initial_accumulator_value=0.0)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table))
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.9...]
     """
@@ -60,12 +60,12 @@ def rowwise_adagrad(
     and errors are the same.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = rowwise_adagrad(0.1)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table))
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.9...]
       >>> state.tables[0]["sum"].shape

@@ -28,12 +28,12 @@ def lazy_adam(
       TypeError, ValueError: as :func:`sgd`.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = lazy_adam(0.1)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table))
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.9...]
     """
@@ -67,12 +67,12 @@ def lazy_adamw(
       TypeError, ValueError: as :func:`sgd`; by ``update``, no parameters, which the decay reads.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.zeros((1, 2)))
       >>> optimizer = lazy_adamw(0.1, weight_decay=0.5)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table), table)
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table), table)
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.9...]
     """
@@ -92,12 +92,12 @@ def rowwise_adam(
     of :func:`lazy_adam`.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = rowwise_adam(0.1)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table))
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.9...]
       >>> state.tables[0]["first"].shape, state.tables[0]["second"].shape

@@ -20,10 +20,10 @@ def global_norm(gradient: Any) -> jax.Array:
     infinite where its dtype has not the number. Integers do not count.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets.kernels import SparseRows
       >>> gradient = {"a": jnp.array([3.0]), "table": SparseRows([7], jnp.array([[4.0]]))}
-      >>> float(global_norm(gradient))
+      >>> float(jax.jit(global_norm)(gradient))
       5.0
     """
     largest, root = _norm(gradient)
@@ -45,8 +45,8 @@ def clip_by_norm(gradient: Any, limit: Any) -> tuple[Any, jax.Array]:
       ValueError: a limit that is not above 0.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> clipped, norm = clip_by_norm([jnp.array([3.0, 4.0])], 1.0)
+      >>> import jax, jax.numpy as jnp
+      >>> clipped, norm = jax.jit(clip_by_norm)([jnp.array([3.0, 4.0])], 1.0)
       >>> clipped[0].round(3).tolist(), float(norm)
       ([0.6..., 0.8...], 5.0)
     """

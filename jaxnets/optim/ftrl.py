@@ -38,12 +38,12 @@ def ftrl(
       ValueError: as :func:`sgd`; by ``update``, no parameters.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.zeros((3, 2)), SparseRows([2], jnp.array([[4.0, 0.5]]))
       >>> optimizer = ftrl(0.5, l1=1.0)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table), table)
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table), table)
       >>> optim.apply_updates(table, updates).round(3).tolist()
       [[0.0, 0.0], [0.0, 0.0], [-0.3..., 0.0]]
     """

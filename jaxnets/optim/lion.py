@@ -35,12 +35,12 @@ def lazy_lion(
         is 0.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = lazy_lion(0.1, weight_decay=0.0)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table))
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.9...]
     """

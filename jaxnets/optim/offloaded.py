@@ -107,7 +107,7 @@ def offloaded_update(
       >>> optimizer, table = optim.sgd(0.5), optim.offload(jnp.ones((4, 1)))
       >>> state = optim.offloaded_init(optimizer, table)
       >>> row_ids, rows, local_ids = gather_rows(table, jnp.array([3, 1, 3]), offloaded=True)
-      >>> gradient = jax.grad(lambda rows: rows[local_ids].sum())(rows)
+      >>> gradient = jax.jit(jax.grad(lambda rows: rows[local_ids].sum()))(rows)
       >>> table, state = optim.offloaded_update(
       ...     optimizer, SparseRows(row_ids, gradient), state, table
       ... )

@@ -34,13 +34,14 @@ def partition(
       TypeError: a gradient by rows for a parameter that ``is_table`` does not name.
 
     Example:
-      >>> import jax.numpy as jnp, optax
+      >>> import jax, jax.numpy as jnp, optax
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> parameters = {"table": jnp.ones((5, 2)), "bias": jnp.ones(2)}
       >>> optimizer = partition(optim.sgd(1.0), optax.sgd(0.5), lambda path: path[0] == "table")
       >>> gradients = {"table": SparseRows(jnp.array([3]), jnp.ones((1, 2))), "bias": jnp.ones(2)}
-      >>> updates, state = optimizer.update(gradients, optimizer.init(parameters), parameters)
+      >>> state = optimizer.init(parameters)
+      >>> updates, state = jax.jit(optimizer.update)(gradients, state, parameters)
       >>> parameters = optim.apply_updates(parameters, updates)
       >>> parameters["table"][:, 0].tolist(), parameters["bias"].tolist()
       ([1.0, 1.0, 1.0, 0.0, 1.0], [0.5, 0.5])

@@ -22,12 +22,12 @@ def sgd(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
         shapes than ``init`` was given.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = sgd(0.1)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table))
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.6...]
     """
@@ -54,12 +54,12 @@ def momentum(
       TypeError, ValueError: as :func:`sgd`.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> table, gradient = jnp.ones((3, 2)), SparseRows([2], jnp.full((1, 2), 4.0))
       >>> optimizer = momentum(0.1)
-      >>> updates, state = optimizer.update(gradient, optimizer.init(table))
+      >>> updates, state = jax.jit(optimizer.update)(gradient, optimizer.init(table))
       >>> optim.apply_updates(table, updates)[:, 0].round(3).tolist()
       [1.0, 1.0, 0.6...]
     """

@@ -31,7 +31,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
       ValueError: a limit that is not above 0; NaN where it is traced.
 
     Example:
-      >>> import jax.numpy as jnp, optax
+      >>> import jax, jax.numpy as jnp, optax
       >>> from jaxnets import optim
       >>> from jaxnets.kernels import SparseRows
       >>> parameters = {"bias": jnp.zeros(1), "table": jnp.zeros((9, 1))}
@@ -40,7 +40,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
       ...     clip_by_global_norm(1.0),
       ...     optim.partition(optim.sgd(1.0), optax.sgd(1.0), lambda path: path == ("table",)),
       ... )
-      >>> updates, state = optimizer.update(gradients, optimizer.init(parameters))
+      >>> updates, state = jax.jit(optimizer.update)(gradients, optimizer.init(parameters))
       >>> updates["bias"].round(3).tolist(), updates["table"].values.round(3).tolist()
       ([-0.6...], [[-0.8...]])
     """

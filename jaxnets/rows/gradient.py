@@ -79,7 +79,7 @@ def value_and_grad(
       >>> parameters = {"table": jnp.ones((1000, 4)), "scale": jnp.ones(4)}
       >>> def loss(parameters, ids):
       ...     return (parameters["table"][ids] * parameters["scale"]).sum()
-      >>> value, gradients = rows.value_and_grad(loss)(parameters, jnp.array([3, 8, 3]))
+      >>> value, gradients = jax.jit(rows.value_and_grad(loss))(parameters, jnp.array([3, 8, 3]))
       >>> gradients["table"].values[:, 0].tolist(), gradients["scale"].tolist()
       ([2.0, 1.0, 0.0], [3.0, 3.0, 3.0, 3.0])
     """

@@ -121,14 +121,14 @@ def fit(
       OSError: ``folder`` cannot be written to.
 
     Example:
-      >>> import jax, jax.numpy as jnp, optax
+      >>> import jax, numpy as np, optax
       >>> from flax import nnx
       >>> from rich.console import Console
       >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
       >>> def loss(model, batch, key):
       ...     return ((model(batch) - batch.sum(1, keepdims=True)) ** 2).mean(), {}
       >>> def batch_at(step):
-      ...     return jax.random.normal(jax.random.key(step), (16, 2))
+      ...     return np.random.default_rng(step).normal(size=(16, 2)).astype(np.float32)
       >>> result = fit(model, loss, batch_at, 300, optimizer=optax.adam(0.05),
       ...              key=jax.random.key(0), console=Console(quiet=True))
       >>> result.history[-1]["loss"] < 1e-3

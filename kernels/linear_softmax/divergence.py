@@ -199,7 +199,8 @@ def linear_divergence(
       >>> def loss(weight, hidden):
       ...     return linear_divergence(Head(hidden, weight), teacher, kind="jsd")
       >>> weight, hidden = jnp.zeros((10, 4)), jnp.ones((2, 3, 4))
-      >>> bool(loss(weight, hidden) > 0), jax.grad(loss)(weight, hidden).shape
+      >>> value, gradient = jax.jit(jax.value_and_grad(loss))(weight, hidden)
+      >>> bool(value > 0), gradient.shape
       (True, (10, 4))
 
       With labels the loss of Hinton et al., equal parts of both. The divergence's gradient shrinks
@@ -210,7 +211,7 @@ def linear_divergence(
       ...         Head(hidden, weight), teacher, labels=labels, temperature=temperature
       ...     )
       ...     return 0.5 * temperature**2 * found.divergence + 0.5 * found.cross_entropy
-      >>> jax.grad(distilled)(weight, hidden, jnp.zeros((2, 3), jnp.int32)).shape
+      >>> jax.jit(jax.grad(distilled))(weight, hidden, jnp.zeros((2, 3), jnp.int32)).shape
       (10, 4)
     """
     if kind not in get_args(Kind):

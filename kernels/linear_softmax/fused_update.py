@@ -116,12 +116,12 @@ def linear_softmax_update(
     >>> @partial(jax.jit, donate_argnums=(0, 1, 2))
     ... def step(parameters, weight, rule, inputs, labels):
     ...     hidden, pull = jax.vjp(lambda parameters: trunk(parameters, inputs), parameters)
-    ...     result = linear_softmax_update(hidden, weight, labels, rule)
+    ...     result = linear_softmax_update(hidden, weight, labels, rule, ignore_index=-1)
     ...     (gradient,) = pull(result.hidden_gradient)
     ...     return parameters - 0.1 * gradient, result.weight, result.state, result.loss
-    >>> parameters, weight = jnp.ones((3, 4)), jnp.zeros((1000, 4))
-    >>> rule = RowwiseAdagrad(jnp.float32(0.1), jnp.full(1000, 0.1))
-    >>> inputs, labels = jnp.ones((2, 3)), jnp.array([3, 999])
+    >>> parameters, weight = jnp.ones((3, 8)), jnp.zeros((1000, 8))
+    >>> rule = RowwiseAdagrad(jnp.float32(0.1), jnp.full(1000, 0.1, jnp.float32))
+    >>> inputs, labels = jnp.ones((2, 5, 3)), jnp.array([[3, 1, 4, -1, -1], [2, 7, 1, 8, 2]])
     >>> parameters, weight, rule, first = step(parameters, weight, rule, inputs, labels)
     >>> parameters, weight, rule, second = step(parameters, weight, rule, inputs, labels)
     >>> bool(second < first)

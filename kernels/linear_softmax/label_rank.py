@@ -64,7 +64,8 @@ class LabelRank(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> rank = linear_label_rank(jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [1.0]]), [0])
+      >>> weight = jnp.array([[1.0], [5.0], [1.0], [0.0]])
+      >>> rank = linear_label_rank(jnp.ones((1, 1)), weight, [0])
       >>> rank.above.tolist(), rank.ties.tolist()
       ([1], [1])
     """

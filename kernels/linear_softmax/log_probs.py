@@ -54,11 +54,10 @@ class LogProbs(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> found = linear_log_probs(jnp.ones((2, 4)), jnp.zeros((8, 4)), jnp.array([3, 5]))
+      >>> found = linear_log_probs(jnp.ones((2, 4)), jnp.zeros((8, 4)), [3, 5], top_k=2)
       >>> bool(jnp.allclose(found.entropy, jnp.log(8.0))), found.argmax.tolist()
       (True, [0, 0])
-      >>> best = linear_log_probs(jnp.ones((2, 4)), jnp.eye(8, 4), [3, 5], top_k=2)
-      >>> best.top_ids.tolist(), best.top_log_probs.shape
+      >>> found.top_ids.tolist(), found.top_log_probs.shape
       ([[0, 1], [0, 1]], (2, 2))
     """
 
@@ -130,7 +129,7 @@ def linear_log_probs(
       >>> hidden, labels = jnp.ones((2, 3, 4)), jnp.zeros((2, 3), jnp.int32)
       >>> old = jnp.full((2, 3), -jnp.log(8.0))
       >>> advantages = jnp.array([[1.0], [-1.0]])
-      >>> jax.grad(loss)(jnp.zeros((8, 4)), hidden, labels, advantages, old).shape
+      >>> jax.jit(jax.grad(loss))(jnp.zeros((8, 4)), hidden, labels, advantages, old).shape
       (8, 4)
 
       DPO (Rafailov et al. 2023, equation 7), of preferred and rejected answers:
@@ -142,7 +141,7 @@ def linear_log_probs(
       ...     return -jax.nn.log_sigmoid(better - worse).mean()
       >>> labels = jnp.array([[[3, 1, 2]], [[4, 6, -1]]])  # [two answers, batch, time]
       >>> table = jnp.zeros((8, 4))
-      >>> float(dpo(table, table, jnp.ones((2, 1, 3, 4)), labels))
+      >>> float(jax.jit(dpo)(table, table, jnp.ones((2, 1, 3, 4)), labels))
       0.6931...
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)

@@ -49,8 +49,9 @@ class TopK(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> linear_top_k(jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [3.0]]), 2).ids.tolist()
-      [[1, 2]]
+      >>> weight = jnp.array([[1.0], [5.0], [3.0], [4.0]])
+      >>> linear_top_k(jnp.ones((1, 1)), weight, 2).ids.tolist()
+      [[1, 3]]
     """
 
     logits: jax.Array
@@ -98,12 +99,12 @@ def linear_top_k(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> logits, ids = linear_top_k(jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [3.0]]), 2)
+      >>> hidden, weight = jnp.ones((1, 1)), jnp.array([[1.0], [5.0], [3.0], [4.0]])
+      >>> logits, ids = linear_top_k(hidden, weight, 2)
       >>> logits.tolist(), ids.tolist()
-      ([[5.0, 3.0]], [[1, 2]])
-      >>> weight, seen = jnp.array([[1.0], [5.0], [3.0]]), jnp.array([[1, -1]])
-      >>> linear_top_k(jnp.ones((1, 1)), weight, 2, exclude=seen).ids.tolist()
-      [[2, 0]]
+      ([[5.0, 4.0]], [[1, 3]])
+      >>> linear_top_k(hidden, weight, 2, exclude=[[1, -1]]).ids.tolist()
+      [[3, 2]]
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)
     vocab_size, k = vocab_size_of(weight, features_first), as_int("k", k)

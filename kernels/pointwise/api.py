@@ -104,12 +104,12 @@ def pointwise_conv(
     Example:
       >>> import jax.numpy as jnp
       >>> images = jnp.ones((2, 5, 5, 3))
-      >>> outputs = pointwise_conv(images, jnp.ones((3, 4)), jnp.ones(4), activation="relu")
+      >>> outputs = pointwise_conv(images, jnp.ones((3, 8)), jnp.ones(8), activation="relu")
       >>> outputs.shape, float(outputs[0, 0, 0, 0])
-      ((2, 5, 5, 4), 4.0)
-      >>> pointwise_conv(images, jnp.ones((3, 4)), strides=2).shape
-      (2, 3, 3, 4)
-      >>> pointwise_conv(jnp.ones((2, 3, 5, 5)), jnp.ones((3, 4)))  # doctest: +ELLIPSIS
+      ((2, 5, 5, 8), 4.0)
+      >>> pointwise_conv(images, jnp.ones((3, 8)), strides=2).shape
+      (2, 3, 3, 8)
+      >>> pointwise_conv(jnp.ones((2, 3, 5, 5)), jnp.ones((3, 8)))  # doctest: +ELLIPSIS
       Traceback (most recent call last):
         ...
       ValueError: inputs must be [batch, ..., in] with in = kernel.shape[0] * groups = 3, got ...

@@ -36,10 +36,10 @@ class Recurrence(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
-      >>> result = lstm(jnp.ones((1, 4, 3)), None, parameters)
+      >>> parameters = LSTMParameters(jnp.ones((3, 32)), jnp.ones((8, 32)), jnp.zeros(32))
+      >>> result = lstm(jnp.ones((2, 5, 3)), None, parameters)
       >>> result.outputs.shape, result.carry[1].shape
-      ((1, 4, 2), (1, 2))
+      ((2, 5, 8), (2, 8))
     """
 
     outputs: jax.Array
@@ -128,13 +128,14 @@ def lstm(
         carry and gradients are NaN.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
-      >>> lengths = jnp.array([4, 1])
-      >>> outputs, (c, h) = lstm(jnp.ones((2, 4, 3)), None, parameters, lengths=lengths)
+      >>> import jax.numpy as jnp, numpy as np
+      >>> parameters = LSTMParameters(jnp.ones((3, 32)), jnp.ones((8, 32)), jnp.zeros(32))
+      >>> lengths = jnp.array([11, 7, 3, 0])
+      >>> outputs, (c, h) = lstm(jnp.ones((4, 11, 3)), None, parameters, lengths=lengths)
       >>> outputs.shape, h.shape
-      ((2, 4, 2), (2, 2))
-      >>> bool((outputs[1, 1:] == 0).all()), bool((h[1] == outputs[1, 0]).all())
+      ((4, 11, 8), (4, 8))
+      >>> outputs, h = np.asarray(outputs), np.asarray(h)
+      >>> bool((outputs[1, 7:] == 0).all()), bool((h[1] == outputs[1, 6]).all())
       (True, True)
     """
     hidden, output = check_lstm(parameters)
@@ -188,9 +189,9 @@ def gru(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> zeros = jnp.zeros(6)
-      >>> parameters = GRUParameters(jnp.ones((3, 6)), jnp.ones((2, 6)), zeros, zeros)
-      >>> outputs, h = gru(jnp.ones((1, 4, 3)), None, parameters)
+      >>> zeros = jnp.zeros(24)
+      >>> parameters = GRUParameters(jnp.ones((3, 24)), jnp.ones((8, 24)), zeros, zeros)
+      >>> outputs, h = gru(jnp.ones((2, 5, 3)), None, parameters)
       >>> bool((outputs[:, -1] == h).all())
       True
     """

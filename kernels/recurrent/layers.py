@@ -69,13 +69,14 @@ def recurrent_layers(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> layer = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8))
-      >>> upper = LSTMParameters(jnp.ones((4, 8)), jnp.ones((2, 8)), jnp.zeros(8))
+      >>> layer = LSTMParameters(jnp.ones((3, 32)), jnp.ones((8, 32)), jnp.zeros(32))
+      >>> upper = LSTMParameters(jnp.ones((16, 32)), jnp.ones((8, 32)), jnp.zeros(32))
+      >>> inputs, lengths = jnp.ones((4, 11, 3)), jnp.array([11, 7, 3, 0])
       >>> outputs, carries = recurrent_layers(
-      ...     jnp.ones((1, 5, 3)), None, [[layer, layer], [upper, upper]]
+      ...     inputs, None, [[layer, layer], [upper, upper]], lengths=lengths
       ... )
       >>> outputs.shape, len(carries)
-      ((1, 5, 4), 2)
+      ((4, 11, 16), 2)
     """
     if not layers or any(len(directions) not in (1, 2) for directions in layers):
         raise ValueError(

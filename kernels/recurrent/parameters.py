@@ -19,12 +19,12 @@ class LayerNorm(NamedTuple):
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxnets.kernels import lstm
-      >>> norm = LayerNorm(jnp.ones(8), jnp.ones(8), jnp.ones(2), jnp.zeros(2))
+      >>> norm = LayerNorm(jnp.ones(32), jnp.ones(32), jnp.ones(8), jnp.zeros(8))
       >>> parameters = LSTMParameters(
-      ...     jnp.ones((3, 8)), jnp.ones((2, 8)), jnp.zeros(8), layer_norm=norm
+      ...     jnp.ones((3, 32)), jnp.ones((8, 32)), jnp.zeros(32), layer_norm=norm
       ... )
-      >>> lstm(jnp.ones((1, 4, 3)), None, parameters)[0].shape
-      (1, 4, 2)
+      >>> lstm(jnp.ones((2, 5, 3)), None, parameters)[0].shape
+      (2, 5, 8)
     """
 
     inputs: jax.Array
@@ -49,10 +49,11 @@ class LSTMParameters(NamedTuple):
 
     Example:
       >>> import jax.numpy as jnp
-      >>> forget = jnp.zeros(8).at[2:4].set(1.0)
+      >>> from jaxnets.kernels import lstm
+      >>> forget = jnp.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])  # i, f, g, o
       >>> parameters = LSTMParameters(jnp.ones((3, 8)), jnp.ones((2, 8)), forget)
-      >>> parameters.bias.reshape(4, 2)[:, 0].tolist()  # i, f, g, o
-      [0.0, 1.0, 0.0, 0.0]
+      >>> lstm(jnp.ones((2, 5, 3)), None, parameters)[0].shape
+      (2, 5, 2)
     """
 
     input_kernel: jax.Array
@@ -77,10 +78,10 @@ class GRUParameters(NamedTuple):
     Example:
       >>> import jax.numpy as jnp
       >>> from jaxnets.kernels import gru
-      >>> zeros = jnp.zeros(6)
-      >>> parameters = GRUParameters(jnp.ones((3, 6)), jnp.ones((2, 6)), zeros, zeros)
-      >>> gru(jnp.ones((1, 4, 3)), None, parameters)[0].shape
-      (1, 4, 2)
+      >>> zeros = jnp.zeros(24)
+      >>> parameters = GRUParameters(jnp.ones((3, 24)), jnp.ones((8, 24)), zeros, zeros)
+      >>> gru(jnp.ones((2, 5, 3)), None, parameters)[0].shape
+      (2, 5, 8)
     """
 
     input_kernel: jax.Array

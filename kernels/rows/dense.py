@@ -27,8 +27,9 @@ def rows_from_dense(gradient: jax.Array, num_rows: SupportsIndex) -> SparseRows:
         than that where they are known; under ``jit`` the values are then NaN.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> rows = rows_from_dense(jnp.zeros((5, 2)).at[3].set(1.0), 2)
+      >>> import jax, jax.numpy as jnp
+      >>> dense = jnp.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+      >>> rows = jax.jit(rows_from_dense, static_argnums=1)(dense, 2)
       >>> rows.ids.tolist(), rows.values.tolist()
       ([3, 6], [[1.0, 1.0], [0.0, 0.0]])
     """

@@ -35,10 +35,11 @@ class GatheredRows(NamedTuple):
       local_ids: like the ids, with ``rows[local_ids]`` equal to ``tables[ids]``.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> gathered = gather_rows(jnp.arange(10.0), [7, 3, 7])
+      >>> import jax, jax.numpy as jnp
+      >>> table = jnp.arange(20.0).reshape(10, 2)
+      >>> gathered = jax.jit(gather_rows)(table, jnp.array([7, 3, 7]))
       >>> gathered.rows[gathered.local_ids].tolist()
-      [7.0, 3.0, 7.0]
+      [[14.0, 15.0], [6.0, 7.0], [14.0, 15.0]]
     """
 
     row_ids: jax.Array
@@ -74,11 +75,11 @@ def gather_rows(
         long that the ids behind the last do not fit int32, or that the sharding does not divide.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> table = jnp.arange(10.0)[:, None] * jnp.ones(2)
-      >>> row_ids, rows, local_ids = gather_rows(table, jnp.array([7, 3, 7]))
-      >>> row_ids.tolist(), rows[:2].tolist(), local_ids.tolist()
-      ([3, 7, 12], [[3.0, 3.0], [7.0, 7.0]], [1, 0, 1])
+      >>> import jax, jax.numpy as jnp
+      >>> table = jnp.arange(20.0).reshape(10, 2)
+      >>> row_ids, rows, local_ids = jax.jit(gather_rows)(table, jnp.array([7, 3, 7]))
+      >>> row_ids.tolist(), rows.tolist()[:2], local_ids.tolist()
+      ([3, 7, 12], [[6.0, 7.0], [14.0, 15.0]], [1, 0, 1])
     """
     ids = as_ids(ids)
     vocab_size = check_tables(tables, ids)

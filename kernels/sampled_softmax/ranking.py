@@ -112,9 +112,10 @@ def bpr_loss(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets.kernels import Uniform, draw_samples
-      >>> labels = jnp.array([3, 5])
-      >>> samples = draw_samples(Uniform(50), jax.random.key(0), 8, labels)
-      >>> loss = bpr_loss(jnp.ones((2, 4)), jnp.zeros((50, 4)), labels, samples)
+      >>> hidden, weight = jnp.ones((2, 3, 8)), jnp.zeros((1000, 8))
+      >>> labels = jnp.zeros((2, 3), jnp.int32)
+      >>> samples = draw_samples(Uniform(1000), jax.random.key(0), 64, labels, unique=False)
+      >>> loss = bpr_loss(hidden, weight, labels, samples)
       >>> bool(jnp.isclose(loss, jnp.log(2.0)))
       True
     """
@@ -163,9 +164,10 @@ def bpr_max_loss(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets.kernels import Uniform, draw_samples
-      >>> labels = jnp.array([3, 5])
-      >>> samples = draw_samples(Uniform(50), jax.random.key(0), 8, labels)
-      >>> loss = bpr_max_loss(jnp.ones((2, 4)), jnp.zeros((50, 4)), labels, samples)
+      >>> hidden, weight = jnp.ones((2, 3, 8)), jnp.zeros((1000, 8))
+      >>> labels = jnp.zeros((2, 3), jnp.int32)
+      >>> samples = draw_samples(Uniform(1000), jax.random.key(0), 64, labels, unique=False)
+      >>> loss = bpr_max_loss(hidden, weight, labels, samples)
       >>> bool(jnp.isclose(loss, jnp.log(2.0)))
       True
     """

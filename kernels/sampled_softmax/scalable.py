@@ -113,13 +113,13 @@ def scalable_cross_entropy(
         gives NaN if its token is in a bucket.
 
     Example:
-      >>> import jax, jax.numpy as jnp
-      >>> hidden = jax.random.normal(jax.random.key(0), (8, 4))
-      >>> labels = jnp.arange(8)
+      >>> import jax, jax.numpy as jnp, numpy as np
+      >>> states = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
+      >>> weight, labels = jnp.zeros((1000, 8)), jnp.zeros(256, jnp.int32)
       >>> loss = scalable_cross_entropy(
-      ...     hidden, jnp.zeros((100, 4)), labels, jax.random.key(1), classes_per_bucket=100
+      ...     states, weight, labels, jax.random.key(1), classes_per_bucket=64
       ... )
-      >>> bool(jnp.isclose(loss, jnp.log(100.0)))
+      >>> bool(jnp.isclose(loss, jnp.log(64.0)))  # the exact loss is log 1000
       True
     """
     hidden, weight, bias = check_projection(hidden, weight, bias, features_first)

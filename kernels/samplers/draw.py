@@ -89,7 +89,8 @@ def draw_samples(
     Example:
       >>> import jax, jax.numpy as jnp
       >>> from jaxnets.kernels import LogUniform
-      >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 64, jnp.array([3, 5]))
+      >>> labels = jnp.zeros((2, 3), jnp.int32)  # [batch, time]
+      >>> samples = draw_samples(LogUniform(1000), jax.random.key(0), 64, labels)
       >>> samples.ids.shape, len(set(samples.ids.tolist())), bool(samples.tries >= 64)
       ((64,), 64, True)
     """

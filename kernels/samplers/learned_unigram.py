@@ -45,13 +45,16 @@ class LearnedUnigram(ByContents):
       unit: what one label adds to a count: with a half-life above 1, for its halves.
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> sampler = LearnedUnigram.create(1000).update(jnp.array([3, 3, 8]))
-      >>> [round(float(p) * 1003) for p in jnp.exp(sampler.log_probability(jnp.array([3, 8, 9])))]
-      [3, 2, 1]
-      >>> sampler = LearnedUnigram.create(4, half_life=2).update(jnp.array([3, 3]))
-      >>> [round(float(p) * 5) for p in jnp.exp(sampler.log_probability(jnp.array([3, 0])))]
-      [2, 1]
+      >>> import jax, jax.numpy as jnp
+      >>> @jax.jit
+      ... def probabilities(sampler, labels):
+      ...     return jnp.exp(sampler.update(labels).log_probability(jnp.arange(4)))
+      >>> found = probabilities(LearnedUnigram.create(4), jnp.array([3, 3, 1]))
+      >>> (7 * found).round(2).tolist()
+      [1.0, 2.0, 1.0, 3.0]
+      >>> found = probabilities(LearnedUnigram.create(4, half_life=3), jnp.array([3, 3, 1]))
+      >>> (5.5 * found).round(2).tolist()  # by now what it saw counts half
+      [1.0, 1.5, 1.0, 2.0]
     """
 
     # Any: JAX rebuilds a pytree around whatever stands for its arrays.

@@ -42,8 +42,8 @@ class LogUniform:
       TypeError, ValueError: ``vocab_size`` is no integer, or not in [1, 2**31 - 1].
 
     Example:
-      >>> import jax.numpy as jnp
-      >>> jnp.exp(LogUniform(3).log_probability(jnp.arange(4))).round(3).tolist()
+      >>> import jax, jax.numpy as jnp
+      >>> jnp.exp(jax.jit(LogUniform(3).log_probability)(jnp.arange(4))).round(3).tolist()
       [0.5..., 0.29..., 0.20..., 0.0]
     """
 

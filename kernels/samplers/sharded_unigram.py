@@ -37,9 +37,9 @@ class ShardedUnigram(ByContents):
       >>> from jaxnets.kernels import draw_samples
       >>> sharding = VocabSharding(jax.make_mesh((1,), ("vocab",)), "vocab")
       >>> sampler = ShardedUnigram.split(sharding, Unigram.from_counts(jnp.array([1, 0, 3, 4])))
-      >>> samples = draw_samples(sampler, jax.random.key(0), 3, jnp.array([2]))
-      >>> sorted(samples.ids.tolist())
-      [0, 2, 3]
+      >>> samples = draw_samples(sampler, jax.random.key(0), 64, jnp.array([2]), unique=False)
+      >>> set(samples.ids.tolist()) <= {0, 2, 3}
+      True
     """
 
     # Any: JAX rebuilds a pytree around whatever stands for its arrays, [vocab] each.
