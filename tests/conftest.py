@@ -23,6 +23,21 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+class Doctests:
+    """Fixtures of doctests, which lie in no folder of this conftest: registered as a plugin."""
+
+    @pytest.fixture(autouse=True)
+    def cheap_parameters_in_doctests(self, request, monkeypatch):
+        if isinstance(request.node, pytest.DoctestItem):
+            from tests.draws import draw_by_numpy
+
+            draw_by_numpy(monkeypatch)
+
+
+def pytest_configure(config):
+    config.pluginmanager.register(Doctests())
+
+
 @pytest.fixture
 def x64():
     with jax.enable_x64(True):
