@@ -134,6 +134,7 @@ def plain_in_batch(hidden, items, labels, log_probability):
 
 @fuzzed(spoiled(item_batches()))
 def test_in_batch_softmax(arguments):
+    @jax.jit
     def losses(**given):
         return in_batch_softmax_cross_entropy(**given, reduction="none")
 

@@ -1,10 +1,10 @@
 """Recurrent layers and convolutions of any shape, dtype or size: the right numbers, or an error
 that names an argument; see ``fuzzing.py``."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume
 from hypothesis import strategies as st
 
 from jaxnets.kernels import (
@@ -25,7 +25,9 @@ pytestmark = pytest.mark.usefixtures("users_checks")
 
 @st.composite
 def sequences(draw):
-    mix = draw(mixed((5, 4, 4, 5), dtype=FLOATS, lengths=(False, True), reverse=(False, True)))
+    mix = draw(
+        mixed((5, 4, 4, 5), dtype=FLOATS, lengths=(False, True, True), reverse=(False, True, False))
+    )
     (batch, time, features, hidden), dtype = mix["sizes"], mix["dtype"]
     lengths = jnp.asarray(np.random.default_rng(batch).integers(0, time + 1, batch))
     return {
@@ -115,11 +117,11 @@ def test_gru(arguments):
 
 
 @st.composite
-def maps(draw):
+def maps(draw, groups=(1, 1, 2, 1)):
     mix = draw(
         mixed(
             (3, 5, 5), spatial=((), (5,), (3, 4), (2, 3, 2)), dtype=FLOATS, bias=(False, True),
-            groups=(1, 1, 2), strides=(1, 2, 3), activation=(None, "relu", "tanh"),
+            groups=groups, strides=(1, 2, 3), activation=(None, "relu", "tanh"),
         )
     )  # fmt: skip
     (batch, features, out), groups, dtype = mix["sizes"], mix["groups"], mix["dtype"]
@@ -140,20 +142,30 @@ def plain_pointwise(inputs, kernel, bias, groups, strides, activation):
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
 def test_pointwise_conv(platform):
-    implementation = None if platform == "cpu" else "pallas"
+    on_cpu = platform == "cpu"
+    implementation = None if on_cpu else "pallas"
+    arguments = maps() if on_cpu else maps(groups=(1,))
 
-    @fuzzed(spoiled(maps()), EXAMPLES if platform == "cpu" else EXAMPLES // 2)
+    @fuzzed(spoiled(arguments), EXAMPLES if on_cpu else EXAMPLES // 2, mixes=4)
     def run(arguments):
-        if implementation:
-            assume(arguments["groups"] == 1)
-
         def outputs(**given):
-            with compiling_for(platform, interpret=platform != "cpu"):
+            with compiling_for(platform, interpret=not on_cpu):
                 return pointwise_conv(**given, implementation=implementation)
 
         holds(outputs, plain_pointwise, arguments, 5)
 
     run()
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_pointwise_conv_of_no_positions_in_the_kernel(platform):
+    def total(inputs, kernel):
+        with compiling_for(platform, interpret=True):
+            return pointwise_conv(inputs, kernel, activation="silu", implementation="pallas").sum()
+
+    arrays = np.zeros((0, 3), np.float32), np.ones((3, 4), np.float32)
+    _, gradients = jax.eval_shape(jax.value_and_grad(total, (0, 1)), *arrays)
+    assert [gradient.shape for gradient in gradients] == [(0, 3), (3, 4)]
 
 
 @st.composite
@@ -216,7 +228,7 @@ def test_fold_batch_norm(arguments):
         factor = scale / np.sqrt(variance + 1e-5)
         return kernel * factor, ((0 if bias is None else bias) - mean) * factor + offset
 
-    holds(fold_batch_norm, plain, arguments, 2)
+    holds(jax.jit(fold_batch_norm), plain, arguments, 2)
 
 
 @fuzzed(spoiled(sequences()), EXAMPLES // 2)

@@ -80,7 +80,8 @@ class Subject(NamedTuple):
     def arrays(self, dtype: Any, seed: int = 0) -> list[jax.Array]:
         """Random arrays of its shapes."""
         rng = np.random.default_rng(seed)
-        return [jnp.asarray(0.5 * rng.normal(size=shape), dtype) for shape in self.shapes]
+        drawn = [0.5 * rng.normal(size=shape) for shape in self.shapes]
+        return [jnp.asarray(array.astype(jnp.dtype(dtype))) for array in drawn]
 
 
 LABELS = jnp.asarray(np.arange(TOKENS) * 5 % VOCAB)
