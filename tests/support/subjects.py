@@ -154,9 +154,8 @@ def _samplers() -> dict[str, Any]:
 
 
 def _draw(name, hidden):
-    """With replacement, by each sampler's own draw; without, by what is the same for all."""
-    unique = name == "LogUniform"
-    return draw_samples(_samplers()[name], _key(hidden), 8, LABELS, unique=unique)[1:3]
+    """With replacement, by each sampler's own draw; mixed samples are without."""
+    return draw_samples(_samplers()[name], _key(hidden), 8, LABELS, unique=False)[1:3]
 
 
 def _mixed(hidden):
