@@ -21,8 +21,11 @@ TABLES = {
 
 
 @pytest.mark.skipif(OLD, reason="memory spaces are in JAX's types from 0.12 on")
-@pytest.mark.parametrize("optimizer", [optim.rowwise_adagrad(0.1), optim.lazy_adamw(0.1)])
-def test_steps_are_those_of_tables_on_the_device(optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "in_one_program"),
+    [(optim.rowwise_adagrad(0.1), False), (optim.lazy_adamw(0.1), True)],
+)
+def test_steps_are_those_of_tables_on_the_device(optimizer, in_one_program):
     def loss(rows, local_ids):
         return (jnp.tanh(rows["weight"][local_ids]).sum(-1) * rows["bias"][local_ids]).sum()
 
@@ -49,7 +52,8 @@ def test_steps_are_those_of_tables_on_the_device(optimizer):
     got = (host, optim.offloaded_init(optimizer, host))
     compiled = from_host.lower(host, np.zeros((2, 20), np.int32)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < TABLES["weight"].nbytes / 4
-    inside = jax.jit(on_host)(*got, np.zeros((2, 20), np.int32))  # of one program, not donated
+    if in_one_program:  # not donated
+        assert int(jax.jit(on_host)(*got, np.zeros((2, 20), np.int32))[1].step) == 1
     for _ in range(3):
         ids = RNG.integers(0, VOCAB, (2, 20)).astype(np.int32)
         *wanted, value = on_device(*wanted, ids)
@@ -57,7 +61,6 @@ def test_steps_are_those_of_tables_on_the_device(optimizer):
         np.testing.assert_allclose(same, value, rtol=1e-6)
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), got, wanted)
     assert int(got[1].step) == 3
-    assert int(inside[1].step) == 1
     for leaf in jax.tree.leaves((got[0], got[1].tables)):
         assert leaf.sharding.memory_kind == "pinned_host"
     ids[1, 3] = VOCAB

@@ -102,16 +102,17 @@ def plain_runs(k, runs):
     return np.array([found for found, _ in every]), np.array([tries for _, tries in every])
 
 
-@pytest.mark.parametrize(("way", "k"), [("rejection", 3), ("rounds", 6), ("race", 3), ("both", 6)])
+@pytest.mark.parametrize(("way", "k"), [("rejection", 3), ("rounds", 6), ("both", 6)])
 def test_unique_sampling_equals_drawing_until_enough(monkeypatch, way, k):
     """Inclusion of each class, and the tries, against plain rejection; false alarms 1e-4 each.
 
     Two-sample z-tests on the share of draws that hold a class, and on the mean number of tries.
+    The race alone is that of ``test_keys_of_any_implementation``; of both, it is in most draws.
     """
     from jaxnets.kernels.samplers import without_replacement
 
     share, tries_per_class = {
-        "rejection": (0, 20), "rounds": (0, 1), "race": (100, 3), "both": (0, 1)
+        "rejection": (0, 20), "rounds": (0, 1), "both": (0, 1)
     }[way]  # fmt: skip
     monkeypatch.setattr(without_replacement, "_RACE_SHARE", share)
     monkeypatch.setattr(without_replacement, "_TRIES_PER_CLASS", tries_per_class)
