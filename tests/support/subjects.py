@@ -144,11 +144,12 @@ def _key(hidden):
 def _samplers() -> dict[str, Any]:
     with jax.ensure_compile_time_eval():
         unigram = Unigram.from_counts(np.arange(VOCAB) + 1)
+        learned = jax.jit(lambda labels: LearnedUnigram.create(VOCAB).update(labels))(LABELS)
         return {
             "Uniform": Uniform(VOCAB),
             "LogUniform": LogUniform(VOCAB),
             "Unigram": unigram,
-            "LearnedUnigram": LearnedUnigram.create(VOCAB).update(LABELS),
+            "LearnedUnigram": learned,
             "Mixture": Mixture.create([unigram, Uniform(VOCAB)], [3, 1]),
         }
 
