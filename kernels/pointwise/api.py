@@ -256,7 +256,7 @@ def _forward(
     residual: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """The outputs, and what the activation's slope is told by (None without an activation)."""
-    if options.fused is not None:
+    if options.fused is not None and inputs.size:  # a kernel of no positions has no grid
         return pallas.forward(options.fused, options.activation, inputs, kernel, bias, residual)
     axis, layout = _channels(options), _layout(options)
     if options.groups >= MANY_GROUPS:

@@ -48,9 +48,8 @@ def by_hand(reduction="mean", **options):
 
 
 OPTIONS = [
-    {},
     {"label_smoothing": 0.1, "z_loss": 0.01},
-    {"reduction": "none", "label_smoothing": 0.1, "soft_cap": 3.0},
+    {"reduction": "none", "label_smoothing": 0.1, "soft_cap": 3.0, "z_loss": 0.01},
     {"temperature": np.linspace(0.5, 2.0, TOKENS, dtype=np.float32), "reduction": "sum"},
 ]
 
@@ -66,9 +65,7 @@ def test_exact_loss(options):
 
 
 @pytest.mark.parametrize(
-    ("platform", "options"),
-    [("gpu", OPTIONS[1]), ("tpu", OPTIONS[1]), ("tpu", OPTIONS[2])],
-    ids=str,
+    ("platform", "options"), [("gpu", OPTIONS[0]), ("tpu", OPTIONS[1])], ids=str
 )
 def test_exact_loss_in_the_kernel(platform, options, monkeypatch):
     """In chunks of the table, the last of which is moved back inside it."""
@@ -140,23 +137,21 @@ def test_top_k_and_checked_loss():
     assert f"labels must lie in [0, {VOCAB}), got {VOCAB}" in error.get()
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_no_copy_of_the_table(reduction):
-    """At a size where a copy is 8 MB, the temporary memory is the other layout's."""
+@pytest.mark.parametrize(("reduction", "logits"), [("mean", 256 * 32_768), ("none", 0)])
+def test_no_copy_of_the_table(reduction, logits):
+    """At a size where a copy is 8 MB, the temporary memory is what the logits take that are kept.
 
-    def temporary(features_first):
-        def loss(hidden, weight, labels):
-            return linear_softmax_cross_entropy(
-                hidden, weight, labels, features_first=features_first, reduction=reduction
-            ).sum()
+    The means keep those of all classes, from the one pass in which they find the gradients.
+    """
 
-        shape = (64, 32_768) if features_first else (32_768, 64)
-        arrays = (
-            jax.ShapeDtypeStruct((256, 64), jnp.float32),
-            jax.ShapeDtypeStruct(shape, jnp.float32),
-            jax.ShapeDtypeStruct((256,), jnp.int32),
-        )
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+    def loss(hidden, weight, labels):
+        return linear_softmax_cross_entropy(
+            hidden, weight, labels, features_first=True, reduction=reduction
+        ).sum()
 
-    assert temporary(True) < temporary(False) + 1_000_000
+    shapes = (256, 64), (64, 32_768)
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    labels = jax.ShapeDtypeStruct((256,), jnp.int32)
+    compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(*arrays, labels).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    assert 4 * logits < temporary < 4 * logits + 4_000_000

@@ -79,15 +79,26 @@ def sampled(hidden, weight, bias):
     return ours, lambda *_: (losses.mean(), backward(1 / len(hidden)))
 
 
-def pointwise(*arrays):
-    def loss(implementation, inputs, kernel, bias, residual):
+def pointwise(inputs, kernel, bias, residual):
+    wide = [np.asarray(a, np.float64) for a in (inputs, kernel, bias, residual)]
+    slope = np.cos(np.arange(19)) / 9
+
+    def ours(inputs, kernel, bias, residual):
         outputs = pointwise_conv(
             inputs, kernel, bias, residual=residual, activation="silu",
-            implementation=implementation,
+            implementation="mosaic_gpu",
         )  # fmt: skip
-        return (outputs.astype(jnp.float32) * jnp.cos(jnp.arange(19.0))).sum() / 9
+        return (outputs.astype(jnp.float32) * np.float32(slope)).sum()
 
-    return partial(loss, "mosaic_gpu"), jax.jit(jax.value_and_grad(partial(loss, None), range(4)))
+    def plain(*_):
+        before = wide[0] @ wide[1] + wide[2] + wide[3]
+        gate = 1 / (1 + np.exp(-before))
+        d_before = slope * gate * (1 + before * (1 - gate))
+        d_kernel = np.einsum("bpi,bpo->io", wide[0], d_before)
+        gradients = d_before @ wide[1].T, d_kernel, d_before.sum((0, 1)), d_before
+        return (slope * before * gate).sum(), gradients
+
+    return ours, plain
 
 
 @needs_the_interpreter

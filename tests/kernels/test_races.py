@@ -18,7 +18,9 @@ from jaxnets.kernels import (
     pointwise_conv,
     sampled_softmax_cross_entropy,
 )
+from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
+from tests.sampled_losses import sampled_loss
 
 pallas_call = pl.pallas_call
 
@@ -38,7 +40,7 @@ def finding_races(monkeypatch):
 
 
 def normal(*shape):
-    return jnp.asarray(np.random.default_rng(len(shape)).normal(size=shape), jnp.float32)
+    return np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
 
 
 def plain_lstm(implementation, inputs, kernels):
@@ -49,43 +51,69 @@ def plain_lstm(implementation, inputs, kernels):
     return (results.outputs**2).sum() + results.carry[0].sum()
 
 
+def lstm_by_xla(inputs, kernels):
+    with compiling_for("cpu"):
+        return jax.jit(jax.value_and_grad(partial(plain_lstm, None), (0, 1)))(inputs, kernels)
+
+
 def exact(implementation, hidden, weight):
     labels = np.arange(len(hidden)) % len(weight)
     return linear_softmax_cross_entropy(hidden, weight, labels, implementation=implementation)
 
 
-def sampled(implementation, hidden, weight):
+def exact_by_hand(hidden, weight):
+    losses, _, backward = exact_loss(hidden, weight, np.arange(len(hidden)) % len(weight))
+    return losses.mean(), backward(1 / len(hidden))[:2]
+
+
+def sampled_by(loss, hidden, weight):
     labels = np.arange(len(hidden)) % len(weight)
-    samples = fixed_samples(len(weight), labels, 3 * np.arange(9))
-    return sampled_softmax_cross_entropy(
-        hidden, weight, labels, samples=samples, implementation=implementation
-    )
+    return loss(hidden, weight, labels, fixed_samples(len(weight), labels, 3 * np.arange(9)))
+
+
+def sampled(implementation, hidden, weight):
+    loss = partial(sampled_softmax_cross_entropy, implementation=implementation)
+    return sampled_by(loss, hidden, weight)
+
+
+def sampled_by_hand(hidden, weight):
+    losses, backward = sampled_by(partial(sampled_loss, "softmax"), hidden, weight)
+    return losses.mean(), backward(1 / len(hidden))[:2]
 
 
 def pointwise(implementation, inputs, kernel):
     return (pointwise_conv(inputs, kernel, implementation=implementation) ** 2).sum()
 
 
+def pointwise_by_hand(inputs, kernel):
+    inputs, kernel = (np.asarray(a, np.float64) for a in (inputs, kernel))
+    outputs = inputs @ kernel
+    return (outputs**2).sum(), (
+        2 * outputs @ kernel.T,
+        2 * np.einsum("bpi,bpo->io", inputs, outputs),
+    )
+
+
 @pytest.mark.parametrize(
-    ("function", "arguments"),
+    ("function", "plain", "arguments"),
     [
         # 40 steps are several chunks of the grid: what a chunk prefetches could race.
-        (plain_lstm, (normal(2, 40, 3), (normal(3, 512) / 4, normal(128, 512) / 8, normal(512)))),
-        (exact, (normal(5, 8), normal(300, 8))),
-        (sampled, (normal(5, 8), normal(30, 8))),
-        (pointwise, (normal(2, 3, 8), normal(8, 5))),
+        (plain_lstm, lstm_by_xla,
+         (normal(2, 40, 3), (normal(3, 512) / 4, normal(128, 512) / 8, normal(512)))),
+        (exact, exact_by_hand, (normal(5, 8), normal(300, 8))),
+        (sampled, sampled_by_hand, (normal(5, 8), normal(30, 8))),
+        (pointwise, pointwise_by_hand, (normal(2, 3, 8), normal(8, 5))),
     ],
-)
-def test_no_race_and_the_values_and_gradients_of_xla(finding_races, function, arguments):
+    ids=["lstm", "exact", "sampled", "pointwise"],
+)  # fmt: skip
+def test_no_race_and_the_values_and_gradients_without(finding_races, function, plain, arguments):
     results = jax.jit(lambda *args: jax.value_and_grad(function, (1, 2))("pallas", *args))(
         *arguments
     )
     jax.block_until_ready(results)
     assert interpreter.races is not None  # it did look, and would have raised
-    with compiling_for("cpu"):
-        expected = jax.jit(jax.value_and_grad(partial(function, None), (0, 1)))(*arguments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5),
-                 results, expected)  # fmt: skip
+                 results, plain(*arguments))  # fmt: skip
 
 
 def test_a_race_would_be_found(finding_races):

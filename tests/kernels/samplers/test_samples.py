@@ -59,10 +59,11 @@ def test_keys_of_any_implementation(implementation, per_token):
 
 @pytest.mark.smoke
 def test_keys_of_the_old_style():
-    old, new = (
-        draw_samples(Uniform(9), make(0), 3, [1]) for make in (jax.random.PRNGKey, jax.random.key)
-    )
+    keys = [make(0) for make in (jax.random.PRNGKey, jax.random.key)]
+    old, new = (draw_samples(Uniform(9), key, 3, [1], unique=False) for key in keys)
     jax.tree.map(np.testing.assert_array_equal, old, new)
+    old, new = (jax.eval_shape(lambda key: draw_samples(Uniform(9), key, 3, [1]), k) for k in keys)
+    assert old == new
 
 
 def test_a_class_of_probability_0_never_arrives(monkeypatch):
@@ -77,22 +78,29 @@ def test_a_class_of_probability_0_never_arrives(monkeypatch):
 
 
 def test_labels_of_any_integer_type(x64):
-    """Outside of jit, and as arguments of one program."""
+    """Outside of jit, and as arguments of one program, there two samplers for each type."""
     labels = np.array([0, 8, 100])
     samplers = [*SAMPLERS, LogUniform(300)]
     typed = {dtype: labels.astype(dtype) for dtype in INTEGER_TYPES}
+    traced_by = {
+        dtype: [n % len(samplers), (n + 3) % len(samplers)] for n, dtype in enumerate(typed)
+    }
 
-    def counts(labels):
-        return [sampler.log_probability(labels) for sampler in samplers]
+    @jax.jit
+    def traced(typed):
+        return {
+            dtype: {n: samplers[n].log_probability(own) for n in traced_by[dtype]}
+            for dtype, own in typed.items()
+        }
 
-    expected = counts(labels)
-    traced = jax.jit(lambda typed: {name: counts(own) for name, own in typed.items()})(typed)
+    found = traced(typed)
+    expected = [np.asarray(sampler.log_probability(labels)) for sampler in samplers]
     for dtype, own in typed.items():
-        for found in (counts(own), traced[dtype]):
-            for sampler, actual, wanted in zip(samplers, found, expected, strict=True):
-                assert actual.dtype == jnp.float32
-                np.testing.assert_array_equal(actual, wanted)
-                assert np.isneginf(np.asarray(actual)[2]) == (sampler.vocab_size == 9)
+        outside = {n: sampler.log_probability(own) for n, sampler in enumerate(samplers)}
+        for n, actual in (*outside.items(), *found[dtype].items()):
+            assert actual.dtype == jnp.float32
+            np.testing.assert_array_equal(actual, expected[n])
+            assert np.isneginf(expected[n][2]) == (samplers[n].vocab_size == 9)
         grown = LearnedUnigram.create(200).update(own)
         np.testing.assert_allclose(grown.log_probability([100, 156]), np.log([2 / 203, 1 / 203]))
 
@@ -188,14 +196,14 @@ def test_samplers_compare_and_hash():
 
 
 def test_strict_modes_of_samplers(strict_modes):
-    labels, key = jnp.array([[1, -100], [3, 5]]), jax.random.key(0)
+    labels, key = np.array([[1, -100], [3, 5]]), jax.random.key(0)
 
     def draws(sampler, **options):
         return lambda key: draw_samples(sampler, key, 3, labels, **options)
 
     for sampler in SAMPLERS:
         jax.eval_shape(draws(sampler), key)  # ranks and types show while tracing
-        sampler.log_probability(labels)
+        sampler.log_probability(labels.reshape(-1))
     jax.eval_shape(draws(SAMPLERS[1], unique=False, per_token=True), key)
     assert not any(np.isnan(x).any() for x in draws(SAMPLERS[2], per_token=True)(key))
     LearnedUnigram.create(9).update(labels)
