@@ -73,7 +73,10 @@ def test_both_directions_are_those_of_whole_logits(x64):
         assert not np.asarray(gradient)[~MASK].any()
 
 
-def test_memory_grows_with_the_batch_and_not_with_its_square(strict_modes):
+def test_memory_is_not_that_of_whole_logits(strict_modes):
+    """Which have a gigabyte."""
+    batch = 4 * 4096
+
     @jax.jit
     def step(hidden, items, labels):
         def loss(*pairs):
@@ -81,11 +84,6 @@ def test_memory_grows_with_the_batch_and_not_with_its_square(strict_modes):
 
         return jax.grad(loss, (0, 1))(hidden, items)
 
-    def temporaries(batch):
-        pairs = [jax.ShapeDtypeStruct((batch, 32), jnp.float32)] * 2
-        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        return step.lower(*pairs, labels).compile().memory_analysis().temp_size_in_bytes
-
-    small, large = temporaries(4096), temporaries(4 * 4096)
-    assert large < 4.5 * small
-    assert large < 4096**2
+    pairs = [jax.ShapeDtypeStruct((batch, 32), jnp.float32)] * 2
+    compiled = step.lower(*pairs, jax.ShapeDtypeStruct((batch,), jnp.int32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * batch**2 / 64
