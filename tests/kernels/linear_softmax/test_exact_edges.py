@@ -50,12 +50,15 @@ def test_labels_of_any_integer_type():
     def loss(labels):
         return jax.value_and_grad(linear_softmax_cross_entropy)(hidden, weight, labels, bias=bias)
 
-    traced = jax.jit(lambda labels: jax.tree.map(lambda each: loss(each)[0], labels))(labels)
+    # Narrower than int32, wider, and of the same width.
+    some = {d: labels[d] for d in ("int8", "uint8", "uint32", "int64")}
+    traced = jax.jit(lambda labels: jax.tree.map(lambda each: loss(each)[0], labels))(some)
     expected = {d: loss(jnp.asarray(values[d], jnp.int32)) for d in ("int8", "int16")}
     for dtype in INTEGER_TYPES:
         wanted = expected["int8" if dtype == "int8" else "int16"]
         near(loss(labels[dtype]), wanted, 0)
-        near(traced[dtype], wanted[0], 1e-6)
+        if dtype in some:
+            near(traced[dtype], wanted[0], 1e-6)
     near(loss(values["int8"].tolist()), expected["int8"], 0)
 
 
@@ -104,15 +107,15 @@ def test_a_label_whose_class_is_out_costs_infinity_and_spoils_no_other_token(x64
     assert d_bias[0] == 0
 
 
-@pytest.mark.parametrize("case", ["one pass, smoothed", "two passes"])
+@pytest.mark.parametrize("case", ["one pass, smoothed, squared, warm", "two passes"])
 def test_a_large_bias_is_no_softmax_of_a_token_that_is_not_there(x64, case):
     """Of tokens that fill up a tile, or that are left out, exp(bias) alone would overflow."""
     hidden, weight, bias, labels, weights = exact.problem()
-    bias, weights = np.full_like(bias, 800), np.array(changed(weights, (0, 3), 0))
+    bias, weights = np.full_like(bias, 1500), np.array(changed(weights, (0, 3), 0))
     value, _, _, gradients = of_case(case, bias, weights)
     wanted, expected = exact.by_hand(case, hidden, weight, bias, weights, labels)
     gradients, expected = ((*g[:3], np.where(weights == 0, 0, g[3])) for g in (gradients, expected))
-    # The logits are some 800, and rounded as those are.
+    # The logits are some 1000, and rounded as those are.
     assert_near((value, gradients), (wanted, expected), 1e-11, 1.0)
 
 
@@ -193,7 +196,7 @@ def test_strict_modes(x64, strict_modes):
         return jax.value_and_grad(loss, (0, 1, 2))
 
     for options, reduction in (
-        ({}, "mean"), ({}, "none"), (smoothed, "mean"), (smoothed, "none"),
+        ({}, "mean"), ({}, "none"), (smoothed, "mean"),
         ({**smoothed, "soft_cap": 2.0}, "none"),
     ):  # fmt: skip
         jax.eval_shape(derived(options, reduction), hidden, weight, bias)

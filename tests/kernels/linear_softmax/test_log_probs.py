@@ -184,6 +184,8 @@ def test_over_devices(kind):
     np.testing.assert_array_equal(got.top_ids, best)
     values = np.take_along_axis(logits, best, -1) - wanted[2][..., None]
     np.testing.assert_allclose(got.top_log_probs, values, rtol=1e-5, atol=1e-6)
+    if kind is AxisType.Auto:
+        return
     mean = jax.jit(lambda h: results(h, weight, bias).entropy.mean())
     rows = jax.device_put(hidden, jax.NamedSharding(mesh, jax.P("data")))
     np.testing.assert_allclose(mean(rows), wanted[1].mean(), rtol=1e-5)

@@ -232,11 +232,11 @@ def test_all_classes_sampled_is_the_full_softmax(x64):
 
 
 @pytest.mark.parametrize(
-    ("sampler", "sizes"),
-    [(LogUniform(400), (5, 320)), (Uniform(400), (5, 24))],
+    ("sampler", "sizes", "unique"),
+    [(LogUniform(400), (5, 320), True), (Uniform(400), (5, 24), False)],
     ids=["log_uniform", "uniform"],
 )
-def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler, sizes):
+def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler, sizes, unique):
     """The mean gradient over draws nears the full softmax's as num_sampled grows.
 
     The mean over n draws has a standard error s; |mean - full|^2 - trace(s^2) estimates |bias|^2
@@ -254,7 +254,7 @@ def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler, sizes):
     @jax.jit(static_argnums=1)
     def gradients(keys, num_sampled):
         def one(key):
-            samples = draw_samples(sampler, key, num_sampled, labels)
+            samples = draw_samples(sampler, key, num_sampled, labels, unique=unique)
             return jax.grad(sampled_softmax_cross_entropy)(hidden, weight, labels, samples)
 
         return jax.lax.map(one, keys, batch_size=50)
