@@ -69,16 +69,20 @@ def test_the_mean_of_many_tokens_in_float16():
     weight = draw.normal(size=(1000, 4)).astype(np.float16)
     labels = draw.integers(0, 10, 4096)  # what others get is of the softmax alone
 
-    def loss(weight):
+    def loss(hidden, weight):
         return linear_softmax_cross_entropy(hidden, weight, labels)
 
-    found = jax.jit(jax.grad(loss))(weight)
-    _, _, backward = exact_loss(hidden, weight, labels)
-    exact = backward(1 / 4096)[1]
+    value, found = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, weight)
+    assert (value.dtype, *(g.dtype for g in found)) == ("float32", "float16", "float16")
+    losses, _, backward = exact_loss(hidden, weight, labels)
+    of_hidden, exact = backward(1 / 4096)[:2]
+    np.testing.assert_allclose(value, losses.mean(), rtol=1e-5)
+    error = np.abs(np.asarray(found[0], np.float64) - of_hidden).max()
+    assert error < 2 * np.finfo(np.float16).eps * np.abs(of_hidden).max()
     rare = np.abs(exact[10:])
     assert rare.max() < 2**-14  # float16's least normal number
     # Each of eight tiles of tokens is rounded.
-    np.testing.assert_allclose(found[10:], exact[10:], atol=8 * 2**-25)
+    np.testing.assert_allclose(found[1][10:], exact[10:], atol=8 * 2**-25)
 
 
 @pytest.mark.parametrize("rise", [0, 80])

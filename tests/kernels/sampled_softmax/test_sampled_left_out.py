@@ -167,18 +167,18 @@ def test_no_tokens(per_token):
     assert samples.ids.shape == ((2, 0, 8) if per_token else (8,))
     _, weight, bias = arrays(1)
     hidden = np.zeros((2, 0, FEATURES), np.float32)
+    weights = np.ones((2, 0), np.float32) if per_token else None
 
     @jax.jit
     def every(*arrays):
         return [
             jax.value_and_grad(
-                lambda h, w, b, loss=loss, weights=weights: loss(
+                lambda h, w, b, loss=loss: loss(
                     h, w, labels, samples, bias=b, token_weights=weights
                 ),
                 (0, 1, 2),
             )(*arrays)
             for loss in LOSSES
-            for weights in (None, np.ones((2, 0), np.float32))
         ]
 
     for value, derived in every(hidden, weight, bias):
@@ -210,7 +210,7 @@ def test_strict_modes_of_few_bits(strict_modes):
     hidden, weight, bias = arrays(4)
     labels = jnp.array([[1, 9], [2, -1], [-1, -1], [0, 3]])
     options = {"ignore_index": -1, "token_weights": jnp.array([1, 2, 1, 0])}
-    for loss in LOSSES:
+    for loss, per_token in zip(LOSSES, (True, True, False), strict=True):
         derived = jax.value_and_grad(partial(with_bias(loss), **options), (0, 1, 2))
-        for samples in (drawn(labels), drawn(labels, per_token=True)):
-            jax.eval_shape(derived, hidden.astype(jnp.bfloat16), weight, bias, labels, samples)
+        samples = drawn(labels, per_token)
+        jax.eval_shape(derived, hidden.astype(jnp.bfloat16), weight, bias, labels, samples)

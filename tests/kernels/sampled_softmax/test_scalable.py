@@ -60,15 +60,15 @@ def ours(hidden, weight, bias, reduction="mean", **options):
 def test_it_is_the_largest_loss_of_a_tokens_buckets(x64):
     sizes = {"tokens_per_bucket": 4, "classes_per_bucket": 6}
 
-    def loss(hidden, weight, bias):
-        return ours(hidden, weight.T, bias, features_first=True, **sizes)
+    def loss(hidden, weight, bias, **options):
+        return ours(hidden, weight.T, bias, features_first=True, **sizes, **options)
 
     @jax.jit
     def program(*arrays):
         every = {"tokens_per_bucket": 99, "classes_per_bucket": 99, "reduction": "none"}
         return (
             jax.value_and_grad(loss, (0, 1, 2))(*arrays),
-            ours(*arrays, reduction="none", **sizes),
+            loss(*arrays, reduction="none"),
             ours(*arrays, **every),
         )
 
