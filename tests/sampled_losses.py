@@ -79,3 +79,37 @@ def sampled_loss(
         return d_hidden.reshape(hidden.shape), d_weight, d_bias
 
     return losses.reshape(batch), backward
+
+
+def token_by_token(
+    kind, hidden, weight, labels, samples, bias, weights, *, ignored, reduction="mean", **options
+):  # fmt: skip
+    """Of a reduction: the value, and its gradients by hidden, weight, bias and tokens' weights.
+
+    Each token, ``labels [tokens, num_true]``, by what is left of its labels and candidates: not
+    those that are ``ignored``, or of a log-count of infinity. One of weight 0 is left out, as is
+    one without labels, whatever stands in it; and who counts, [tokens] bool.
+    """
+    kept = (labels != ignored).any(1) & (weights != 0)
+    total = weights[kept].sum() if reduction == "mean" else 1.0
+    losses, of_hidden = np.zeros(len(hidden)), np.zeros(hidden.shape)
+    of_weight, of_bias = np.zeros(weight.shape), np.zeros(bias.shape)
+    shape = (*labels.shape[:1], np.shape(samples.ids)[-1])
+    ids, counts = (np.broadcast_to(a, shape) for a in samples[:2])
+    of_labels = np.reshape(samples.labels_log_expected_count, labels.shape)
+    # A class that is never drawn is not corrected.
+    counts, of_labels = (np.where(np.isneginf(a), 0, a) for a in (counts, of_labels))
+    for token in np.flatnonzero(kept):
+        true, there = labels[token] != ignored, ~np.isposinf(counts[token])
+        own = samples._replace(
+            ids=ids[token, there], log_expected_count=counts[token, there],
+            labels_log_expected_count=of_labels[token, true][None],
+        )  # fmt: skip
+        (losses[token],), backward = sampled_loss(
+            kind, hidden[token][None], weight, labels[token, true][None], own, bias, **options
+        )
+        of_hidden[token], *others = backward(weights[token] / total)
+        of_weight, of_bias = of_weight + others[0], of_bias + others[1]
+    value = (losses[kept] * weights[kept]).sum() / total
+    of_weights = (losses - (value if reduction == "mean" else 0)) / total
+    return value, (of_hidden, of_weight, of_bias, of_weights), kept

@@ -35,3 +35,20 @@ def assert_slopes(function, arrays, tolerance, step=1e-5, modes=("rev",)):
     difference = (float(ends[0]) - float(ends[1])) / (2 * step)
     for slope in program(*leaves)[1]:
         np.testing.assert_allclose(slope, difference, atol=tolerance, rtol=tolerance)
+
+
+def assert_backward(function, arrays, gradients, cotangents, step=1e-5):
+    """Gradients by hand in float64 are the slopes of results by hand; nothing is compiled.
+
+    ``function`` gives the results and what takes their cotangents, as in tests/exact_loss.py.
+    """
+    draw = np.random.default_rng(0)
+    for at, (array, gradient) in enumerate(zip(arrays, gradients, strict=True)):
+        direction = draw.normal(size=array.shape)
+        ends = []
+        for sign in (1, -1):
+            moved = [*arrays[:at], array + sign * step * direction, *arrays[at + 1 :]]
+            results = function(*moved)[:-1]
+            ends.append(sum((c * r).sum() for c, r in zip(cotangents, results, strict=True)))
+        slope = (gradient * direction).sum()
+        np.testing.assert_allclose(slope, (ends[0] - ends[1]) / (2 * step), rtol=1e-7, atol=1e-7)

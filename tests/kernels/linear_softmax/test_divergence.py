@@ -40,7 +40,6 @@ def problem_in_float64():
         pytest.param("forward", False, marks=pytest.mark.smoke),
         ("reverse", True),
         ("jsd", False),
-        ("jsd", True),
     ],
 )
 def test_value_and_gradients(x64, kind, features_first):
@@ -65,13 +64,17 @@ def test_value_and_gradients(x64, kind, features_first):
 
 
 def test_one_pass_gives_the_mean_and_its_gradient(x64):
-    """Of all kinds, with a token left out, a class out, and tiles that divide nothing."""
-    student, teacher = problem_in_float64()
+    """Of all kinds, with a token left out, a class out, and tiles that divide nothing.
+
+    Both are 0 of equal heads.
+    """
+    student, _ = problem_in_float64()
+    teacher = tuple(np.roll(array, 1, -1) for array in student[:2]) + student[2:]
     weights = np.linspace(0.5, 2.0, 10).reshape(BATCH)
     weights[1, 2] = 0
     options = {"beta": 0.3, "temperature": np.linspace(2.0, 0.7, 10).reshape(BATCH)}
 
-    def ours(hidden, weight, bias, weights):
+    def ours(hidden, weight, bias, weights, teacher):
         return sum(
             factor * linear_divergence(
                 Head(hidden, weight.T, bias, True), teacher, kind=kind, token_weights=weights,
@@ -80,9 +83,10 @@ def test_one_pass_gives_the_mean_and_its_gradient(x64):
             for factor, kind in enumerate(KINDS, 1)
         )  # fmt: skip
 
-    got, (*gradients, of_weights) = jax.jit(jax.value_and_grad(ours, (0, 1, 2, 3)))(
-        *student, weights
-    )
+    program = jax.jit(jax.value_and_grad(ours, (0, 1, 2, 3)))
+    for number in jax.tree.leaves(program(*student, weights, student)):
+        np.testing.assert_allclose(number, 0, atol=1e-14)
+    got, (*gradients, of_weights) = program(*student, weights, teacher)
     share, every = weights / weights.sum(), np.zeros(BATCH)
     expected = [0.0, 0.0, 0.0]
     for factor, kind in enumerate(KINDS, 1):
@@ -96,20 +100,6 @@ def test_one_pass_gives_the_mean_and_its_gradient(x64):
     kept = weights != 0  # a weight of 0 has no gradient, as the token leaves no trace
     wanted = (every - value)[kept] / weights.sum()
     np.testing.assert_allclose(of_weights[kept], wanted, rtol=1e-9, atol=1e-11)
-
-
-def test_equal_heads_are_at_distance_0():
-    student, _ = problem()
-
-    @jax.jit
-    def every(*student):
-        def sums(*own):
-            return sum(linear_divergence(own, student, kind=kind) for kind in KINDS)
-
-        return jax.value_and_grad(sums, (0, 1, 2))(*student)
-
-    for number in jax.tree.leaves(every(*student)):
-        np.testing.assert_allclose(number, 0, atol=3e-6)
 
 
 def test_the_teacher_gets_no_gradient_and_weight_0_leaves_no_trace():

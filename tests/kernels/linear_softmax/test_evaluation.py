@@ -1,13 +1,14 @@
 """Evaluation over all classes: ranks of labels, and what is excluded, against whole logits."""
 
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxnets.kernels import LabelRank, Tiles, linear_label_rank, linear_top_k
+from jaxnets.kernels import LabelRank, Tiles, TopK, linear_label_rank, linear_top_k
 from tests.inputs import INTEGER_TYPES
 
 TOKENS, FEATURES, VOCAB = (2, 5), 4, 23
@@ -49,6 +50,27 @@ def equal(got, wanted):
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
+class Evaluated(NamedTuple):
+    rank: LabelRank
+    rank_of_all: LabelRank  # nothing excluded
+    best: TopK
+
+
+@jax.jit
+def evaluated(hidden, weight, bias, labels, exclude):
+    """One program for any arrays of the shapes of ``problem``; label -100 is ignored."""
+    options = {"bias": bias, "tiles": TILES}
+    return Evaluated(
+        linear_label_rank(hidden, weight, labels, exclude=exclude, ignore_index=-100, **options),
+        linear_label_rank(hidden, weight, labels, ignore_index=-100, **options),
+        linear_top_k(hidden, weight, 20, exclude=exclude, **options),
+    )
+
+
+def in_numpy(results):
+    return jax.tree.map(np.asarray, results)
+
+
 @pytest.mark.parametrize(
     ("dtype", "features_first"),
     [
@@ -63,6 +85,9 @@ def test_ranks(x64, dtype, features_first):
     table = weight.T if features_first else weight
     arrays = [jnp.asarray(a, dtype) for a in (hidden, table, bias)]
 
+    # Nothing excluded: once in each layout.
+    excluded = (exclude, None) if dtype in ("float32", "bfloat16") else (exclude,)
+
     @jax.jit
     def ranks(hidden, weight, bias):
         return [
@@ -70,12 +95,12 @@ def test_ranks(x64, dtype, features_first):
                 hidden, weight, labels, bias=bias, exclude=out, tiles=TILES,
                 features_first=features_first,
             )
-            for out in (exclude, None)
+            for out in excluded
         ]  # fmt: skip
 
     found = ranks(*arrays)
     assert all(a.dtype == jnp.int32 for a in jax.tree.leaves(found))
-    wanted = [plain_rank(hidden, weight, bias, labels, out) for out in (exclude, None)]
+    wanted = [plain_rank(hidden, weight, bias, labels, out) for out in excluded]
     equal(found, wanted)
     assert all(rank.ties.any() for rank in wanted)
 
@@ -86,20 +111,27 @@ def test_ranks_of_any_numbers(x64, dtype):
     draw = np.random.default_rng(1)
     hidden, weight = draw.normal(size=(600, 37)), draw.normal(size=(150, 37))
     hidden, weight = hidden.astype(dtype), weight.astype(dtype)
-    table = np.concatenate([weight, weight])[draw.permutation(300)]
+    rows = draw.permutation(300) % 150
     labels = draw.integers(0, 300, 600)
-    found = linear_label_rank(hidden, table, labels, tiles=Tiles(vocab_tile=64))
-    wanted = plain_rank(hidden.round(12), table, np.zeros(300), labels)
+    found = in_numpy(linear_label_rank(hidden, weight[rows], labels, tiles=Tiles(vocab_tile=64)))
+    logits = hidden.astype(np.float64) @ weight.astype(np.float64).T
+    of_label = logits[np.arange(600), rows[labels]]
+    above = 2 * (logits > of_label[:, None]).sum(1)
     assert (found.ties == 1).all()
-    assert (np.abs(found.above - wanted.above) <= (2 if dtype == "float32" else 0)).all()
+    assert (np.abs(found.above - above) <= (2 if dtype == "float32" else 0)).all()
 
 
-@pytest.mark.parametrize(("tile", "k"), [(1, 3), (5, VOCAB), (23, 3), (100, VOCAB)])
+@pytest.mark.parametrize(
+    ("tile", "k"), [(1, None), (100, None), (1, 3), (5, VOCAB), (23, 3)], ids=str
+)
 def test_the_tile_changes_nothing(tile, k):
+    """Neither of the labels' ranks, k None, nor of the best classes."""
     hidden, weight, bias, labels, exclude = problem()
     options = {"bias": bias, "exclude": exclude, "tiles": Tiles(vocab_tile=tile)}
-    found = linear_label_rank(hidden, weight, labels, **options)
-    equal(found, plain_rank(hidden, weight, bias, labels, exclude))
+    if k is None:
+        found = linear_label_rank(hidden, weight, labels, **options)
+        equal(found, plain_rank(hidden, weight, bias, labels, exclude))
+        return
     whole, _, _ = plain_logits(hidden, weight, bias, exclude)
     logits, ids = linear_top_k(hidden, weight, k, **options)
     wanted = np.argsort(-whole, -1, stable=True)[..., :k]  # classes that are out come last
@@ -112,10 +144,13 @@ def test_top_k_has_nothing_excluded(features_first):
     hidden, weight, bias, _, exclude = problem()
     exclude[..., 4] = 9
     weight[9] = np.nan
-    table = weight.T if features_first else weight
-    logits, ids = linear_top_k(
-        hidden, table, 20, bias=bias, exclude=exclude, features_first=features_first, tiles=TILES
-    )
+    if features_first:
+        best = linear_top_k(
+            hidden, weight.T, 20, bias=bias, exclude=exclude, features_first=True, tiles=TILES
+        )
+    else:
+        best = evaluated(hidden, weight, bias, np.zeros(TOKENS, int), exclude).best
+    logits, ids = in_numpy(best)
     found = (ids[..., None, :] == exclude[..., None]).any(-2)
     assert np.isneginf(logits)[found].all()
     assert np.isfinite(logits)[..., :9].all()
@@ -123,7 +158,7 @@ def test_top_k_has_nothing_excluded(features_first):
     if features_first:
         return
     everything = np.broadcast_to(np.arange(VOCAB), (*TOKENS, VOCAB))
-    logits, ids = linear_top_k(hidden, weight, 3, exclude=everything, tiles=TILES)
+    logits, ids = in_numpy(linear_top_k(hidden, weight, 3, exclude=everything, tiles=TILES))
     assert np.isneginf(logits).all()
     assert ids[1, 1].tolist() == [0, 1, 2]
 
@@ -138,24 +173,19 @@ def test_what_has_no_rank():
     nan = weight.copy()
     nan[[3, 21]] = np.nan  # out by the bias, and by exclusion
 
-    def ranks(weight, labels, **options):
-        return linear_label_rank(
-            hidden, weight, labels, bias=bias, tiles=TILES, ignore_index=-100, **options
-        )
-
-    found = ranks(nan, np.where(labels == 21, 8, labels), exclude=exclude)
+    found = evaluated(hidden, nan, bias, np.where(labels == 21, 8, labels), exclude)
     wanted = plain_rank(np.nan_to_num(hidden), weight, bias, np.maximum(labels, 0), exclude)
-    for got, count in zip(found, wanted, strict=True):
+    for got, count in zip(found.rank, wanted, strict=True):
         count[0, 1] = count[1, 2] = -1
         np.testing.assert_array_equal(got, count)
-    assert all((a == -1).all() for a in ranks(nan, labels))
+    assert all((np.asarray(a) == -1).all() for a in found.rank_of_all)
 
 
 def test_a_label_that_is_out_is_ranked():
     """By its own logit if it is excluded; of bias -inf, below all that are in."""
     hidden, weight, bias, _, exclude = problem()
     labels = np.full(TOKENS, 2)  # of bias -inf
-    found = linear_label_rank(hidden, weight, labels, bias=bias, exclude=exclude, tiles=TILES)
+    found = in_numpy(evaluated(hidden, weight, bias, labels, exclude).rank)
     assert (found.above == plain_logits(hidden, weight, bias, exclude)[2].sum(-1)).all()
     assert not found.ties.any()
 
@@ -201,7 +231,8 @@ def test_no_tokens_and_nothing_excluded():
         linear_label_rank(hidden, weight, labels, bias=bias, exclude=nothing),
         plain_rank(hidden, weight, bias, labels),
     )
-    equal(linear_top_k(hidden, weight, 2, exclude=nothing), linear_top_k(hidden, weight, 2))
+    best = np.argsort(-hidden @ weight.T, -1, stable=True)[..., :2]
+    equal(linear_top_k(hidden, weight, 2, exclude=nothing).ids, best)
     one = linear_label_rank(hidden[0, 0], weight, labels[0, 0], exclude=[3, -1])
     equal(one, plain_rank(hidden[0, 0], weight, np.zeros(VOCAB), labels[0, 0], np.array([3, -1])))
 
@@ -229,17 +260,10 @@ def test_what_is_found_out_of_range_under_jit():
     hidden, weight, _, labels, exclude = problem()
     exclude[0, 1, 2], exclude[1, 2, 0], labels[0, 3] = VOCAB, -2, -1
 
-    @jax.jit
-    def found(labels, exclude):
-        return (
-            linear_label_rank(hidden, weight, labels, exclude=exclude),
-            linear_top_k(hidden, weight, 3, exclude=exclude),
-        )
-
-    rank, best = found(labels, exclude)
-    for count in rank:
+    found = in_numpy(evaluated(hidden, weight, np.zeros(VOCAB, np.float32), labels, exclude))
+    for count in found.rank:
         assert np.argwhere(count == -1).tolist() == [[0, 1], [0, 3], [1, 2]]
-    assert np.argwhere(np.isnan(best.logits).any(-1)).tolist() == [[0, 1], [1, 2]]
+    assert np.argwhere(np.isnan(found.best.logits).any(-1)).tolist() == [[0, 1], [1, 2]]
 
 
 def test_beside_a_loss_and_under_vmap():
@@ -255,18 +279,19 @@ def test_beside_a_loss_and_under_vmap():
     derived = jax.value_and_grad(loss, (0, 1), has_aux=True)
     (_, found), _ = jax.jit(jax.vmap(derived, (0, None, 0, 0)))(hidden, weight, labels, exclude)
     equal(found[0], plain_rank(hidden, weight, bias, labels, exclude))
-    equal(found[1], linear_top_k(hidden, weight, 3, bias=bias, exclude=exclude).ids)
+    whole, _, _ = plain_logits(hidden, weight, bias, exclude)
+    equal(found[1], np.argsort(-whole, -1, stable=True)[..., :3])
 
 
 def test_strict_modes(strict_modes):
+    """Ranks and types show while tracing, of few bits."""
     hidden, weight, bias, labels, exclude = problem()
-    half = hidden.astype(jnp.bfloat16)
-    labels[0, 0] = -1
-    rank = linear_label_rank(
-        half, weight, labels, bias=bias, exclude=exclude, ignore_index=-1, tiles=TILES
-    )
-    assert np.argwhere(rank.above == -1).tolist() == [[0, 0]]
-    assert linear_top_k(hidden, weight, 3, exclude=exclude, tiles=TILES).ids.shape == (2, 5, 3)
+    labels[0, 0] = -100
+    few_bits = jax.ShapeDtypeStruct(hidden.shape, jnp.bfloat16)
+    jax.eval_shape(evaluated, few_bits, weight, bias, labels, exclude)
+    found = evaluated(hidden, weight, bias, labels, exclude)
+    assert np.argwhere(np.asarray(found.rank.above) == -1).tolist() == [[0, 0]]
+    assert found.best.ids.shape == (2, 5, 20)
 
 
 def test_memory_is_a_few_tiles():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import (
+    Samples,
     compiling_for,
     linear_softmax_cross_entropy,
     pointwise_conv,
@@ -17,7 +18,7 @@ from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
 from tests.lowering import for_gpu
 from tests.near import assert_near
-from tests.sampled_losses import sampled_loss
+from tests.sampled_losses import token_by_token
 
 PLATFORMS = ("gpu", "tpu")
 FLOAT32 = jnp.dtype(jnp.float32)
@@ -100,7 +101,7 @@ def softmax_problem(dtype, tokens=37, features=24, vocab_size=601):
 
 
 DTYPES = (jnp.float32, jnp.bfloat16)
-OPTIONS = [  # without any, below: in few bits, and with a label out of range
+OPTIONS = [  # without any, below: in few bits
     {"soft_cap": 5.0, "label_smoothing": 0.2, "z_loss": 1e-3},
     {"temperature": 2.0, "label_smoothing": 0.1, "reduction": "sum", "ignore_index": 7},
 ]
@@ -115,49 +116,44 @@ OPTIONS = [  # without any, below: in few bits, and with a label out of range
     ids=str,
 )
 def test_full_softmax_has_values_and_gradients_of_the_equation(platform, dtype, options):
-    hidden, weight, bias, labels = softmax_problem(dtype)
-    if "ignore_index" in options:
-        labels = np.where(np.arange(37) % 5, labels, 7)
-    kept = np.asarray(labels) != options.get("ignore_index", -1)
+    """And where classes are out, and where exp(bias) alone overflows, in few bits on one."""
+    hidden, weight, bias, labels = map(np.asarray, softmax_problem(dtype))
+    tolerance, arithmetic = rounding(dtype, 24), dict(options)
+    reduction, ignored = (arithmetic.pop(n, None) for n in ("reduction", "ignore_index"))
+    few_bits = platform == "tpu" and ignored is not None  # of float32 arrays
+    if few_bits:
+        options, tolerance = {**options, "compute_dtype": "bfloat16"}, rounding(jnp.bfloat16, 37)
 
-    def loss(hidden, weight, bias):
-        return linear_softmax_cross_entropy(
-            hidden, weight, labels, bias=bias, implementation="pallas", **options
-        )
+    @jax.jit
+    def program(hidden, weight, bias, labels):
+        def loss(hidden, weight, bias):
+            return linear_softmax_cross_entropy(
+                hidden, weight, labels, bias=bias, implementation="pallas", **options
+            )
 
-    with compiling_for(platform, interpret=True):
-        found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(hidden, weight, bias)
-    arithmetic = {k: v for k, v in options.items() if k not in ("reduction", "ignore_index")}
-    losses, _, backward = exact_loss(hidden, weight, labels, bias, **arithmetic)
-    factors = kept if options.get("reduction") == "sum" else kept / kept.sum()
-    close(found, ((factors * losses).sum(), backward(factors)[:3]), rounding(dtype, 24))
+        return jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias)
 
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_full_softmax_in_several_chunks(platform, monkeypatch):
-    """The last chunk is moved back inside the vocabulary; no class counts twice."""
-    from jaxnets.kernels.linear_softmax import pallas
-
-    monkeypatch.setattr(pallas, "_CHUNK", 1)  # chunks of 512 classes
-    hidden, weight, bias, labels = softmax_problem(jnp.float32, vocab_size=1201)
-    cotangent = normal(5, 37)
-
-    def loss(hidden, weight, bias):
-        losses, log_sum_exp = linear_softmax_cross_entropy(
-            hidden, weight, labels, bias=bias, reduction="none", return_log_sum_exp=True,
-            label_smoothing=0.1, implementation="pallas",
-        )  # fmt: skip
-        return (losses * cotangent + log_sum_exp).sum()
-
-    with compiling_for(platform, interpret=True):
-        found = jax.jit(jax.grad(loss, (0, 1, 2)))(hidden, weight, bias)
-    backward = exact_loss(hidden, weight, labels, bias, label_smoothing=0.1)[2]
-    close(found, backward(np.asarray(cotangent), 1)[:3], rounding(jnp.float32, 37))
+    with_some_out = np.where((np.arange(601) < 300) | (np.arange(601) == 600), -np.inf, bias)
+    of_some = 300 + np.asarray(labels) % 300
+    problems = [(bias, labels, tolerance), (with_some_out.astype(dtype), of_some, tolerance)]
+    if ignored is not None:
+        labels, of_some = (np.where(np.arange(37) % 5, y, ignored) for y in (labels, of_some))
+        # Tokens that are left out, and those that fill up a tile. The logits are some 100.
+        large = bias + np.asarray(200, bias.dtype), labels, max(tolerance, 1e-4)
+        problems = [(bias, labels, tolerance), (problems[1][0], of_some, tolerance), large]
+    rounded = [a.astype(jnp.bfloat16) if few_bits else a for a in (hidden, weight)]
+    for bias, labels, tolerance in problems:
+        with compiling_for(platform, interpret=True):
+            found = program(hidden, weight, bias, labels)
+        assert [g.dtype for g in found[1]] == [dtype] * 3
+        kept = labels != (-1 if ignored is None else ignored)
+        losses, _, backward = exact_loss(*rounded, labels, bias, **arithmetic)
+        factors = kept if reduction == "sum" else kept / kept.sum()
+        close(found, ((factors * losses).sum(), backward(factors)[:3]), tolerance)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_full_softmax_in_few_bits(platform):
-    """``compute_dtype``: a float32 table is rounded chunk by chunk."""
+def test_full_softmax_in_few_bits():
+    """``compute_dtype``: a float32 table is rounded chunk by chunk; on TPU, above."""
     hidden, weight, bias, labels = softmax_problem(jnp.float32)
 
     def loss(hidden, weight, bias):
@@ -165,7 +161,7 @@ def test_full_softmax_in_few_bits(platform):
             hidden, weight, labels, bias=bias, compute_dtype="bfloat16", implementation="pallas"
         )
 
-    with compiling_for(platform, interpret=True):
+    with compiling_for("gpu", interpret=True):
         got = jax.jit(jax.grad(loss, (0, 1, 2)))(hidden, weight, bias)
     assert all(g.dtype == jnp.float32 for g in got)
     rounded = (np.asarray(a, jnp.bfloat16) for a in (hidden, weight))
@@ -174,74 +170,96 @@ def test_full_softmax_in_few_bits(platform):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-def test_full_softmax_marks_a_label_out_of_range(platform):
-    hidden, weight, bias, labels = softmax_problem(jnp.float32)
-    labels = np.where(np.arange(37) == 3, 601, labels)
+def test_full_softmax_in_several_chunks(platform, monkeypatch):
+    """The last chunk is moved back inside the vocabulary; no class counts twice.
+
+    All classes of the first are out. A label out of range marks its token alone.
+    """
+    from jaxnets.kernels.linear_softmax import pallas
+
+    monkeypatch.setattr(pallas, "_CHUNK", 1)  # chunks of 512 classes
+    hidden, weight, bias, labels = map(np.array, softmax_problem(jnp.float32, vocab_size=1201))
+    bias[:512] = -np.inf
+    labels, cotangent = 600 + labels // 2, np.asarray(normal(5, 37))
+    bad = np.arange(37) == 3
 
     @jax.jit
-    def gradient(hidden, labels):
-        def loss(hidden):
-            return linear_softmax_cross_entropy(
-                hidden, weight, labels, bias=bias, reduction="none", implementation="pallas"
-            )
+    def program(labels, *arrays):
+        def losses(hidden, weight, bias):
+            return tuple(
+                linear_softmax_cross_entropy(
+                    hidden, weight, labels, bias=bias, reduction="none", return_log_sum_exp=True,
+                    label_smoothing=0.1, implementation="pallas",
+                )
+            )  # fmt: skip
 
-        losses, backward = jax.vjp(loss, hidden)
-        return losses, backward(jnp.ones_like(losses))[0]
+        results, backward = jax.vjp(losses, *arrays)
+        return results, backward((cotangent, jnp.ones(37)))
 
     with compiling_for(platform, interpret=True):
-        losses, hidden_gradient = gradient(hidden, labels)
-    only = np.arange(37) == 3
-    assert (np.isnan(losses) == only).all()
-    assert (np.isnan(hidden_gradient) == only[:, None]).all()
+        (losses, log_sum_exp), (d_hidden, *found) = program(
+            np.where(bad, 1201, labels), hidden, weight, bias
+        )
+    assert (np.isnan(losses) == bad).all()
+    assert (np.isnan(d_hidden) == bad[:, None]).all()
+    wanted, z, backward = exact_loss(hidden, weight, labels, bias, label_smoothing=0.1)
+    of_hidden, of_weight, of_bias, _ = backward(cotangent, 1)
+    of_weight[labels[3]] += 0.9 * cotangent[3] * hidden[3]  # what the bad label has no part in
+    of_bias[labels[3]] += 0.9 * cotangent[3]
+    close((losses[~bad], log_sum_exp), (wanted[~bad], z), rounding(jnp.float32, 24))
+    close((d_hidden[~bad], *found), (of_hidden[~bad], of_weight, of_bias), rounding(FLOAT32, 37))
 
 
 # Each value of an argument meets each of every other.
 @pytest.mark.parametrize(
     ("platform", "dtype", "num_true", "remove"),
     [
-        pytest.param("gpu", jnp.float32, 0, False, marks=pytest.mark.smoke),
+        pytest.param("gpu", jnp.float32, 1, False, marks=pytest.mark.smoke),
         ("gpu", jnp.bfloat16, 3, True),
         ("tpu", jnp.float32, 3, True),
-        ("tpu", jnp.bfloat16, 0, True),
+        ("tpu", jnp.bfloat16, 1, True),
         ("tpu", jnp.bfloat16, 3, False),
     ],
 )
 def test_sampled_softmax_has_values_and_gradients_of_the_equation(
-    platform, dtype, num_true, remove
+    strict_modes, platform, dtype, num_true, remove
 ):
-    hidden, weight, bias, labels = softmax_problem(dtype)
-    if num_true:
-        labels = integers(4, (37, num_true), 601)
-    samples = fixed_samples(601, labels, np.arange(601)[:150] ** 2 % 601)
+    """And where every sample is a hit; what is left out leaves no trace."""
+    hidden, weight, bias, _ = map(np.array, softmax_problem(dtype))
+    labels, ids = np.array(integers(4, (37, num_true), 601)), np.arange(601)[:150] ** 2 % 601
+    weights = np.random.default_rng(5).uniform(size=37).astype(np.float32)
+    weights[[1, 3, 4]] = 0
 
-    options = {"remove_accidental_hits": remove}
+    @jax.jit
+    def program(hidden, weight, bias, labels, samples):
+        def loss(hidden, weight, bias):
+            return sampled_softmax_cross_entropy(
+                hidden, weight, labels if num_true > 1 else labels[:, 0], samples, bias=bias,
+                token_weights=weights, ignore_index=-100, remove_accidental_hits=remove,
+                implementation="pallas",
+            )  # fmt: skip
 
-    def loss(hidden, weight, bias):
-        return sampled_softmax_cross_entropy(
-            hidden, weight, labels, samples, bias=bias, implementation="pallas", **options
-        )
+        return jax.value_and_grad(loss, (0, 1, 2))(hidden, weight, bias)
 
-    with compiling_for(platform, interpret=True):
-        found = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(hidden, weight, bias)
-    losses, backward = sampled_loss("softmax", hidden, weight, labels, samples, bias, **options)
-    close(found, (losses.mean(), backward(1 / 37)), rounding(dtype, 24))
-
-
-@pytest.mark.parametrize("platform", PLATFORMS)
-def test_sampled_softmax_where_every_sample_is_a_hit(platform):
-    hidden, weight, bias, _ = softmax_problem(jnp.float32)
-    labels = np.full(37, 2)
-    samples = fixed_samples(601, labels, np.full(4, 2))
-
-    def loss(hidden):
-        return sampled_softmax_cross_entropy(
-            hidden, weight, labels, samples, bias=bias, implementation="pallas"
-        )
-
-    with compiling_for(platform, interpret=True):
-        value, gradient = jax.jit(jax.value_and_grad(loss))(hidden)
-    np.testing.assert_allclose(value, 0, atol=1e-5)  # one class is left: the label
-    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+    problems = [(labels, ids, 1e-3)]
+    if remove:  # one class is left: the label
+        problems.append((np.full_like(labels, 2), np.full(150, 2), 1.0))
+    for labels, ids, size in problems:
+        own = labels if num_true > 1 else labels[:, 0]
+        samples = Samples(*map(np.array, fixed_samples(601, own, ids)))
+        labels[0, 1:] = labels[5] = -100
+        wanted, expected, kept = token_by_token(
+            "softmax", hidden, weight, labels, samples, bias, weights, ignored=-100,
+            remove_accidental_hits=remove,
+        )  # fmt: skip
+        spoiled, bad_labels = hidden.copy(), labels.copy()
+        spoiled[1], spoiled[3, 0], spoiled[4], spoiled[5] = np.nan, np.inf, -np.inf, np.nan
+        bad_labels[1], bad_labels[3], bad_labels[4] = -100, 608, -1
+        samples.labels_log_expected_count[[1, 3]] = np.nan
+        with compiling_for(platform, interpret=True):
+            value, found = program(spoiled, weight, bias, bad_labels, samples)
+        assert not np.asarray(found[0], np.float32)[~kept].any()
+        assert_near((value, found), (wanted, expected[:3]), rounding(dtype, 24), size)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from jaxnets.kernels import (
     RowwiseAdagrad,
     SparseRows,
     Tiles,
-    linear_softmax_cross_entropy,
     linear_softmax_update,
 )
 from tests.exact_loss import exact_loss
@@ -76,21 +75,19 @@ def test_rowwise_adagrad_is_the_optimizer_s_over_two_steps():
             hidden, weight, labels, rule, bias=bias, reduction="sum", tiles=TILES
         )
     )
-    loss = functools.partial(linear_softmax_cross_entropy, reduction="sum", tiles=TILES)
 
     @jax.jit
-    def dense(tables, state):
-        found, (by_hidden, *gradients) = jax.value_and_grad(
-            lambda h, w, b: loss(h, w, labels, bias=b), (0, 1, 2)
-        )(hidden, *tables)
-        rows = [SparseRows(jnp.arange(VOCAB), gradient) for gradient in gradients]
+    def dense(gradients, tables, state):
+        rows = [SparseRows(np.arange(VOCAB), gradient) for gradient in gradients]
         updates, state = optimizer.update(rows, state, tables)
-        return found, by_hidden, optim.apply_updates(tables, updates), state
+        return optim.apply_updates(tables, updates), state
 
     state = optimizer.init(tables)
     for _ in range(2):
         result = step(*tables, rule)
-        found, by_hidden, tables, state = dense(tables, state)
+        losses, _, backward = exact_loss(hidden, tables[0], labels, tables[1])
+        found, (by_hidden, *gradients) = losses.sum(), backward(1)[:3]
+        tables, state = dense([g.astype(np.float32) for g in gradients], tables, state)
         rule = result.state
         sums = [table["sum"] for table in state.tables]
         # An accumulator near 0.1 and gradients near 0: their quotient has the gradients' error.
@@ -114,16 +111,10 @@ def test_half_precision_rounds_the_table_once():
     np.testing.assert_array_equal(narrow.weight, wide.weight.astype(jnp.bfloat16))
     np.testing.assert_array_equal(narrow.hidden_gradient, wide.hidden_gradient)
     assert narrow.hidden_gradient.dtype == jnp.float32
-    found, gradient = jax.jit(
-        jax.value_and_grad(
-            lambda weight: linear_softmax_cross_entropy(
-                hidden, weight, labels, bias=bias, compute_dtype="bfloat16", tiles=TILES
-            )
-        )
-    )(half.astype(float))
-    moved = half.astype(float) - RATE * gradient
-    # The gradient of the logits is rounded to bfloat16 here, and its exponentials there.
-    assert_near((wide.loss, wide.weight), (found, moved), 4 * 2**-8, 1)
+    losses, _, backward = exact_loss(hidden.astype(jnp.bfloat16), half, labels, bias)
+    moved = np.asarray(half, np.float64) - RATE * backward(1 / TOKENS)[1]
+    # The exponentials are rounded to bfloat16.
+    assert_near((wide.loss, wide.weight), (losses.mean(), moved), 4 * 2**-8, 1)
 
 
 def test_what_only_values_tell_is_nan():
@@ -156,7 +147,18 @@ def test_a_split_batch_moves_the_table_as_the_whole_does():
     split = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs, strict=True)]
     with jax.set_mesh(mesh):
         got = step(*split, rule, bias=bias)
-    assert_near(got[:4], step(*arrays, rule, bias=bias)[:4], 100 * VOCAB * 1.2e-7, 1)
+    # By hand: a row's accumulator gets the mean of its gradient's squares.
+    kept = labels[:6] != 20
+    losses, _, backward = exact_loss(hidden[:6], weight, labels[:6], bias)
+    by_hidden, *gradients = backward(kept / kept.sum())[:3]
+    moved = []
+    for table, gradient in zip((weight, bias), gradients, strict=True):
+        squares = gradient**2 if gradient.ndim == 1 else (gradient**2).mean(1)
+        accumulator = (0.1 + squares).reshape(-1, *[1] * (gradient.ndim - 1))
+        moved.append(table - RATE * gradient / np.sqrt(accumulator + 1e-7))
+    wanted = losses[kept].mean(), by_hidden, *moved
+    found = got.loss, got.hidden_gradient, got.weight, got.bias
+    assert_near(found, wanted, 100 * VOCAB * 1.2e-7, 1)
 
 
 def test_nothing_moves_without_tokens():

@@ -44,7 +44,7 @@ def reference(weight, hidden, labels):
 
 @pytest.mark.parametrize(
     ("tiles", "features_first"),
-    [(1, True), (MOST_ROUNDINGS, False), (MOST_ROUNDINGS, True), (2 * MOST_ROUNDINGS, False)],
+    [(1, False), (MOST_ROUNDINGS, True), (2 * MOST_ROUNDINGS, False)],
 )
 def test_each_tile_rounds_it_once(tiles, features_first):
     weight, hidden, labels = problem(jnp.bfloat16)

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from scipy import special
 
 from jaxnets.kernels import Tiles, VocabSharding, linear_sigmoid_cross_entropy
 from jaxnets.kernels.linear_softmax import reference
 from tests.near import assert_near
+from tests.slopes import assert_backward
 
 VOCAB, FEATURES = 12, 4
 DRAW = np.random.default_rng(0)
@@ -33,18 +35,37 @@ def ours(hidden, weight, bias, of_labels, **options):
     )  # fmt: skip
 
 
-def plain(hidden, weight, bias, of_labels):
-    true, factors = np.zeros((2, 3, VOCAB), bool), jnp.ones((2, 3, VOCAB))
+def true_and_factors(of_labels):
+    """Which classes are true, [2, 3, vocab], their factors, and whose label each factor is."""
+    true, factors = np.zeros((2, 3, VOCAB), bool), np.ones((2, 3, VOCAB))
+    places = {}
     for at in np.ndindex(LABELS.shape):
-        token, label = at[:-1], LABELS[at]
-        if 0 <= label < VOCAB and not true[token][label]:
-            true[token][label] = True
-            factors = factors.at[*token, label].set(of_labels[at] * OF_CLASSES[label])
-    losses = reference.linear_sigmoid_cross_entropy(
-        hidden, weight[INSIDE], jnp.asarray(true[..., INSIDE]), factors[..., INSIDE],
-        bias=bias[INSIDE],
-    )  # fmt: skip
-    return losses * WEIGHTS
+        place = *at[:-1], LABELS[at]
+        if 0 <= LABELS[at] < VOCAB and not true[place]:
+            true[place] = True
+            factors[place] = of_labels[at] * OF_CLASSES[LABELS[at]]
+            places[at] = place
+    return true, factors, places
+
+
+def by_hand(hidden, weight, bias, of_labels):
+    """The losses in NumPy, and what takes their cotangent to those of the arrays."""
+    true, factors, places = true_and_factors(of_labels)
+    logits = np.where(INSIDE, hidden @ weight.T + np.where(INSIDE, bias, 0), -np.inf)
+    wrong = np.logaddexp(0, np.where(true, -logits, logits))
+    losses = np.where(INSIDE, factors * wrong, 0).sum(-1) * WEIGHTS
+
+    def backward(d_losses):
+        scale = (np.broadcast_to(d_losses, WEIGHTS.shape) * WEIGHTS)[..., None]
+        d_logits = scale * np.where(INSIDE, factors * (special.expit(logits) - true), 0)
+        of_label = np.zeros(LABELS.shape)
+        for at, place in places.items():
+            of_label[at] = scale[place[:2]][0] * OF_CLASSES[place[2]] * wrong[place]
+        rows = d_logits.reshape(6, VOCAB)
+        d_hidden = (rows @ weight).reshape(hidden.shape)
+        return d_hidden, rows.T @ hidden.reshape(6, FEATURES), rows.sum(0), of_label
+
+    return losses, backward
 
 
 def test_it_is_the_loss_of_whole_logits(x64):
@@ -59,20 +80,28 @@ def test_it_is_the_loss_of_whole_logits(x64):
         tiles = Tiles(vocab_tile=4)
         return ours(*arrays, sharding=sharding, tiles=tiles, reduction="none") * FACTORS
 
-    wanted = {
-        mean: lambda *arrays: plain(*arrays).sum() / WEIGHTS.sum(),
-        each: lambda *arrays: plain(*arrays) * FACTORS,
-    }
+    true, factors, _ = true_and_factors(OF_LABELS)
 
     @jax.jit
-    def program(*arrays):
-        return [
-            [jax.value_and_grad(lambda *a, f=f: f(*a).sum(), (0, 1, 2, 3))(*arrays) for f in pair]
-            for pair in wanted.items()
+    def program(hidden, weight, bias, of_labels):
+        plain = reference.linear_sigmoid_cross_entropy(
+            hidden, weight[INSIDE], jnp.asarray(true[..., INSIDE]),
+            jnp.asarray(factors[..., INSIDE]), bias=bias[INSIDE],
+        )  # fmt: skip
+        return plain, [
+            jax.value_and_grad(lambda *a, f=f: f(*a).sum(), (0, 1, 2, 3))(
+                hidden, weight, bias, of_labels
+            )
+            for f in (mean, each)
         ]
 
-    for got, expected in program(HIDDEN, WEIGHT, BIAS, OF_LABELS):
-        assert_near(got, expected, 1e-12)
+    arrays = HIDDEN, WEIGHT, BIAS, OF_LABELS
+    plain, found = program(*arrays)
+    losses, backward = by_hand(*arrays)
+    assert_near(losses, plain * WEIGHTS, 1e-12)
+    assert_backward(by_hand, arrays, backward(FACTORS), [FACTORS])
+    for got, share in zip(found, (1 / WEIGHTS.sum(), FACTORS), strict=True):
+        assert_near(got, ((losses * share).sum(), backward(share)), 1e-12)
 
 
 def test_a_bad_label_is_nan_where_it_is_found_out_late():

@@ -69,16 +69,20 @@ def test_the_mean_of_many_tokens_in_float16():
     weight = draw.normal(size=(1000, 4)).astype(np.float16)
     labels = draw.integers(0, 10, 4096)  # what others get is of the softmax alone
 
-    def loss(weight):
+    def loss(hidden, weight):
         return linear_softmax_cross_entropy(hidden, weight, labels)
 
-    found = jax.jit(jax.grad(loss))(weight)
-    _, _, backward = exact_loss(hidden, weight, labels)
-    exact = backward(1 / 4096)[1]
+    value, found = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, weight)
+    assert (value.dtype, *(g.dtype for g in found)) == ("float32", "float16", "float16")
+    losses, _, backward = exact_loss(hidden, weight, labels)
+    of_hidden, exact = backward(1 / 4096)[:2]
+    np.testing.assert_allclose(value, losses.mean(), rtol=1e-5)
+    error = np.abs(np.asarray(found[0], np.float64) - of_hidden).max()
+    assert error < 2 * np.finfo(np.float16).eps * np.abs(of_hidden).max()
     rare = np.abs(exact[10:])
     assert rare.max() < 2**-14  # float16's least normal number
     # Each of eight tiles of tokens is rounded.
-    np.testing.assert_allclose(found[10:], exact[10:], atol=8 * 2**-25)
+    np.testing.assert_allclose(found[1][10:], exact[10:], atol=8 * 2**-25)
 
 
 @pytest.mark.parametrize("rise", [0, 80])
@@ -87,25 +91,34 @@ def test_second_derivatives_in_both_modes(rise):
     arrays = problem()
     arrays[2][100:] += rise
 
-    def plain(hidden, weight, bias):
-        logits = hidden @ weight.T + bias
-        return (jax.nn.logsumexp(logits, axis=1) - logits[np.arange(TOKENS), LABELS]).mean()
+    def plain(step, directions):
+        """The gradient by hand, of arrays that are moved."""
+        hidden, weight, bias = (
+            np.asarray(a, np.float64) + step * d for a, d in zip(arrays, directions, strict=True)
+        )
+        return exact_loss(hidden, weight, LABELS, bias)[2](1 / TOKENS)[:3]
+
+    def along(directions):
+        """The Hessian times the directions, by central differences in float64."""
+        ends = zip(plain(1e-5, directions), plain(-1e-5, directions), strict=True)
+        return tuple((a - b) / 2e-5 for a, b in ends)
 
     def ours(*arrays):
-        return linear_softmax_cross_entropy(*arrays[:2], LABELS, bias=arrays[2], tiles=TILES)
+        tiles = Tiles(TOKENS, VOCAB // 2)
+        return linear_softmax_cross_entropy(*arrays[:2], LABELS, bias=arrays[2], tiles=tiles)
 
     @jax.jit
     def derived(arrays):
-        def both(loss):
-            def gradient(arrays):
-                return jax.grad(loss, (0, 1, 2))(*arrays)
+        def gradient(arrays):
+            return jax.grad(lambda arrays: ours(*arrays), 0)(arrays)
 
-            def square(arrays):
-                return sum((g**2).sum() for g in gradient(arrays))
+        def square(arrays):
+            return sum((g**2).sum() for g in gradient(arrays))
 
-            return jax.grad(square)(arrays), jax.jvp(gradient, (arrays,), (arrays,))[1]
+        return jax.grad(square)(arrays), jax.jvp(gradient, (arrays,), (arrays,))[1]
 
-        return both(ours), both(plain)
-
-    found, wanted = derived(tuple(arrays))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    of_square, tangents = derived(tuple(arrays))
+    wanted = tuple(2 * h for h in along(plain(0, arrays))), along(arrays)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), (of_square, tangents), wanted
+    )

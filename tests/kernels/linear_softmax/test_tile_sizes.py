@@ -16,10 +16,11 @@ from jaxnets.kernels.linear_softmax.tile_sizes import (
     chosen_tiles,
     even,
 )
+from tests.exact_loss import exact_loss
 
 FLOAT32 = "float32", "float32"
 SIZES = [
-    (64, 16, 1000), (512, 128, 8192), (600, 64, 5000), (4096, 512, 32_768), (1024, 64, 131_072),
+    (64, 16, 1000), (600, 64, 5000), (4096, 512, 32_768),
 ]  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def test_nobody_need_set_a_budget(sizes):
 
 
 @pytest.mark.parametrize(
-    ("memory_mb", "dtype"), [(6, "float32"), (6, "bfloat16"), (25, "float32"), (100, "bfloat16")]
+    ("memory_mb", "dtype"), [(6, "float32"), (6, "bfloat16"), (100, "bfloat16")]
 )
 def test_a_budget_is_kept_to(memory_mb, dtype):
     loss = partial(linear_softmax_cross_entropy, tiles=Tiles(memory_mb=memory_mb))
@@ -90,16 +91,16 @@ def test_tiles_are_even():
 
 
 def test_the_loss_is_the_same_in_uneven_sizes():
+    tokens, features, vocab_size = SIZES[1]  # a program that is compiled above
     draw = np.random.default_rng(0)
-    hidden, weight = (draw.normal(size=(n, 4)).astype("float32") for n in (600, 1100))
-    labels = draw.integers(0, 1100, 600)
-    logits = hidden.astype(float) @ weight.T.astype(float)
-    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(600), labels]
-    softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    softmax[np.arange(600), labels] -= 1
-    loss, gradients = jax.value_and_grad(linear_softmax_cross_entropy, (0, 1))(
+    hidden, weight = (
+        draw.normal(size=(n, features)).astype("float32") / 4 for n in (tokens, vocab_size)
+    )
+    labels = draw.integers(0, vocab_size, tokens).astype("int32")
+    loss, gradients = jax.jit(jax.value_and_grad(linear_softmax_cross_entropy, (0, 1)))(
         hidden, weight, labels
     )
-    np.testing.assert_allclose(loss, expected.mean(), rtol=1e-6)
-    for found, wanted in zip(gradients, (softmax @ weight, softmax.T @ hidden), strict=True):
-        np.testing.assert_allclose(found, wanted / 600, rtol=1e-4, atol=1e-7)
+    losses, _, backward = exact_loss(hidden, weight, labels)
+    np.testing.assert_allclose(loss, losses.mean(), rtol=1e-6)
+    for found, wanted in zip(gradients, backward(1 / tokens)[:2], strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)

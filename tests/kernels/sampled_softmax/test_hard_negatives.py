@@ -16,6 +16,7 @@ from jaxnets.kernels import (
 )
 from tests.fixed_samples import fixed_samples
 from tests.near import assert_near
+from tests.sampled_losses import sampled_loss
 
 VOCAB, FEATURES, TOKENS, KEPT = 40, 4, 3, 4
 DRAW = np.random.default_rng(0)
@@ -41,35 +42,40 @@ def test_the_loss_on_the_hardest_is_that_of_the_largest_terms(x64):
         )
         return few.sum(), [hard.ids, few, every]
 
-    def plain(hidden, weight, ids):
-        counts = fixed_samples(VOCAB, LABELS.clip(0), ids)
-        ids = np.broadcast_to(ids, (TOKENS, 8))
-        total, found, losses = 0.0, [], []
-        for token, true in enumerate(LABELS):
-            true = true[true >= 0]
-            of_true = counts.labels_log_expected_count[token, : true.size]
-            logits = weight[true] @ hidden[token] + BIAS[true] - of_true
-            log_count = jnp.broadcast_to(counts.log_expected_count, ids.shape)[token]
-            other = weight[ids[token]] @ hidden[token] + BIAS[ids[token]] - log_count
-            other = jnp.where(np.isin(ids[token], true), -jnp.inf, other)
-            order = jnp.argsort(-other, stable=True)[:KEPT]
-            found.append(jnp.asarray(ids[token])[order])
-            sums = jax.nn.logsumexp(jnp.append(logits, other[order]))
-            losses.append(sums - logits.mean())
-            total += losses[-1]
-        return total, [jnp.stack(found), jnp.stack(losses)]
-
     @jax.jit
     def program(hidden, weight):
-        return [
-            (f(hidden, weight, SHARED), jax.value_and_grad(f, (0, 1), True)(hidden, weight, own))
-            for f in (loss, plain)
-        ]
+        return (
+            loss(hidden, weight, SHARED),
+            jax.value_and_grad(loss, (0, 1), True)(hidden, weight, own),
+        )
 
-    got, wanted = program(HIDDEN, WEIGHT)
-    every = [got[0][1].pop(), got[1][0][1].pop()]
-    assert_near(got, wanted, 1e-12)
-    assert (np.stack([got[0][1][1], got[1][0][1][1]]) < np.stack(every)).all()
+    (of_shared, shared), ((of_own, separate), gradients) = program(HIDDEN, WEIGHT)
+    for ids, total, (found, few, every) in ((SHARED, of_shared, shared), (own, of_own, separate)):
+        wanted = plain(ids)
+        assert_near((found, few, total), (wanted[0], wanted[1], wanted[1].sum()), 1e-12)
+        assert (np.asarray(few) < np.asarray(every)).all()
+    assert_near(gradients, plain(own)[2], 1e-12)
+
+
+def plain(ids):
+    """The hardest ids of each token, the losses on them and their sum's gradients, in NumPy."""
+    samples = fixed_samples(VOCAB, LABELS.clip(0), ids)
+    ids, counts = (np.broadcast_to(a, (TOKENS, 8)) for a in (ids, samples.log_expected_count))
+    found, losses, of_hidden, of_weight = [], [], [], 0.0
+    for token, true in enumerate(LABELS):
+        true = true[true >= 0]
+        other = WEIGHT[ids[token]] @ HIDDEN[token] + BIAS[ids[token]] - counts[token]
+        other = np.where(np.isin(ids[token], true), -np.inf, other)
+        order = np.argsort(-other, kind="stable")[:KEPT]
+        found.append(ids[token, order])
+        of_true = samples.labels_log_expected_count[token, : true.size][None]
+        hard = Samples(ids[token, order], counts[token, order], of_true, np.int32(8))
+        row, backward = sampled_loss("softmax", HIDDEN[token][None], WEIGHT, true[None], hard, BIAS)
+        d_hidden, d_weight, _ = backward(1.0)
+        losses.append(row[0])
+        of_hidden.append(d_hidden[0])
+        of_weight = of_weight + d_weight
+    return np.stack(found), np.stack(losses), (np.stack(of_hidden), of_weight)
 
 
 def test_where_there_are_not_enough_others_a_hit_stays_none():

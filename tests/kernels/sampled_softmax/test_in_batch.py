@@ -11,6 +11,7 @@ from jaxnets.kernels import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
+from tests.sampled_losses import token_by_token
 
 TRUE = np.array([1, 3, 4, 6])  # of eight rows
 MASK = np.isin(np.arange(8), TRUE)
@@ -43,13 +44,24 @@ def test_padded_labels_are_no_candidates(unique, padding):
     alone = in_batch_samples(true, log_p[true], unique=unique)
     assert samples.tries == 4
     assert set(samples.ids.tolist()) == {5, 9, 12}
-    for loss in (sampled_softmax_cross_entropy, negative_sampling_loss):
-        derived = jax.jit(jax.value_and_grad(loss, (0, 1)))
-        actual = derived(hidden, weight, labels, samples, token_weights=MASK)
-        expected = derived(hidden[TRUE], weight, true, alone)
-        d_hidden = np.asarray(actual[1][0])
-        close((actual[0], d_hidden[TRUE], actual[1][1]), (expected[0], *expected[1]))
-        assert not d_hidden[~MASK].any()
+    kinds = {
+        "softmax": (sampled_softmax_cross_entropy, {}),
+        "nce": (
+            negative_sampling_loss,
+            {"subtract_log_q": False, "remove_accidental_hits": False},
+        ),
+    }
+    for kind, (loss, options) in kinds.items():
+        value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(
+            hidden, weight, labels, samples, token_weights=MASK
+        )
+        wanted, (d_hidden, d_weight, *_), _ = token_by_token(
+            kind, hidden[TRUE], weight, true[:, None], alone, np.zeros(20), np.ones(4),
+            ignored=-100, **options,
+        )  # fmt: skip
+        found = np.asarray(gradients[0])
+        close((value, found[TRUE], gradients[1]), (wanted, d_hidden, d_weight))
+        assert not found[~MASK].any()
 
 
 def test_a_batch_of_padding_alone():
@@ -154,9 +166,14 @@ def test_strict_modes(strict_modes):
     hidden, items = jnp.ones((2, 3, 4), jnp.bfloat16)
     samples = in_batch_samples([1, 1, -1], jnp.full(3, -1.0), mask=[1, 1, 0])
     assert np.isfinite(samples.labels_log_expected_count).all()
-    value, derived = jax.value_and_grad(in_batch_softmax_cross_entropy, (0, 1))(
-        hidden, items.astype(jnp.float32), [1, 1, -1], jnp.full(3, -1.0), token_weights=[1, 0, 2],
-        ignore_index=-1,
-    )  # fmt: skip
+    weights = np.array([1, 0, 2])
+
+    @jax.jit
+    def program(hidden, items):
+        return jax.value_and_grad(in_batch_softmax_cross_entropy, (0, 1))(
+            hidden, items, [1, 1, -1], jnp.full(3, -1.0), token_weights=weights, ignore_index=-1
+        )
+
+    value, derived = program(hidden, items.astype(jnp.float32))
     assert np.isfinite(value)
     assert all(np.isfinite(np.asarray(d, np.float32)).all() for d in derived)

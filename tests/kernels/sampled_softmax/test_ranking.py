@@ -19,9 +19,8 @@ from jaxnets.kernels import (
 )
 from jaxnets.kernels.sampled_softmax.xla_ranking import bpr_max, ranking
 from tests.fixed_samples import fixed_samples
-from tests.inputs import changed
-from tests.kernels.sampled_softmax.test_sampled_left_out import arrays, drawn, gradients, same
-from tests.sampled_losses import sampled_loss
+from tests.kernels.sampled_softmax.test_sampled_left_out import arrays, drawn
+from tests.sampled_losses import sampled_loss, token_by_token
 
 LOSSES = [gbce_loss, bpr_loss, bpr_max_loss]
 KINDS = {
@@ -31,43 +30,65 @@ KINDS = {
 }
 
 
-# Each value of an argument meets each of every other.
+# Each value of an argument meets each of every other. One program is for any arrays of a case.
 @pytest.mark.parametrize(
-    ("num_true", "per_token", "remove_accidental_hits"),
-    [(1, False, True), (1, True, False), (3, False, False), (3, True, True)],
+    ("kind", "num_true", "per_token", "remove_accidental_hits"),
+    [
+        ("gbce", 1, False, True),
+        ("gbce", 3, True, False),
+        ("bpr", 1, True, True),
+        ("bpr", 3, False, False),
+        ("bpr-max", 1, True, False),
+        ("bpr-max", 3, False, True),
+    ],
 )
-def test_losses_equal_the_equation(x64, num_true, per_token, remove_accidental_hits):
-    """Value and gradients, of hidden, weight, bias and the tokens' weights."""
+def test_losses_equal_the_equation(
+    x64, strict_modes, kind, num_true, per_token, remove_accidental_hits
+):
+    """Value and gradients, of hidden, weight, bias and the tokens' weights.
+
+    Tokens of weight 0, ignored labels and absent candidates leave no trace.
+    """
     draw = np.random.default_rng(0)
     hidden, weight, bias = (draw.normal(size=shape) for shape in ((7, 5), (30, 5), (30,)))
     labels, weights = draw.integers(0, 30, (7, num_true)), draw.uniform(size=7)
     ids = draw.integers(0, 30, (7, 8) if per_token else (8,))
     ids[..., 0] = labels[:, 0] if per_token else labels[0, 0]  # hits
-    own = labels if num_true > 1 else labels[:, 0]
-    samples = Samples.from_candidates(ids, own)
-    hits = {"remove_accidental_hits": remove_accidental_hits}
+    loss, options = KINDS[kind]
+    options = {**options, "remove_accidental_hits": remove_accidental_hits}
 
     @jax.jit
-    def derived(*arrays):
-        found = {}
-        for kind, (loss, options) in KINDS.items():
+    def program(hidden, weight, bias, weights, labels, samples):
+        def value(hidden, weight, bias, weights):
+            own = labels if num_true > 1 else labels[:, 0]
+            return loss(
+                hidden, weight, own, samples, bias=bias, token_weights=weights, ignore_index=-1,
+                **options,
+            )  # fmt: skip
 
-            def value(h, w, b, weights, loss=loss, options=options):
-                options = {**options, **hits}
-                return loss(h, w, own, samples, bias=b, token_weights=weights, **options)
+        return jax.value_and_grad(value, (0, 1, 2, 3))(hidden, weight, bias, weights)
 
-            found[kind] = jax.value_and_grad(value, (0, 1, 2, 3))(*arrays)
-        return found
-
-    for kind, found in derived(hidden, weight, bias, weights).items():
-        options = {**KINDS[kind][1], **hits}
-        losses, backward = sampled_loss(kind, hidden, weight, own, samples, bias, **options)
-        value, factors = (losses * weights).sum() / weights.sum(), weights / weights.sum()
-        wanted = value, (*backward(factors), (losses - value) / weights.sum())
+    def check(hidden, weights, labels, mask, bad_hidden):
+        own = labels if num_true > 1 else labels[:, 0]
+        samples = Samples.from_candidates(ids, own, mask=np.broadcast_to(mask, ids.shape))
+        value, found = program(bad_hidden, weight, bias, weights, labels, samples)
+        wanted, expected, kept = token_by_token(
+            kind, hidden, weight, labels, samples, bias, weights, ignored=-1, **options
+        )
+        found, expected = ((*g[:3], np.where(kept, g[3], 0)) for g in (found, expected))
         # A few roundings of float64 in sums of tens of terms of size 1.
         jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13), found, wanted
-        )
+            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-13),
+            (value, found), (wanted, expected),
+        )  # fmt: skip
+
+    check(hidden, weights, labels, np.ones(8, int), hidden)
+    weights, labels = weights.copy(), labels.copy()
+    weights[[1, 3]] = 0
+    labels[0, 1:] = labels[5] = -1
+    spoiled = hidden.copy()
+    spoiled[[1, 3, 5]] = np.nan
+    check(hidden, weights, labels, np.array([1, 1, 0, 1, 1, 1, 1, 1]), spoiled)
 
 
 def test_without_calibration_gbce_is_the_mean_of_negative_sampling(x64):
@@ -82,78 +103,51 @@ def test_without_calibration_gbce_is_the_mean_of_negative_sampling(x64):
 SHARE = np.array([0.5, 0.25, 0.15, 0.07, 0.03])  # of five classes
 
 
-def expected_gradient(probability, calibration, keep_hits):
-    """Of two uniform samples: by the biases whose sigmoid is ``probability``, over all draws."""
-    cases = [
-        (label, pair)
-        for label in range(5)
-        for pair in itertools.product(range(5), repeat=2)
-        if keep_hits or label not in pair
-    ]
-    labels, pairs = (np.array(column) for column in zip(*cases, strict=True))
-    probability = np.asarray(probability)
-    gradient = jax.grad(
-        lambda bias: gbce_loss(
-            jnp.zeros((len(cases), 1), bias.dtype), jnp.zeros((5, 1), bias.dtype), labels,
-            Samples.from_candidates(pairs, labels), bias=bias, calibration=calibration,
-            token_weights=SHARE[labels],
-        )
-    )  # fmt: skip
-    return jax.jit(gradient)(np.log(probability / (1 - probability)))
+def expected_gradients(cases):
+    """Of two uniform samples, by the biases, over all draws; in one program.
+
+    ``cases``: probabilities that are the biases' sigmoids, a calibration, and whether draws that
+    hit the label are kept.
+    """
+
+    def gradient(bias, calibration, keep_hits):
+        draws = [
+            (label, pair)
+            for label in range(5)
+            for pair in itertools.product(range(5), repeat=2)
+            if keep_hits or label not in pair
+        ]
+        labels, pairs = (np.array(column) for column in zip(*draws, strict=True))
+        return jax.grad(
+            lambda bias: gbce_loss(
+                jnp.zeros((len(draws), 1)), jnp.zeros((5, 1)), labels,
+                Samples.from_candidates(pairs, labels), bias=bias, calibration=calibration,
+                token_weights=SHARE[labels],
+            )
+        )(bias)  # fmt: skip
+
+    biases = [np.log(p / (1 - p)) for p, *_ in cases]
+    return jax.jit(
+        lambda biases: [
+            gradient(bias, *case) for bias, (_, *case) in zip(biases, cases, strict=True)
+        ]
+    )(biases)
 
 
-@pytest.mark.parametrize("calibration", [0.0, 0.6, 1.0])
-def test_what_gbce_learns(x64, calibration):
+def test_what_gbce_learns(x64):
     """The loss is convex in the scores, so it is where the expected gradient, an exact sum, is 0.
 
     With t = 1 that is the true distribution, and with less, more than it.
     """
     alpha = 2 / 4
-    power = 1 - calibration * (1 - alpha)
-    learned = power * SHARE / (power * SHARE + alpha * (1 - SHARE))
-    assert np.abs(expected_gradient(learned, calibration, keep_hits=False)).max() < 1e-15
-    if calibration == 1:
-        np.testing.assert_allclose(learned, SHARE)
-        # Samples of which hits are left out: a token's k is what is left of them.
-        assert np.abs(expected_gradient(SHARE, calibration, keep_hits=True)).max() < 1e-15
-    else:
-        assert (learned > 1.1 * SHARE).all()
-
-
-@pytest.mark.parametrize(
-    ("kind", "per_token"), [("gbce", False), ("gbce", True), ("bpr", True), ("bpr-max", False)]
-)
-def test_left_out_leaves_no_trace(kind, per_token):
-    """Tokens of weight 0, ignored labels, absent candidates: bad things stand in all of them."""
-    hidden, weight, bias = arrays(4)
-    labels, ids = np.array([[3, -1], [3, 8], [7, 12], [-1, -1]]), np.array([5, 9, 44, 17])
-    mask = np.array([1, 1, 0, 1])
-    kept, some = np.array([0, 2]), np.array([0.5, 2.0])
-    few_ids = ids[mask > 0]
-    if per_token:
-        ids, few_ids, mask = (np.tile(x, (n, 1)) for x, n in ((ids, 4), (few_ids, 2), (mask, 4)))
-    samples = Samples.from_candidates(ids, labels, mask=mask)
-    fewer = Samples.from_candidates(few_ids, labels[kept])
-    bad = changed(hidden, np.array([1, 3]), np.nan)
-    value, (d_hidden, *d_tables) = gradients(
-        KINDS[kind][0], bad, weight, bias, labels, samples, token_weights=np.array([0.5, 0, 2, 9]),
-        ignore_index=-1,
-    )  # fmt: skip
-    # By hand, token by token: they have different numbers of labels.
-    expected, d_few, d_expected = 0.0, np.zeros(hidden.shape), [0.0, 0.0]
-    for n, (token, factor) in enumerate(zip(kept, some / some.sum(), strict=True)):
-        true = labels[token][None, labels[token] >= 0]
-        counts = np.zeros(true.shape)
-        one = fewer._replace(
-            ids=few_ids[n] if per_token else few_ids, labels_log_expected_count=counts,
-            log_expected_count=np.zeros(3),
-        )  # fmt: skip
-        row = np.asarray(hidden)[token][None]
-        losses, backward = sampled_loss(kind, row, weight, true, one, bias)
-        gradient = backward(factor)
-        expected, d_few[token] = expected + factor * losses[0], gradient[0]
-        d_expected = [a + b for a, b in zip(d_expected, gradient[1:], strict=True)]
-    same((value, d_hidden, d_tables), (expected, d_few, d_expected))
+    powers = {calibration: 1 - calibration * (1 - alpha) for calibration in (0.0, 0.6, 1.0)}
+    learned = {t: p * SHARE / (p * SHARE + alpha * (1 - SHARE)) for t, p in powers.items()}
+    # Samples of which hits are left out: a token's k is what is left of them.
+    cases = [*((p, t, False) for t, p in learned.items()), (SHARE, 1.0, True)]
+    for gradient in expected_gradients(cases):
+        assert np.abs(gradient).max() < 1e-15
+    np.testing.assert_allclose(learned[1.0], SHARE)
+    assert all((learned[t] > 1.1 * SHARE).all() for t in (0.0, 0.6))
 
 
 def test_a_token_without_candidates():
@@ -250,13 +244,12 @@ def test_options_out_of_range():
         gbce_loss(inputs[0], jnp.ones(4), *inputs[2:])
 
 
-def test_strict_modes(strict_modes):
+def test_strict_modes_of_few_bits(strict_modes):
+    """While tracing, where ranks and types show."""
     hidden, weight, bias = arrays(4)
     labels = np.array([[1, 9], [2, -1], [-1, -1], [0, 3]])
     samples = Samples.from_candidates([[9, 1], [4, 5], [6, 7], [8, 0]], labels)
     options = {"bias": bias, "ignore_index": -1, "token_weights": np.array([1, 2, 1, 0])}
-    derived = [jax.value_and_grad(partial(loss, **options), (0, 1)) for loss in LOSSES]
-    for each in derived:
+    for loss in LOSSES:
+        each = jax.value_and_grad(partial(loss, **options), (0, 1))
         jax.eval_shape(each, hidden.astype(jnp.bfloat16), weight, labels, samples)
-    results = jax.jit(lambda *a: [each(*a, samples) for each in derived])(hidden, weight, labels)
-    assert all(np.isfinite(d).all() for d in jax.tree.leaves(results))
