@@ -161,6 +161,6 @@ def as_mask(name: str, mask: Any, shape: tuple[int, ...]) -> jax.Array:
     """``mask``, bools or numbers, as booleans of ``shape``; None is True throughout."""
     if mask is None:
         return jnp.ones(shape, bool)
-    there = jnp.asarray(mask) != 0
+    there = jnp.asarray(mask).astype(bool)
     _check_shape(name, there, shape)
     return there

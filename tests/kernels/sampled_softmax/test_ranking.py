@@ -82,13 +82,13 @@ def test_losses_equal_the_equation(
             (value, found), (wanted, expected),
         )  # fmt: skip
 
-    check(hidden, weights, labels, np.ones(8, int), hidden)
+    check(hidden, weights, labels, np.ones(8, bool), hidden)
     weights, labels = weights.copy(), labels.copy()
     weights[[1, 3]] = 0
     labels[0, 1:] = labels[5] = -1
     spoiled = hidden.copy()
     spoiled[[1, 3, 5]] = np.nan
-    check(hidden, weights, labels, np.array([1, 1, 0, 1, 1, 1, 1, 1]), spoiled)
+    check(hidden, weights, labels, np.arange(8) != 2, spoiled)
 
 
 def test_without_calibration_gbce_is_the_mean_of_negative_sampling(x64):

@@ -239,6 +239,12 @@ def test_candidates_of_the_user():
     jax.tree.map(np.testing.assert_array_equal, same[:3], drawn[:3])
 
 
+@pytest.mark.parametrize("mask", [[True, False], [1, 0], [0.5, 0.0]])
+def test_a_mask_of_any_type_in_strict_modes(strict_modes, mask):
+    samples = Samples.from_candidates([1, 2], np.array([2]), mask=mask)
+    assert samples.tries.tolist() == 1
+
+
 @pytest.mark.usefixtures("users_checks")
 def test_candidates_of_the_user_must_fit():
     make = Samples.from_candidates
