@@ -224,7 +224,7 @@ def waves(step, count=16):
 
 def test_ecg_classifier_learns():
     model = ECGClassifier(
-        1, 2, strides=(8,), features=16, hidden_features=8, layers=1, dropout=0.0,
+        1, 2, strides=(8,), features=4, hidden_features=8, layers=1, dropout=0.0,
         rngs=nnx.Rngs(0),
     )  # fmt: skip
 
