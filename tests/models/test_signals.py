@@ -250,7 +250,7 @@ def test_timeseries_learns_and_sees_only_the_length():
         sums = np.array([s[:n, 1].sum() for s, n in zip(series, lengths, strict=True)])
         return series, lengths, (sums > 0).astype(np.int32)
 
-    model = TimeSeriesLSTM(3, 2, hidden_features=8, dropout=0.0, rngs=nnx.Rngs(0))
+    model = TimeSeriesLSTM(3, 2, hidden_features=3, dropout=0.0, rngs=nnx.Rngs(0))
 
     def loss(model, batch, key):
         logits = model(*batch[:2])
