@@ -99,7 +99,7 @@ def test_any_file_damaged(damage, saved, tmp_path):
         with pytest.warns(UserWarning, match=step):
             check_is(restore(folder), 10)
         assert sorted(p.name for p in folder.iterdir()) == ["10", "damaged-20"]
-        check_is(restore(folder), 10)  # and no warning again
+    check_is(restore(folder), 10)  # and no warning again
 
 
 def test_bytes_of_the_metadata(saved, tmp_path):

@@ -13,6 +13,8 @@ from jaxnets.sequences import BatchSource, bucket_plan
 from jaxnets.training.history import History
 from tests.small_run import INF, NAN, Model, after, batch_at, evaluations, kernel, loss, run
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 BEST = [
     ("max", (NAN, 0.7, 0.9), 30),
     ("min", (NAN, 0.9, 0.7, NAN), 30),

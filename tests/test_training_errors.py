@@ -12,6 +12,8 @@ import pytest
 
 from tests.small_run import Model, after, batch_at, evaluations, kernel, loss, run
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 
 def held(caught):
     """The step that the error's note says."""

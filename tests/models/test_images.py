@@ -14,16 +14,22 @@ from jaxnets.models import Autoencoder, DigitsCNN, DiscoGAN, ImageToImage, UNet
 from jaxnets.models.digits import random_shift
 from jaxnets.training import fit
 
+pytestmark = pytest.mark.usefixtures("cheap_parameters")
+
 QUIET = Console(quiet=True)
 called = nnx.jit(lambda model, *arrays: model(*arrays))
 
 
-def train(model, loss, batch_at, steps, rate=3e-3):
+def train(model, loss, batch_at, steps, optimizer):
     fit(
-        model, loss, batch_at, steps, console=QUIET, key=jax.random.key(0),
-        optimizer=optax.adam(optax.cosine_onecycle_schedule(steps, rate)),
+        model, loss, batch_at, steps, optimizer=optimizer, key=jax.random.key(0), console=QUIET
     )  # fmt: skip
     model.eval()
+
+
+def momentum(rate, steps):
+    """To a rate of 0, where the statistics of batches settle; Adam compiles for twice as long."""
+    return optax.sgd(optax.linear_schedule(rate, 0, steps), momentum=0.9)
 
 
 def real_digits():
@@ -37,17 +43,17 @@ def real_digits():
 
 def test_digits_learn_real_ones():
     (images, labels), (test_images, test_labels) = real_digits()
-    model = DigitsCNN((8, 8), 10, features=(16, 32), hidden_features=64, rngs=nnx.Rngs(0))
+    model = DigitsCNN((8, 8), 10, features=(16,), hidden_features=64, dropout=0.1, rngs=nnx.Rngs(0))
 
     def batch_at(step):
-        chosen = np.random.default_rng(step).integers(len(images), size=64)
+        chosen = np.random.default_rng(step).integers(len(images), size=32)
         return images[chosen], labels[chosen]
 
     def loss(model, batch, key):
         logits = model(random_shift(batch[0], key, 1))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), {}
 
-    train(model, loss, batch_at, 200)
+    train(model, loss, batch_at, 200, momentum(0.1, 200))
     found = called(model, jnp.asarray(test_images)).argmax(-1)
     assert (np.asarray(found) == test_labels).mean() > 0.96
 
@@ -55,25 +61,29 @@ def test_digits_learn_real_ones():
 def test_digits_slide():
     model = DigitsCNN((8, 8), 10, features=(4, 8), hidden_features=16, rngs=nnx.Rngs(0))
     model.eval()
-    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 1))
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    both = nnx.jit(lambda model, image: (model.slide(image), model(image)))
+    slid, whole = both(model, image)
     # 32 products and a few more layers in float32.
-    slid = nnx.jit(lambda model, image: model.slide(image))(model, image)
-    np.testing.assert_allclose(slid[:, 0, 0], called(model, image), atol=1e-5)
-    assert model.slide(jnp.zeros((1, 16, 12, 1))).shape == (1, 3, 2, 10)
+    np.testing.assert_allclose(slid[:, 0, 0], whole, atol=1e-5)
+    larger = jnp.asarray(np.zeros((1, 16, 12, 1), np.float32))
+    assert nnx.eval_shape(lambda model: model.slide(larger), model).shape == (1, 3, 2, 10)
     assert model.filters().shape == (3, 3, 4)
     with pytest.raises(ValueError, match="for larger ones there is slide"):
-        model(jnp.zeros((1, 16, 12, 1)))
+        model(larger)
 
 
 def test_random_shift_moves_and_fills_with_zeros():
-    images = jnp.ones((50, 5, 5, 1))
-    moved = random_shift(images, jax.random.key(0), 2)
+    images = np.ones((50, 5, 5, 1), np.float32)
+    moved = np.asarray(
+        jax.jit(lambda images, key: random_shift(images, key, 2))(images, jax.random.key(0))
+    )
     rows = (moved.max((2, 3)) > 0).sum(1)
     assert set(rows.tolist()) == {3, 4, 5}
     assert set(np.unique(moved).tolist()) == {0.0, 1.0}
 
 
-def squares(step, side=24):
+def squares(step, side=16):
     """Noisy images with one bright square, and where it is."""
     rng = np.random.default_rng(step)
     images = rng.normal(scale=0.3, size=(8, side, side, 1)).astype(np.float32)
@@ -87,36 +97,35 @@ def squares(step, side=24):
 
 def test_unet_learns_to_segment_at_any_size():
     """At the images' own and at another, both by one network."""
-    model = UNet(1, 1, features=(8, 16), rngs=nnx.Rngs(0))
-    size = 12, 30
+    model = UNet(1, 1, features=(4, 8), rngs=nnx.Rngs(0))
+    size = 8, 20
 
     def targets(masks):
         return masks, resize(masks[..., None], size)[..., 0].round()
 
-    @nnx.jit
-    def logits(model, images):
-        return [model(images, to)[..., 0] for to in (None, size)]
+    def logits_and_targets(model, images, masks):
+        logits = [model(images, to)[..., 0] for to in (None, size)]
+        return list(zip(logits, targets(masks), strict=True))
 
     def loss(model, batch, key):
-        images, masks = batch
-        pairs = zip(logits(model, images), targets(masks), strict=True)
+        pairs = logits_and_targets(model, *batch)
         losses = [optax.sigmoid_binary_cross_entropy(*pair) for pair in pairs]
         return sum(each.mean() for each in losses), {}
 
-    train(model, loss, squares, 40, 1e-2)
-    images, masks = map(jnp.asarray, squares(10**6))
-    shapes = (8, 24, 24), (8, *size)
-    for found, wanted, shape in zip(logits(model, images), targets(masks), shapes, strict=True):
+    train(model, loss, squares, 40, momentum(0.5, 40))
+    pairs = nnx.jit(logits_and_targets)(model, *squares(10**6))
+    for pair, shape in zip(pairs, [(8, 16, 16), (8, *size)], strict=True):
+        found, wanted = (np.asarray(each) > 0 for each in pair)
         assert found.shape == shape
-        right, either = (found > 0) & (wanted > 0), (found > 0) | (wanted > 0)
-        assert float(right.sum() / either.sum()) > 0.8
+        assert (found & wanted).sum() / (found | wanted).sum() > 0.8
 
 
 def test_unet_takes_odd_sizes_and_refuses_small_ones():
     model = UNet(3, 2, features=(4, 8, 8), rngs=nnx.Rngs(0))
-    assert model(jnp.zeros((1, 13, 7, 3))).shape == (1, 13, 7, 2)
+    odd = jnp.asarray(np.zeros((1, 13, 7, 3), np.float32))
+    assert nnx.eval_shape(lambda model: model(odd), model).shape == (1, 13, 7, 2)
     with pytest.raises(ValueError, match="at least 4 high and wide"):
-        model(jnp.zeros((1, 13, 3, 3)))
+        model(jnp.asarray(np.zeros((1, 13, 3, 3), np.float32)))
 
 
 def test_image_to_image_learns_what_resizing_loses():
@@ -131,52 +140,63 @@ def test_image_to_image_learns_what_resizing_loses():
     def small(images):
         return nnx.avg_pool(images, (2, 2), strides=(2, 2))
 
-    model = ImageToImage(1, 1, features=16, blocks=1, rngs=nnx.Rngs(0))
+    model = ImageToImage(1, 1, features=8, blocks=1, rngs=nnx.Rngs(0))
 
     def loss(model, images, key):
         return ((model(small(images), (24, 18)) - images) ** 2).mean(), {}
 
-    train(model, loss, batch_at, 120)
-    images = jnp.asarray(batch_at(10**6))
-    error = float(nnx.jit(loss)(model, images, None)[0])
-    assert error < float(((resize(small(images), (24, 18)) - images) ** 2).mean()) / 2
+    train(model, loss, batch_at, 100, optax.adam(1e-2))
+
+    @nnx.jit
+    def errors(model, images):
+        plain = resize(small(images), (24, 18))
+        return loss(model, images, None)[0], ((plain - images) ** 2).mean()
+
+    error, plain = errors(model, batch_at(10**6))
+    assert error < plain / 2
 
 
 def test_autoencoder_learns_real_digits_at_another_size():
     (images, _), (test_images, _) = real_digits()
-    model = Autoencoder((8, 8), (12, 10), code=12, features=(16, 32), rngs=nnx.Rngs(0))
+    model = Autoencoder((8, 8), (12, 10), code=12, features=(8,), rngs=nnx.Rngs(0))
 
     def loss(model, images, key):
         return ((model(images) - resize(images, (12, 10))) ** 2).mean(), {}
 
     def batch_at(step):
-        return images[np.random.default_rng(step).integers(len(images), size=64)]
+        return images[np.random.default_rng(step).integers(len(images), size=32)]
 
-    train(model, loss, batch_at, 200)
-    wanted = resize(jnp.asarray(test_images), (12, 10))
-    error = float(((called(model, jnp.asarray(test_images)) - wanted) ** 2).mean())
-    assert error < float(((wanted - wanted.mean(0)) ** 2).mean()) / 2
+    train(model, loss, batch_at, 120, optax.adam(1e-2))
+    both = nnx.jit(lambda model, images: (model(images), resize(images, (12, 10))))
+    found, wanted = map(np.asarray, both(model, test_images))
+    assert ((found - wanted) ** 2).mean() < ((wanted - wanted.mean(0)) ** 2).mean() / 2
     with pytest.raises(ValueError, match=r"images must be \[batch, 8, 8"):
-        model(jnp.zeros((1, 12, 10, 1)))
+        model(jnp.asarray(np.zeros((1, 12, 10, 1), np.float32)))
 
 
 def test_each_player_of_discogan_has_its_own_gradient():
     model = DiscoGAN(3, (4,), judge_features=(4,), rngs=nnx.Rngs(0))
-    a, b = jax.random.uniform(jax.random.key(0), (2, 4, 16, 16, 3))
+    a, b = map(jnp.float32, np.random.default_rng(0).uniform(size=(2, 4, 8, 8, 3)))
+    graph, parameters, rest = nnx.split(model, nnx.Param, ...)
+    names = "generators", "discriminators"
 
-    @nnx.jit
-    def gradients(model):
-        names = "generators", "discriminators"
-        return {n: nnx.grad(lambda m, n=n: m.loss(a, b)[1][n])(model) for n in names}
+    @jax.jit
+    def gradients(parameters, rest):
+        def parts(parameters):
+            _, found = nnx.merge(graph, parameters, rest, copy=True).loss(a, b)
+            return {name: found[name] for name in names}
 
-    both = gradients(model)
+        _, of = jax.vjp(parts, parameters)
+        return {name: of({n: jnp.float32(n == name) for n in names})[0] for name in names}
+
+    both = gradients(parameters, rest)
     for name, own, others in (
         ("generators", "a_to_b", "judge_a"),
         ("discriminators", "judge_a", "a_to_b"),
     ):
         found = both[name]
-        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(found[own])) > 0
-        assert all(not bool(leaf.any()) for leaf in jax.tree.leaves(found[others]))
+        assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found[own]))
+        assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found[others]))
 
 
 def test_discogan_learns_two_domains_without_pairs():
@@ -184,27 +204,28 @@ def test_discogan_learns_two_domains_without_pairs():
 
     def images(seed, ground):
         rng = np.random.default_rng(seed)
-        found = np.full((8, 16, 16, 3), ground, np.float32)
+        found = np.full((4, 16, 16, 3), ground, np.float32)
         for image in found:
             row, column = rng.integers(10, size=2)
             image[row : row + 6, column : column + 6] = (0.5, 0.1, 0.9)
         return found
 
-    model = DiscoGAN(3, (8, 16), judge_features=(8, 16), rngs=nnx.Rngs(0))
+    model = DiscoGAN(3, (8,), judge_features=(8,), rngs=nnx.Rngs(0))
     train(
         model, lambda model, batch, key: model.loss(*batch),
-        lambda step: (images((0, step), 0.9), images((1, step), 0.2)), 150, 2e-3,
+        lambda step: (images((0, step), 0.9), images((1, step), 0.2)), 60,
+        optax.adam(1e-2),
     )  # fmt: skip
     light, dark = images(7, 0.9), images(7, 0.2)
-    translated = nnx.jit(lambda model, images: model.a_to_b(images))(model, jnp.asarray(light))
-    error = float(jnp.abs(translated - dark).mean())
+    translated = nnx.jit(lambda model, images: model.a_to_b(images))(model, light)
+    error = np.abs(translated - dark).mean()
     assert error < np.abs(light - dark).mean() / 3
 
 
 def test_resize():
-    maps = jax.random.normal(jax.random.key(0), (1, 4, 4, 2))
-    assert resize(maps, (4, 4)) is maps
+    maps = jnp.asarray(np.ones((1, 4, 6, 2), np.float32))
+    assert resize(maps, (4, 6)) is maps
     # Halving by a linear filter keeps a constant.
-    np.testing.assert_allclose(resize(jnp.ones((1, 4, 6, 1)), (2, 3)), 1, rtol=1e-6)
+    np.testing.assert_allclose(resize(maps, (2, 3)), 1, rtol=1e-6)
     with pytest.raises(ValueError, match="size must be at least 1, got 0"):
         ResizeConv(2, 2, rngs=nnx.Rngs(0))(maps, (0, 4))

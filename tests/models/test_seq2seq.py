@@ -67,17 +67,11 @@ def test_padding_and_absent_rows_change_nothing(reverse):
     whole, words = loss_and_words(model, source, sources, target, targets)
     present = np.array([1, 0, 0], np.int32)
     first, _ = loss_and_words(model, source, sources * present, target, targets * present)
-    second = loss_of(
-        model, source[1:2, : sources[1]], sources[1:2], target[1:2, : targets[1]], targets[1:2],
-        reduction="sum",
-    )  # fmt: skip
+    read, written = (np.asarray(side)[1:2, :n] for side, n in ((source, 11), (target, 12)))
+    second, own = loss_and_words(model, read, np.array([11]), written, np.array([12]))
     # 24 tokens' losses of about 4 in float32.
-    np.testing.assert_allclose(whole, first + second, rtol=24 * 4 * 6e-8 * 10)
-    longer, beyond = (np.pad(words, ((0, 0), (0, 6))) for words in (source, target))
-    further, same = loss_and_words(model, longer, sources, beyond, targets)
-    # Some hundred products in float32.
-    np.testing.assert_allclose(further, whole, rtol=1e-5)
-    np.testing.assert_array_equal(same, words)
+    np.testing.assert_allclose(whole, np.add(first, second), rtol=24 * 4 * 6e-8 * 10)
+    np.testing.assert_array_equal(words[1:2], own)
 
 
 def test_a_reversed_source_is_read_from_its_own_end():
@@ -95,19 +89,13 @@ def test_a_reversed_source_is_read_from_its_own_end():
 
 @nnx.jit
 def losses(model, key, *arrays):
-    """Exact, sampled, and the gradients of the sampled one."""
+    """Exact, sampled, the gradients of the sampled one, and as dense ones are: value, gradients."""
     source, sources, target, targets = arrays
     data = Batch((source, target), (sources, targets))
     (sampled, _), gradients = sampled_gradients(model, data, key)
-    return model.loss(*arrays), sampled, gradients
-
-
-def test_sampled_gradients_are_the_dense_ones():
-    model, data, key = model_of(), batch(), jax.random.key(1)
-    (source, target), (sources, targets) = data.sequences, data.lengths
-    labels = target[:, 1:]
 
     def dense(model):
+        labels = target[:, 1:]
         samples = draw_samples(LogUniform(40), key, 16, labels)
         hidden = model.hidden(
             model.source_embedding[source], sources, model.target_embedding[target[:, :-1]]
@@ -115,8 +103,14 @@ def test_sampled_gradients_are_the_dense_ones():
         weights = (jnp.arange(1, 14)[None] < targets[:, None]).astype(jnp.float32)
         return model.projection.loss(hidden, labels, samples=samples, token_weights=weights)
 
-    value, expected = nnx.jit(nnx.value_and_grad(dense))(model)
-    _, loss, gradients = losses(model, key, source, sources, target, targets)
+    # Most of it is what the rows' gradients are made of too, and compiled once.
+    return model.loss(*arrays), sampled, gradients, nnx.value_and_grad(dense)(model)
+
+
+def test_sampled_gradients_are_the_dense_ones():
+    model, key = model_of(), jax.random.key(1)
+    (source, target), (sources, targets) = batch()[:2]
+    _, loss, gradients, (value, expected) = losses(model, key, source, sources, target, targets)
     np.testing.assert_allclose(loss, value, rtol=1e-6)
     expected, gradients = nnx.to_pure_dict(expected), nnx.to_pure_dict(gradients)
     for name in ("source_embedding", "target_embedding"):
@@ -148,9 +142,9 @@ def test_what_is_out_of_range_is_an_error_or_nan(users_checks):
             model.loss(*arrays)
         with pytest.raises(ValueError, match=rf"{name} must lie in|lengths must lie in"):
             sampled_gradients(model, Batch((source, target), (sources, targets)), key)
-        exact, sampled, _ = losses(model, key, *arrays)
-        assert bool(jnp.isnan(exact)), name
-        assert bool(jnp.isnan(sampled)), name
+        exact, sampled, *_ = losses(model, key, *arrays)
+        assert np.isnan(exact), name
+        assert np.isnan(sampled), name
 
 
 def test_integers_of_any_type():
@@ -264,7 +258,7 @@ def test_the_tutorials_setup():
 
 
 @pytest.mark.slow
-def test_learns_real_verses():
+def test_learns_real_verses(loops):
     """Four short English verses with their Spanish: it writes them down, greedily and by beam."""
     english, spanish = small_parallel()
     pairs = [
@@ -273,13 +267,14 @@ def test_learns_real_verses():
     sides = [[pair[i] for pair in pairs] for i in range(2)]
     lengths = np.array([[len(side) for side in pair] for pair in pairs])
     plan = bucket_plan(lengths, [tuple(int(n) for n in lengths.max(0))], batch=4)
-    source = BatchSource(plan, sides, epochs=200)
+    source = BatchSource(plan, sides, epochs=150)
     config = Seq2SeqConfig(
-        len(english.words), len(spanish.words), features=64, dropout=0.0, num_sampled=512
-    )
+        len(english.words), len(spanish.words), features=32, bidirectional=False,
+        reverse_source=True, dropout=0.0, num_sampled=512,
+    )  # fmt: skip
     assert config.target_vocab_size > 20_000
     model = Seq2Seq(config, rngs=nnx.Rngs(0))
-    optimizer = optim.partition(optim.lazy_adam(2e-2), optax.adam(5e-3), is_table)
+    optimizer = optim.partition(optim.lazy_adam(3e-2), optax.adam(1e-2), is_table)
     fit(
         model, None, source.__getitem__, len(source), clip_norm=5.0,
         optimizer=optimizer, key=jax.random.key(0), gradients=sampled_gradients,
@@ -289,11 +284,13 @@ def test_learns_real_verses():
     one = source[0]
     (sources, targets), (source_lengths, target_lengths) = one.sequences, one.lengths
     time = targets.shape[1] - 1
-    arrays = jnp.asarray(sources), jnp.asarray(source_lengths)
-    for found in (
-        greedy_search(model, *arrays, max_time=time),
-        beam_search(model, *arrays, max_time=time, beam=3)[0][:, 0],
-    ):
+
+    @nnx.jit
+    def written(model, *arrays):
+        found = beam_search(model, *arrays, max_time=time, beam=2)
+        return greedy_search(model, *arrays, max_time=time), found.words[:, 0]
+
+    for found in written(model, sources, source_lengths):
         mask = np.arange(time) < target_lengths[:, None] - 1
         right = (np.asarray(found) == targets[:, 1:])[mask].mean()
         assert right > 0.9
