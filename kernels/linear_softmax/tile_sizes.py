@@ -102,6 +102,7 @@ _FEWEST_CLASSES, _MOST_CLASSES = 1024, 4096
 
 # Off the CPU, where nothing else is known of the device; and what else is tried on one.
 TOKENS_OFF_CPU = 2048
+_SIDE = 256  # of the largest matrix unit: classes at a time are multiples of it
 OTHER_TILES_OF_LOGITS = ((1024, 8192), (1024, 16_384))
 
 # A tile of few tokens computes little for each weight that it reads: in no budget that nobody set.
@@ -134,8 +135,7 @@ def chosen_tiles(
         classes = _classes_in_cache() if platform == "cpu" else known_classes
         if memory is not None:
             classes = _classes_within(memory, sizes, classes)
-        if platform == "cpu":
-            classes = even(sizes.vocab_size, classes)
+        classes = even(sizes.vocab_size, classes, 16 if platform == "cpu" else _SIDE)
     if tiles.token_tile is not None:
         return tiles.token_tile, classes
     most = TOKENS if platform == "cpu" else max(known_tokens, -(-sizes.tokens // MOST_ROUNDINGS))
@@ -148,15 +148,15 @@ def chosen_tiles(
     return even(sizes.tokens, most), classes
 
 
-def even(count: int, most: int) -> int:
+def even(count: int, most: int, multiple: int = 16) -> int:
     """The size of equal tiles that cover ``count``, each at most ``most``.
 
     Tiles of ``most`` would compute up to twice as much as there is, where few cover it. Several are
-    multiples of 16, or of what ``most`` has of it, as vectors like them.
+    multiples of ``multiple``, or of what ``most`` has of it, as vectors like them.
     """
     if count <= most:
         return max(1, count)
-    multiple = math.gcd(16, most)
+    multiple = math.gcd(multiple, most)
     size = -(-count // -(-count // most))
     return -(-size // multiple) * multiple
 

@@ -20,6 +20,14 @@ def test_they_go_before_the_rule_of_the_platform_and_after_what_is_asked_for():
     assert chosen_tiles(Tiles(), "cpu", SIZES, KNOWN) == chosen_tiles(Tiles(), "cpu", SIZES)
 
 
+def test_tiles_of_classes_are_even_off_the_cpu():
+    """In whole sides of a matrix unit: 4 tiles of 16,384 would compute a third more than there is."""
+    odd = SIZES._replace(vocab_size=50_257)
+    assert chosen_tiles(Tiles(), "tpu", odd, KNOWN)[1] == 50 * 256
+    assert chosen_tiles(Tiles(), "tpu", odd._replace(vocab_size=10_000))[1] == 14 * 256
+    assert chosen_tiles(Tiles(vocab_tile=5000), "tpu", odd, KNOWN)[1] == 5000
+
+
 def test_a_gradient_is_rounded_no_more_often_than_it_may_be():
     """A row speaks for up to four times as many tokens as it has."""
     tokens, _ = chosen_tiles(Tiles(), "tpu", SIZES._replace(tokens=32_768), KNOWN)
