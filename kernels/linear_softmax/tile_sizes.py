@@ -102,7 +102,7 @@ _FEWEST_CLASSES, _MOST_CLASSES = 1024, 4096
 
 # Off the CPU, where nothing else is known of the device; and what else is tried on one.
 TOKENS_OFF_CPU = 2048
-_SIDE = 256  # of the largest matrix unit: classes at a time are multiples of it
+_LANES = 128  # of a TPU's vectors: classes at a time are multiples of them
 OTHER_TILES_OF_LOGITS = ((1024, 8192), (1024, 16_384))
 
 # A tile of few tokens computes little for each weight that it reads: in no budget that nobody set.
@@ -135,7 +135,7 @@ def chosen_tiles(
         classes = _classes_in_cache() if platform == "cpu" else known_classes
         if memory is not None:
             classes = _classes_within(memory, sizes, classes)
-        classes = even(sizes.vocab_size, classes, 16 if platform == "cpu" else _SIDE)
+        classes = even(sizes.vocab_size, classes, 16 if platform == "cpu" else _LANES)
     if tiles.token_tile is not None:
         return tiles.token_tile, classes
     most = TOKENS if platform == "cpu" else max(known_tokens, -(-sizes.tokens // MOST_ROUNDINGS))

@@ -21,10 +21,10 @@ def test_they_go_before_the_rule_of_the_platform_and_after_what_is_asked_for():
 
 
 def test_tiles_of_classes_are_even_off_the_cpu():
-    """In whole sides of a matrix unit; 4 tiles of 16,384 would compute a third too much."""
+    """In whole vectors; 4 tiles of 16,384 would compute a third more than there is."""
     odd = SIZES._replace(vocab_size=50_257)
-    assert chosen_tiles(Tiles(), "tpu", odd, KNOWN)[1] == 50 * 256
-    assert chosen_tiles(Tiles(), "tpu", odd._replace(vocab_size=10_000))[1] == 14 * 256
+    assert chosen_tiles(Tiles(), "tpu", odd, KNOWN)[1] == 99 * 128
+    assert chosen_tiles(Tiles(), "tpu", odd._replace(vocab_size=10_000))[1] == 27 * 128
     assert chosen_tiles(Tiles(vocab_tile=5000), "tpu", odd, KNOWN)[1] == 5000
 
 
