@@ -78,9 +78,9 @@ def evaluate_new():
 @pytest.mark.parametrize("monitor", [None, pytest.param("error", marks=pytest.mark.smoke)])
 def test_resumes_to_the_same_bits(tmp_path, monitor):
     options = {"monitor": monitor, "mode": "min", "clip_norm": 1.0}
-    whole, expected = run(60, **options)
-    run(30, folder=tmp_path, **options)
-    resumed, result = run(60, folder=tmp_path, **options)
+    whole, expected = run(30, **options)
+    run(20, folder=tmp_path, **options)
+    resumed, result = run(30, folder=tmp_path, **options)
     assert result == expected
     for a, b in zip(leaves(resumed), leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)

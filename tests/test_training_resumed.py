@@ -115,14 +115,16 @@ def on_mesh(kind, devices):
     return model, batch_at
 
 
-@pytest.mark.parametrize(("kind", "devices"), [("split", 8), ("replicated", 8), ("batch", 2)])
+@pytest.mark.parametrize(("kind", "devices"), [("split", 8), ("replicated", 2), ("batch", 2)])
 def test_resumes_on_devices(kind, devices, tmp_path):
     """In the bits of the run that was not cut after it; and on other numbers of devices."""
 
     def run_to(steps, count, **options):
         model, batches = on_mesh(kind, count)
         options = {
-            "folder": tmp_path, "optimizer": optax.adam(1e-2), "clip_norm": 1.0,
+            # A count and a trace of each parameter, which compile for less than Adam's.
+            "optimizer": optax.sgd(optax.linear_schedule(1e-2, 0, 9), momentum=0.9),
+            "folder": tmp_path, "clip_norm": 1.0,
             "monitor": "score", "mode": "min",
             "evaluate": lambda model: {"score": float(np.abs(model.last.bias[...]).sum())},
         } | options  # fmt: skip

@@ -53,7 +53,7 @@ def test_digits_learn_real_ones():
         logits = model(random_shift(batch[0], key, 1))
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1]).mean(), {}
 
-    train(model, loss, batch_at, 200, momentum(0.1, 200))
+    train(model, loss, batch_at, 120, momentum(0.1, 120))
     found = called(model, jnp.asarray(test_images)).argmax(-1)
     assert (np.asarray(found) == test_labels).mean() > 0.96
 
@@ -213,8 +213,8 @@ def test_discogan_learns_two_domains_without_pairs():
     model = DiscoGAN(3, (8,), judge_features=(8,), rngs=nnx.Rngs(0))
     train(
         model, lambda model, batch, key: model.loss(*batch),
-        lambda step: (images((0, step), 0.9), images((1, step), 0.2)), 60,
-        optax.adam(1e-2),
+        lambda step: (images((0, step), 0.9), images((1, step), 0.2)), 40,
+        momentum(0.1, 40),
     )  # fmt: skip
     light, dark = images(7, 0.9), images(7, 0.2)
     translated = nnx.jit(lambda model, images: model.a_to_b(images))(model, light)

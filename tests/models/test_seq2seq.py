@@ -107,11 +107,17 @@ def losses(model, key, *arrays):
     return model.loss(*arrays), sampled, gradients, nnx.value_and_grad(dense)(model)
 
 
+def all_finite(*tree):
+    floats = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype == jnp.float32]
+    return bool(floats) and all(np.isfinite(leaf).all() for leaf in floats)
+
+
 def test_sampled_gradients_are_the_dense_ones():
     model, key = model_of(), jax.random.key(1)
     (source, target), (sources, targets) = batch()[:2]
-    _, loss, gradients, (value, expected) = losses(model, key, source, sources, target, targets)
+    exact, loss, gradients, (value, expected) = losses(model, key, source, sources, target, targets)
     np.testing.assert_allclose(loss, value, rtol=1e-6)
+    assert all_finite(exact, loss, gradients)
     expected, gradients = nnx.to_pure_dict(expected), nnx.to_pure_dict(gradients)
     for name in ("source_embedding", "target_embedding"):
         gradients[name] = to_dense(gradients[name], len(expected[name]))
@@ -164,16 +170,17 @@ def test_integers_of_any_type():
 
 
 def test_strict_modes(strict_modes):
-    """Of the exact loss and its gradient every number on the way is looked at."""
+    """Of the exact loss and its gradient every number on the way is looked at.
+
+    The others pass when they are traced; what their program gives is finite, as another test sees.
+    """
     model, key = model_of(), jax.random.key(1)
     (source, target), (sources, targets) = batch()[:2]
     exact = every_number(
         nnx.grad(lambda model: model.loss(source, sources, target, targets)), model
     )
-    found = exact, losses(model, key, source, sources, target, targets)
-    floats = [leaf for leaf in jax.tree.leaves(found) if leaf.dtype == jnp.float32]
-    assert floats
-    assert all(np.isfinite(leaf).all() for leaf in floats)
+    assert all_finite(exact)
+    nnx.eval_shape(lambda model: losses(model, key, source, sources, target, targets), model)
     found = nnx.eval_shape(
         lambda model: beam_search(model, source, sources, max_time=3, beam=2), model
     )
@@ -267,14 +274,16 @@ def test_learns_real_verses(loops):
     sides = [[pair[i] for pair in pairs] for i in range(2)]
     lengths = np.array([[len(side) for side in pair] for pair in pairs])
     plan = bucket_plan(lengths, [tuple(int(n) for n in lengths.max(0))], batch=4)
-    source = BatchSource(plan, sides, epochs=150)
+    steps = 100  # to rates of 0, where what was learned settles
+    source = BatchSource(plan, sides, epochs=steps)
     config = Seq2SeqConfig(
         len(english.words), len(spanish.words), features=32, bidirectional=False,
         reverse_source=True, dropout=0.0, num_sampled=512,
     )  # fmt: skip
     assert config.target_vocab_size > 20_000
     model = Seq2Seq(config, rngs=nnx.Rngs(0))
-    optimizer = optim.partition(optim.lazy_adam(3e-2), optax.adam(1e-2), is_table)
+    by_rows, dense = (optax.linear_schedule(rate, 0, steps) for rate in (0.1, 2e-2))
+    optimizer = optim.partition(optim.lazy_adam(by_rows), optax.adam(dense), is_table)
     fit(
         model, None, source.__getitem__, len(source), clip_norm=5.0,
         optimizer=optimizer, key=jax.random.key(0), gradients=sampled_gradients,
