@@ -175,14 +175,6 @@ def test_a_distribution_that_hardly_repeats_still_ends():
     assert samples.tries > 1e6  # what plain rejection would have taken
 
 
-def test_per_token_samples_have_their_own_ids():
-    labels = np.arange(6).reshape(2, 3)
-    samples = draw_samples(LogUniform(500), jax.random.key(0), 8, labels, per_token=True)
-    assert samples.ids.shape == samples.log_expected_count.shape == (2, 3, 8)
-    assert samples.tries.shape == samples.labels_log_expected_count.shape == (2, 3)
-    assert len({tuple(row) for row in np.asarray(samples.ids).reshape(-1, 8).tolist()}) > 1
-
-
 @pytest.mark.smoke
 def test_learned_unigram_counts_what_it_sees():
     sampler = LearnedUnigram.create(20_000)
