@@ -17,15 +17,16 @@ from jaxnets.kernels import (
 )
 from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device
 from tests.sampled_losses import sampled_loss
 
 TOKENS, FEATURES, VOCAB = 7, 5, 601
 DRAW = np.random.default_rng(0)  # of NumPy, which compiles nothing
 HIDDEN, WEIGHT, BIAS = (
-    jnp.asarray(DRAW.normal(size=shape), jnp.float32)
+    on_device(DRAW.normal(size=shape), jnp.float32)
     for shape in ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
 )
-LABELS = jnp.asarray(DRAW.integers(0, VOCAB, TOKENS))
+LABELS = on_device(DRAW.integers(0, VOCAB, TOKENS))
 TILES = Tiles(token_tile=3, vocab_tile=128)
 
 

@@ -57,6 +57,7 @@ from jaxnets.kernels import (
     to_dense,
 )
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 VOCAB, FEATURES, TOKENS, HIDDEN, TIME = 48, 6, 8, 5, 11  # steps: more than are written out
@@ -81,12 +82,12 @@ class Subject(NamedTuple):
         """Random arrays of its shapes."""
         rng = np.random.default_rng(seed)
         drawn = [0.5 * rng.normal(size=shape) for shape in self.shapes]
-        return [jnp.asarray(array.astype(jnp.dtype(dtype))) for array in drawn]
+        return [on_device(array.astype(jnp.dtype(dtype))) for array in drawn]
 
 
-LABELS = jnp.asarray(np.arange(TOKENS) * 5 % VOCAB)
+LABELS = on_device(np.arange(TOKENS) * 5 % VOCAB)
 SAMPLES = fixed_samples(VOCAB, LABELS, np.arange(16) ** 2 % VOCAB)
-LENGTHS = jnp.asarray(np.array([11, 0, 2, 1, 3, 11, 7, 1]))
+LENGTHS = on_device(np.array([11, 0, 2, 1, 3, 11, 7, 1]))
 _SOFTMAX = ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
 _LSTM = ((TOKENS, TIME, FEATURES), (FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,))
 _CONV = ((TOKENS, 3, 4, FEATURES), (FEATURES, 7), (7,))

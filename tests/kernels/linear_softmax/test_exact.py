@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jaxnets.kernels import Tiles, linear_softmax_cross_entropy
 from jaxnets.kernels.linear_softmax import reference
 from tests.exact_loss import exact_loss
+from tests.inputs import on_device
 from tests.slopes import assert_backward
 from tests.with_bias import with_bias
 
@@ -20,9 +21,9 @@ from tests.with_bias import with_bias
 def problem(tokens=(3, 7), features=5, vocab_size=29, dtype=jnp.float64, seed=0):
     draw = np.random.default_rng(seed)  # of NumPy, which compiles nothing
     shapes = (*tokens, features), (vocab_size, features), (vocab_size,)
-    hidden, weight, bias = (jnp.asarray(draw.normal(size=shape), dtype) for shape in shapes)
-    labels = jnp.asarray(draw.integers(0, vocab_size, tokens))
-    return hidden, weight, bias, labels, jnp.asarray(draw.uniform(size=tokens), dtype)
+    hidden, weight, bias = (on_device(draw.normal(size=shape), dtype) for shape in shapes)
+    labels = on_device(draw.integers(0, vocab_size, tokens))
+    return hidden, weight, bias, labels, on_device(draw.uniform(size=tokens), dtype)
 
 
 def close(actual, expected, dtype, depth):

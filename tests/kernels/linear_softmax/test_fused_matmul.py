@@ -16,6 +16,7 @@ from jaxnets.kernels.dispatch import Target
 from jaxnets.kernels.pallas import fused_matmul as fm
 from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device
 from tests.lowering import for_gpu
 from tests.near import assert_near
 from tests.sampled_losses import token_by_token
@@ -34,11 +35,11 @@ def close(got, wanted, tolerance):
 
 
 def normal(seed, *shape, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return on_device(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def integers(seed, shape, end):
-    return jnp.asarray(np.random.default_rng(seed).integers(0, end, shape))
+    return on_device(np.random.default_rng(seed).integers(0, end, shape))
 
 
 def with_platforms(cases, others):

@@ -18,7 +18,7 @@ from jaxnets.kernels import (
     linear_softmax_update,
 )
 from tests.exact_loss import exact_loss
-from tests.inputs import changed
+from tests.inputs import changed, on_device
 from tests.near import assert_near
 
 TOKENS, FEATURES, VOCAB, RATE = 7, 6, 50, 0.5
@@ -28,7 +28,7 @@ TILES = Tiles(vocab_tile=16)  # the last is moved back over the one before
 def problem(dtype):
     draw = np.random.default_rng(0)
     hidden, weight, bias = (
-        jnp.asarray(draw.normal(size=shape), dtype)
+        on_device(draw.normal(size=shape), dtype)
         for shape in ((TOKENS, FEATURES), (VOCAB, FEATURES), VOCAB)
     )
     # The first and the last class, those that two tiles see, and one class twice.
