@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxnets.kernels import Samples
+from tests.inputs import on_device
 
 
 def fixed_samples(vocab_size, labels, ids):
@@ -13,6 +14,6 @@ def fixed_samples(vocab_size, labels, ids):
 
     def log_expected(classes):
         probability = np.log1p(1 / (1.0 + classes)) / np.log1p(vocab_size)
-        return jnp.asarray(np.log(count * probability), jnp.float32)
+        return on_device(np.log(count * probability), jnp.float32)
 
-    return Samples(jnp.asarray(ids), log_expected(ids), log_expected(labels), jnp.int32(count))
+    return Samples(on_device(ids), log_expected(ids), log_expected(labels), jnp.int32(count))

@@ -84,13 +84,17 @@ class Programs:
         return jax.jit(program)
 
     @cached_property
+    def forward(self) -> str:
+        """Whether the forward mode is there, which only lowering tells."""
+        return _attempt(lambda _: jax.jit(self.slope).lower(*self.arrays), self)
+
+    @cached_property
     def derivatives(self):
         """Of the ways that are not refused: those, their one program, and what it gives.
 
         A gradient that is right under remat is right without.
         """
-        forward = _attempt(lambda _: jax.jit(self.slope).lower(*self.arrays), self) == YES
-        ways = ("remat", "jvp") if forward else ("remat",)
+        ways = ("remat", "jvp") if self.forward == YES else ("remat",)
         try:
             return self._run_by(ways)
         except REFUSALS:
@@ -152,9 +156,7 @@ def _grad(programs):
 
 def _jvp(programs):
     """Against the gradient."""
-    ways, _, (_, gradients, slope) = programs.derivatives
-    if "jvp" not in ways:  # it was refused: by itself it says why
-        jax.jit(programs.slope).lower(*programs.arrays)
+    _, _, (_, gradients, slope) = programs.derivatives
     tangents = map(tangent, programs.arrays)
     terms = np.concatenate([(g * t).reshape(-1) for g, t in zip(gradients, tangents, strict=True)])
     tolerance = 64 * float(jnp.finfo(jnp.float32).eps) * float(np.abs(terms).sum())
@@ -237,7 +239,9 @@ def _in_dtype(name, programs):
 def _dtype(name, programs):
     arrays, wanted = _in_dtype(name, programs)
     with jax.enable_x64(name == "float64"):
-        got = jax.tree.map(np.asarray, programs.jitted(*arrays))
+        # Of arrays that only choose a key, what draws is a program that is there.
+        function = programs.function if programs.subject.by_key else programs.jitted
+        got = jax.tree.map(np.asarray, function(*arrays))
     compare(got, wanted, jnp.float32, factor=_coarser(name))
 
 
@@ -251,6 +255,8 @@ def transformation(programs: Programs, name: str) -> str:
     """Whether the transformation works, compared with the function as it is."""
     if name in ("grad", "jvp", "remat") and not programs.subject.differentiable:
         return NONE
+    if name == "jvp" and programs.forward == NO:
+        return NO
     return YES if name in programs.together else _attempt(_EXPERIMENTS[name], programs)
 
 

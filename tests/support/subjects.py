@@ -57,6 +57,7 @@ from jaxnets.kernels import (
     to_dense,
 )
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device
 
 PLATFORMS = ("cpu", "gpu", "tpu")
 VOCAB, FEATURES, TOKENS, HIDDEN, TIME = 48, 6, 8, 5, 11  # steps: more than are written out
@@ -81,12 +82,12 @@ class Subject(NamedTuple):
         """Random arrays of its shapes."""
         rng = np.random.default_rng(seed)
         drawn = [0.5 * rng.normal(size=shape) for shape in self.shapes]
-        return [jnp.asarray(array.astype(jnp.dtype(dtype))) for array in drawn]
+        return [on_device(array.astype(jnp.dtype(dtype))) for array in drawn]
 
 
-LABELS = jnp.asarray(np.arange(TOKENS) * 5 % VOCAB)
+LABELS = on_device(np.arange(TOKENS) * 5 % VOCAB)
 SAMPLES = fixed_samples(VOCAB, LABELS, np.arange(16) ** 2 % VOCAB)
-LENGTHS = jnp.asarray(np.array([11, 0, 2, 1, 3, 11, 7, 1]))
+LENGTHS = on_device(np.array([11, 0, 2, 1, 3, 11, 7, 1]))
 _SOFTMAX = ((TOKENS, FEATURES), (VOCAB, FEATURES), (VOCAB,))
 _LSTM = ((TOKENS, TIME, FEATURES), (FEATURES, 4 * HIDDEN), (HIDDEN, 4 * HIDDEN), (4 * HIDDEN,))
 _CONV = ((TOKENS, 3, 4, FEATURES), (FEATURES, 7), (7,))
@@ -120,9 +121,9 @@ def _gru(implementation, inputs, *parameters):
 
 
 def _layers(inputs, *parameters):
-    first = LSTMParameters(*parameters)
-    wide = first._replace(input_kernel=jnp.tile(first.input_kernel[:HIDDEN], (2, 1)))
-    outputs, _ = recurrent_layers(inputs, None, [[first, first], [wide]])
+    """Two directions, and a layer on them: as wide as the inputs, so that it is traced once."""
+    layer = LSTMParameters(*parameters)
+    outputs, _ = recurrent_layers(inputs, None, [[layer, layer], [layer]])
     return outputs
 
 
@@ -256,11 +257,11 @@ SUBJECTS = {
                 _SOFTMAX[:1], False),
         Subject("hardest_samples", _hardest, _SOFTMAX, False),
         Subject("CandidateQueue", _queue, _SOFTMAX[:1], False),
-        Subject("StreamingFrequency", _stream, _SOFTMAX[:1], False),
+        Subject("StreamingFrequency", jax.jit(_stream), _SOFTMAX[:1], False),
         Subject("mixed_samples", _mixed, _SOFTMAX[:1], False, by_key=True),
-        Subject("gather_rows, add_rows", _rows, (_SOFTMAX[1],)),
+        Subject("gather_rows, add_rows", jax.jit(_rows), (_SOFTMAX[1],)),
         Subject("rows_from_dense, to_dense",
-                lambda g: to_dense(rows_from_dense(jnp.asarray(g), VOCAB), VOCAB),
+                jax.jit(lambda g: to_dense(rows_from_dense(g, VOCAB), VOCAB)),
                 (_SOFTMAX[1],), False),
         Subject("lstm, scan", partial(_lstm, "scan"), _LSTM),
         Subject("lstm, reference", partial(_lstm, "reference"), _LSTM),
@@ -273,7 +274,8 @@ SUBJECTS = {
                 ((TOKENS, TIME, FEATURES), (FEATURES, 15), (5, 15), (15,), (15,))),
         Subject("gru, reference", partial(_gru, "reference"),
                 ((TOKENS, TIME, FEATURES), (FEATURES, 15), (5, 15), (15,), (15,))),
-        Subject("recurrent_layers", _layers, _LSTM),
+        Subject("recurrent_layers", _layers,
+                ((TOKENS, TIME, 2 * HIDDEN), (2 * HIDDEN, 4 * HIDDEN), *_LSTM[2:])),
         Subject("pointwise_conv, matmul", partial(_conv, "matmul"), _CONV),
         Subject("pointwise_conv, reference", partial(_conv, "reference"), _CONV),
         *(

@@ -18,6 +18,7 @@ from jaxnets.kernels import (
     linear_softmax_cross_entropy,
 )
 from tests.exact_loss import exact_divergence, exact_log_probs, exact_loss
+from tests.inputs import on_device
 
 BATCH, FEATURES, VOCAB = (2, 12), 16, 104
 TILES = Tiles(token_tile=24, vocab_tile=52)
@@ -141,7 +142,7 @@ def test_the_same_as_of_rounded_arrays(x64):
 
 
 def test_arrays_of_that_dtype_are_what_they_were():
-    arrays = [jnp.asarray(a, jnp.bfloat16) for a in (HIDDEN, WEIGHT, BIAS)]
+    arrays = [on_device(a, jnp.bfloat16) for a in (HIDDEN, WEIGHT, BIAS)]
     programs = [gradient(one_pass, dtype).lower(*arrays).as_text() for dtype in ("bfloat16", None)]
     assert programs[0] == programs[1]
 

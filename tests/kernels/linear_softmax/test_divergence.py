@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 
 from jaxnets.kernels import Head, Tiles, VocabSharding, linear_divergence
 from tests.exact_loss import exact_divergence, exact_loss
+from tests.inputs import on_device
 
 KINDS = ["forward", "reverse", "jsd"]
 BATCH = (2, 5)
@@ -20,7 +21,7 @@ def problem(vocab_size=23):
 
     def head(features):
         shapes = (*BATCH, features), (vocab_size, features), (vocab_size,)
-        return tuple(jnp.asarray(draw.normal(size=shape), jnp.float32) for shape in shapes)
+        return tuple(on_device(draw.normal(size=shape), jnp.float32) for shape in shapes)
 
     return head(4), head(6)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import LabelRank, Tiles, TopK, linear_label_rank, linear_top_k
-from tests.inputs import INTEGER_TYPES
+from tests.inputs import INTEGER_TYPES, on_device
 
 TOKENS, FEATURES, VOCAB = (2, 5), 4, 23
 TILES = Tiles(vocab_tile=7)  # three, and two classes more
@@ -83,7 +83,7 @@ def in_numpy(results):
 def test_ranks(x64, dtype, features_first):
     hidden, weight, bias, labels, exclude = problem()
     table = weight.T if features_first else weight
-    arrays = [jnp.asarray(a, dtype) for a in (hidden, table, bias)]
+    arrays = [on_device(a, dtype) for a in (hidden, table, bias)]
 
     # Nothing excluded: once in each layout.
     excluded = (exclude, None) if dtype in ("float32", "bfloat16") else (exclude,)

@@ -10,7 +10,7 @@ import pytest
 
 from jaxnets.kernels import Tiles, linear_softmax_cross_entropy
 from tests.exact_loss import exact_loss
-from tests.inputs import INTEGER_TYPES, changed
+from tests.inputs import INTEGER_TYPES, changed, on_device
 from tests.kernels.linear_softmax import test_exact as exact
 from tests.near import assert_near
 
@@ -20,9 +20,9 @@ OUT = -jnp.inf
 def problem(tokens=6, features=5, vocab_size=32, dtype=jnp.float32):
     draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
     hidden, weight = (
-        jnp.asarray(draw.normal(size=(size, features)), dtype) for size in (tokens, vocab_size)
+        on_device(draw.normal(size=(size, features)), dtype) for size in (tokens, vocab_size)
     )
-    labels = jnp.asarray(draw.integers(8, vocab_size // 2, tokens))
+    labels = on_device(draw.integers(8, vocab_size // 2, tokens))
     return hidden, weight, jnp.zeros(vocab_size, dtype), labels
 
 
@@ -53,7 +53,7 @@ def test_labels_of_any_integer_type():
     # Narrower than int32, wider, and of the same width.
     some = {d: labels[d] for d in ("int8", "uint8", "uint32", "int64")}
     traced = jax.jit(lambda labels: jax.tree.map(lambda each: loss(each)[0], labels))(some)
-    expected = {d: loss(jnp.asarray(values[d], jnp.int32)) for d in ("int8", "int16")}
+    expected = {d: loss(on_device(values[d], jnp.int32)) for d in ("int8", "int16")}
     for dtype in INTEGER_TYPES:
         wanted = expected["int8" if dtype == "int8" else "int16"]
         near(loss(labels[dtype]), wanted, 0)

@@ -16,6 +16,7 @@ from jaxnets.kernels.dispatch import Target
 from jaxnets.kernels.pallas import fused_matmul as fm
 from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device
 from tests.lowering import for_gpu
 from tests.near import assert_near
 from tests.sampled_losses import token_by_token
@@ -34,11 +35,11 @@ def close(got, wanted, tolerance):
 
 
 def normal(seed, *shape, dtype=jnp.float32):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    return on_device(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def integers(seed, shape, end):
-    return jnp.asarray(np.random.default_rng(seed).integers(0, end, shape))
+    return on_device(np.random.default_rng(seed).integers(0, end, shape))
 
 
 def with_platforms(cases, others):
@@ -197,9 +198,8 @@ def test_full_softmax_in_several_chunks(platform, monkeypatch):
         return results, backward((cotangent, jnp.ones(37)))
 
     with compiling_for(platform, interpret=True):
-        (losses, log_sum_exp), (d_hidden, *found) = program(
-            np.where(bad, 1201, labels), hidden, weight, bias
-        )
+        results = program(np.where(bad, 1201, labels), hidden, weight, bias)
+    (losses, log_sum_exp), (d_hidden, *found) = jax.tree.map(np.asarray, results)
     assert (np.isnan(losses) == bad).all()
     assert (np.isnan(d_hidden) == bad[:, None]).all()
     wanted, z, backward = exact_loss(hidden, weight, labels, bias, label_smoothing=0.1)

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from jaxnets.kernels import Tiles, VocabSharding, linear_log_probs, linear_softmax_cross_entropy
 from tests.exact_loss import exact_log_probs
-from tests.inputs import changed
+from tests.inputs import changed, on_device
 from tests.slopes import assert_backward
 
 TOKENS, FEATURES, VOCAB = (2, 5), 4, 23
@@ -20,8 +20,8 @@ OPTIONS = [{}, {"temperature": 0.6}, {"soft_cap": 2.0, "temperature": "each"}]
 def problem(vocab_size=VOCAB):
     draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
     shapes = (*TOKENS, FEATURES), (vocab_size, FEATURES), (vocab_size,)
-    hidden, weight, bias = (jnp.asarray(draw.normal(size=s), jnp.float32) for s in shapes)
-    return hidden, weight, bias, jnp.asarray(draw.integers(0, vocab_size, TOKENS))
+    hidden, weight, bias = (on_device(draw.normal(size=s), jnp.float32) for s in shapes)
+    return hidden, weight, bias, on_device(draw.integers(0, vocab_size, TOKENS))
 
 
 def waves(shape):

@@ -12,6 +12,7 @@ from jaxnets.kernels import (
     linear_softmax_cross_entropy,
 )
 from jaxnets.kernels.linear_softmax.tile_sizes import MOST_ROUNDINGS, Sizes, chosen_tiles
+from tests.inputs import on_device
 
 TOKENS, FEATURES, VOCAB = 64, 24, 90  # the last of the tiles of 32 classes is moved back
 RANDOM = np.random.default_rng(0)
@@ -26,8 +27,8 @@ def gradient_of(tokens_of_a_tile, **options):
 
 
 def problem(dtype):
-    hidden = jnp.asarray(RANDOM.normal(size=(TOKENS, FEATURES)), dtype)
-    weight = jnp.asarray(RANDOM.normal(size=(VOCAB, FEATURES)) / 4, dtype)
+    hidden = on_device(RANDOM.normal(size=(TOKENS, FEATURES)), dtype)
+    weight = on_device(RANDOM.normal(size=(VOCAB, FEATURES)) / 4, dtype)
     # Half the tokens have one label: their rows are added before they are rounded.
     labels = np.where(np.arange(TOKENS) % 2 == 0, 7, RANDOM.integers(0, VOCAB, TOKENS))
     return weight, hidden, labels

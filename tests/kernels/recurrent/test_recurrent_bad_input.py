@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters, gru, lstm, recurrent_layers
+from tests.inputs import on_device
 
 pytestmark = pytest.mark.usefixtures("users_checks")
 
 
 def ones(shape, dtype=jnp.float32):
     """``jnp.ones`` without a program for each shape."""
-    return jnp.asarray(np.ones(shape, dtype))
+    return on_device(np.ones(shape, dtype))
 
 
 PARAMETERS = LSTMParameters(ones((3, 8)), ones((2, 8)), ones(8))

@@ -10,7 +10,7 @@ import pytest
 from jaxnets.kernels import GRUParameters, LSTMParameters, compiling_for, gru, lstm
 from jaxnets.kernels.recurrent import xla_chunk
 from jaxnets.kernels.recurrent.padding import Given, padding_of
-from tests.inputs import INTEGER_TYPES
+from tests.inputs import INTEGER_TYPES, on_device
 from tests.near import assert_near
 from tests.recurrence import by_hand, jitted, value_and_gradients
 from tests.traced import traced
@@ -35,7 +35,7 @@ IDS = np.array([[0, 0, 1, 1, 2, 2, 2], [3, 0, 3, 0, 0, 1, 1], [1, 2, 3, 0, 0, 0,
 
 def normal(seed, *shape, dtype=jnp.float32):
     draw = np.random.default_rng(seed)  # of NumPy, which compiles nothing
-    return jnp.asarray(draw.normal(size=shape), dtype)
+    return on_device(draw.normal(size=shape), dtype)
 
 
 def problem(kind, batch=BATCH, time=TIME, dtype=jnp.float32):

@@ -58,20 +58,22 @@ def test_losses_equal_the_equation(
     options = {**options, "remove_accidental_hits": remove_accidental_hits}
 
     @jax.jit
-    def program(hidden, weight, bias, weights, labels, samples):
+    def program(hidden, weight, bias, weights, labels, mask):
+        own = labels if num_true > 1 else labels[:, 0]
+        samples = Samples.from_candidates(ids, own, mask=mask)
+
         def value(hidden, weight, bias, weights):
-            own = labels if num_true > 1 else labels[:, 0]
             return loss(
                 hidden, weight, own, samples, bias=bias, token_weights=weights, ignore_index=-1,
                 **options,
             )  # fmt: skip
 
-        return jax.value_and_grad(value, (0, 1, 2, 3))(hidden, weight, bias, weights)
+        derivative = jax.value_and_grad(value, (0, 1, 2, 3))
+        return samples, derivative(hidden, weight, bias, weights)
 
     def check(hidden, weights, labels, mask, bad_hidden):
-        own = labels if num_true > 1 else labels[:, 0]
-        samples = Samples.from_candidates(ids, own, mask=np.broadcast_to(mask, ids.shape))
-        value, found = program(bad_hidden, weight, bias, weights, labels, samples)
+        mask = np.broadcast_to(mask, ids.shape)
+        samples, (value, found) = program(bad_hidden, weight, bias, weights, labels, mask)
         wanted, expected, kept = token_by_token(
             kind, hidden, weight, labels, samples, bias, weights, ignored=-1, **options
         )

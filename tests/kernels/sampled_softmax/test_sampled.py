@@ -23,6 +23,7 @@ from jaxnets.kernels import (
 from jaxnets.kernels.sampled_softmax import reference
 from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device
 from tests.near import assert_near
 from tests.sampled_losses import sampled_loss, token_by_token
 from tests.slopes import assert_backward
@@ -33,9 +34,9 @@ TENSORFLOW = dict(np.load(Path(__file__).parents[2] / "data" / "tensorflow.npz")
 def problem(num_true=1, per_token=False, vocab_size=60, tokens=7, features=5, num_sampled=16):
     draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
     shapes = (tokens, features), (vocab_size, features), (vocab_size,)
-    hidden, weight, bias = (jnp.asarray(draw.normal(size=shape)) for shape in shapes)
+    hidden, weight, bias = (on_device(draw.normal(size=shape)) for shape in shapes)
     log_uniform = np.exp(draw.uniform(0, np.log(vocab_size + 1), (tokens, num_true))) - 1
-    labels = jnp.asarray(np.minimum(log_uniform.astype(int), vocab_size - 1))
+    labels = on_device(np.minimum(log_uniform.astype(int), vocab_size - 1))
     ids = np.stack([draw.permutation(vocab_size)[:num_sampled] for _ in range(tokens)])
     own = labels if num_true > 1 else labels[:, 0]
     return (
@@ -194,9 +195,9 @@ def test_figures_of_tensorflow(num_true, remove, name, loss):
     if num_true == 1 and name == "softmax":
         labels, counts = labels[:, 0], counts[:, 0]
     samples = Samples(
-        jnp.asarray(figures["ids"], jnp.int32),
-        jnp.asarray(figures["log_expected_count"]),
-        jnp.asarray(counts),
+        on_device(figures["ids"], jnp.int32),
+        on_device(figures["log_expected_count"]),
+        on_device(counts),
         jnp.int32(12),
     )
 
@@ -207,7 +208,7 @@ def test_figures_of_tensorflow(num_true, remove, name, loss):
         )  # fmt: skip
         return losses.sum(), losses
 
-    arrays = [jnp.asarray(figures[k]) for k in ("weight", "bias", "hidden")]
+    arrays = [on_device(figures[k]) for k in ("weight", "bias", "hidden")]
     derivative = jax.jit(jax.value_and_grad(ours, (0, 1, 2), has_aux=True))
     (_, losses), gradients = derivative(*arrays)
     key = f"{name}_{num_true}_{remove}"
@@ -244,9 +245,9 @@ def test_bias_of_the_gradient_shrinks_with_num_sampled(sampler, sizes, unique):
     40 groups of draws).
     """
     draw = np.random.default_rng(5)
-    hidden = jnp.asarray(draw.normal(size=(32, 8)), jnp.float32)
-    weight = jnp.asarray(0.7 * draw.normal(size=(400, 8)), jnp.float32)
-    labels = jnp.asarray(np.exp(draw.uniform(0, np.log(401), 32)).astype(int) - 1)
+    hidden = on_device(draw.normal(size=(32, 8)), jnp.float32)
+    weight = on_device(0.7 * draw.normal(size=(400, 8)), jnp.float32)
+    labels = on_device(np.exp(draw.uniform(0, np.log(401), 32)).astype(int) - 1)
     logits = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     full = (softmax - np.eye(400)[np.asarray(labels)]) @ np.asarray(weight, np.float64) / 32
@@ -280,7 +281,7 @@ def test_in_batch_softmax_is_a_softmax_over_the_batch(x64):
     draw = np.random.default_rng(6)
     hidden, items = draw.normal(size=(2, 6, 4))
     labels = jnp.array([3, 9, 3, 4, 5, 9])
-    log_p = jnp.asarray(np.log(draw.uniform(size=6)))
+    log_p = on_device(np.log(draw.uniform(size=6)))
 
     def theirs(hidden, items):
         logits = hidden @ items.T - log_p

@@ -16,7 +16,7 @@ from jaxnets.kernels import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
-from tests.inputs import INTEGER_TYPES
+from tests.inputs import INTEGER_TYPES, on_device
 from tests.sampled_losses import sampled_loss
 from tests.with_bias import with_bias
 
@@ -32,7 +32,7 @@ VOCAB, FEATURES = 50, 4
 def arrays(tokens, dtype=jnp.float32):
     draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
     shapes = (tokens, FEATURES), (VOCAB, FEATURES), (VOCAB,)
-    return tuple(jnp.asarray(draw.normal(size=shape), dtype) for shape in shapes)
+    return tuple(on_device(draw.normal(size=shape), dtype) for shape in shapes)
 
 
 def drawn(labels, per_token=False):
@@ -41,7 +41,7 @@ def drawn(labels, per_token=False):
     batch = shape[:1] if per_token else ()
     ids = rng.integers(0, VOCAB, (*batch, 8))
     counts = rng.uniform(-3, 0, ids.shape), rng.uniform(-3, 0, shape)
-    return Samples(jnp.asarray(ids), *(jnp.asarray(c, jnp.float32) for c in counts), jnp.int32(8))
+    return Samples(on_device(ids), *(on_device(c, jnp.float32) for c in counts), jnp.int32(8))
 
 
 def same(actual, expected, tolerance=2e-6):

@@ -37,17 +37,21 @@ def test_keys_of_any_implementation(implementation, per_token):
 
     Of two classes, drawn until both are found, the first is class 0 with probability p, and the
     tries are 1 + geometric: a binomial and a z-test over 4,000 runs, false alarms 1e-4 each.
+    Every class that can be drawn is expected once.
     """
     counts, runs = np.array([3, 1, 0]), 4000
     sampler, p = Unigram.from_counts(counts), 0.75
-    labels = np.zeros(runs, int)
+    labels = np.arange(runs) % 4 - 1
     key = jax.random.key(7, impl=implementation)
     if per_token:
         samples = draw_samples(sampler, key, 2, labels, per_token=True)
     else:
-        one = lambda key: draw_samples(sampler, key, 2, labels[0])  # noqa: E731
+        one = lambda key: draw_samples(sampler, key, 2, labels[:4])  # noqa: E731
         samples = jax.jit(lambda key: jax.vmap(one)(jax.random.split(key, runs)))(key)
     ids, tries = np.asarray(samples.ids), np.asarray(samples.tries, np.float64)
+    assert not samples.log_expected_count.any()
+    of_labels = np.asarray(samples.labels_log_expected_count).reshape(-1, 4)
+    assert (of_labels == [-np.inf, 0, 0, -np.inf]).all()
     assert stats.binomtest(int((ids[:, 0] == 0).sum()), runs, p).pvalue > FALSE_ALARM
     # Class 0 first: then 1 / (1 - p) tries until class 1; and the other way round.
     mean = 1 + p / (1 - p) + (1 - p) / p
@@ -114,7 +118,8 @@ def test_ids_that_are_no_classes_are_never_drawn(sampler):
 @pytest.mark.usefixtures("users_checks")
 def test_arguments():
     key = jax.random.key(0)
-    assert draw_samples(Uniform(np.int64(9)), key, np.int32(3), [1]).ids.shape == (3,)
+    drawn = draw_samples(Uniform(np.int64(9)), key, np.int32(3), [1], unique=False)
+    assert drawn.ids.shape == (3,)
     assert type(Uniform(np.int64(9)).vocab_size) is int
     for number in (2.0, True, "2"):
         with pytest.raises(TypeError, match="num_sampled must be an integer"):
@@ -195,7 +200,8 @@ def test_samplers_compare_and_hash():
     assert jax.jit(lambda s: s == s and s in {s} and s != make()[0])(samplers[0])
 
 
-def test_strict_modes_of_samplers(strict_modes):
+def test_samples_of_each_token_and_strict_modes(strict_modes):
+    """Each token has candidates of its own; shapes of all samplers, numbers of one."""
     labels, key = np.array([[1, -100], [3, 5]]), jax.random.key(0)
 
     def draws(sampler, **options):
@@ -204,8 +210,13 @@ def test_strict_modes_of_samplers(strict_modes):
     for sampler in SAMPLERS:
         jax.eval_shape(draws(sampler), key)  # ranks and types show while tracing
         sampler.log_probability(labels.reshape(-1))
-    jax.eval_shape(draws(SAMPLERS[1], unique=False, per_token=True), key)
-    assert not any(np.isnan(x).any() for x in draws(SAMPLERS[2], per_token=True)(key))
+    for unique in (True, False):
+        jax.eval_shape(draws(SAMPLERS[1], unique=unique, per_token=True), key)
+    samples = draws(SAMPLERS[2], per_token=True)(key)
+    assert not any(np.isnan(x).any() for x in samples)
+    assert samples.ids.shape == samples.log_expected_count.shape == (2, 2, 3)
+    assert samples.tries.shape == samples.labels_log_expected_count.shape == (2, 2)
+    assert len({tuple(row) for row in np.asarray(samples.ids).reshape(-1, 3).tolist()}) > 1
     LearnedUnigram.create(9).update(labels)
 
 
