@@ -27,7 +27,7 @@ def parameters(kind="lstm", features=FEATURES, hidden=HIDDEN, dtype=jnp.float64)
     draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
 
     def normal(*shape, mean=0.0):
-        return jnp.asarray(mean + 0.4 * draw.normal(size=shape), dtype)
+        return (mean + 0.4 * draw.normal(size=shape)).astype(dtype)
 
     if kind == "gru":
         return GRUParameters(
@@ -55,7 +55,7 @@ def problem(kind, marks=None, batch=BATCH, time=TIME, dtype=jnp.float64):
     shapes = (
         (batch, time, FEATURES), (batch, HIDDEN), (batch, weights.recurrent_kernel.shape[0])
     )  # fmt: skip
-    inputs, c, h = (jnp.asarray(draw.normal(size=shape), dtype) for shape in shapes)
+    inputs, c, h = (draw.normal(size=shape).astype(dtype) for shape in shapes)
     lengths = draw.integers(0, time + 1, batch)
     lengths[0] = 0
     options = {}
