@@ -137,7 +137,7 @@ def over_all_classes_and_rows(batch, tables):
     return (
         linear_top_k(*arrays, 3, bias=bias, exclude=labels[..., None]),
         linear_label_rank(*arrays, labels, bias=bias, exclude=labels[..., None] // 2),
-        in_batch_softmax_cross_entropy(hidden[:, 0], hidden[:, 1], labels[:, 0]),
+        in_batch_softmax_cross_entropy(hidden[:, 0], hidden[:, 1], labels[:, 0] % 5),
         linear_softmax_cross_entropy(hidden, rows, local, reduction="sum"),
         to_dense(SparseRows(ids, rows), VOCAB),
     )

@@ -26,7 +26,7 @@ def softmax_functions(batch, tables):
     others = (onehot[labels] + onehot[labels // 2]) == 0
     rank = (others & (logits > own)).sum(-1), (others & (logits == own)).sum(-1)
 
-    queries, items, of_items = hidden[:, 0], hidden[:, 1], labels[:, 0]
+    queries, items, of_items = hidden[:, 0], hidden[:, 1], labels[:, 0] % 5
     pairs = np.eye(len(queries))
     scores = queries @ items.T
     scores[(of_items[:, None] == of_items) & (pairs == 0)] = -np.inf
