@@ -38,6 +38,7 @@ SHA256 = {
     "TEST": "b3d41d6a0ca3bcad3afb9ca7d4365382aa51341e2e58bae2a574babdda5b9462",
 }
 SPEAKERS, CHANNELS, HIDDEN, BATCH, EPOCHS = 9, 12, 64, 30, 40
+LEARNING_RATE = 5e-3  # at the start
 ROW = 64  # steps of a packed row
 BUCKETS = 4
 QUICK = "JapaneseVowels."
@@ -103,7 +104,7 @@ def trained(layout: str, epochs: int) -> tuple[nnx.GraphDef, nnx.State]:
     graph, parameters = nnx.split(Classifier(nnx.Rngs(0)))
     gradient, batches = gradients(layout, graph)
     steps = epochs * -(-len(load("TRAIN")[0]) // BATCH)
-    optimizer = optax.adam(optax.cosine_decay_schedule(5e-3, steps))
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
     state = optimizer.init(parameters)
 
     @jax.jit

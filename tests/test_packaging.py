@@ -99,9 +99,14 @@ def repository(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def distribution(repository):
-    """The sdist, and a wheel of it, built as a user builds them."""
-    run(sys.executable, "-m", "build", "--no-isolation", ".", cwd=repository)
-    return built("sdist", repository), built("wheel", repository)
+    """The sdist, and a wheel of what it unpacks to, as ``build`` makes them."""
+    assert build_by_hook(("sdist", repository)) == [""]
+    sdist = built("sdist", repository)
+    with tarfile.open(sdist) as file:
+        file.extractall(repository.parent, filter="data")
+    tree = repository.parent / sdist.name.removesuffix(".tar.gz")
+    assert build_by_hook(("wheel", tree)) == [""]
+    return sdist, built("wheel", tree)
 
 
 def clone(repository, to):
@@ -216,35 +221,34 @@ def test_build_of_less_than_the_library_fails(tmp_path):
         assert not list(tree.glob("dist/*"))
 
 
-@pytest.fixture
-def environment(tmp_path):
+def environment(folder):
     """A new environment, with the development environment's packages but not its jaxnets."""
-    venv.create(tmp_path / "venv")
-    (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    venv.create(folder / "venv")
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
     # The path files of what is added by a path file are not read: an editable jaxnets stays out.
     packages = [path for path in sys.path if path.endswith("-packages")]
     (site / "packages.pth").write_text("\n".join(packages))
-    return tmp_path / "venv/bin/python", site
+    return folder / "venv/bin/python", site
 
 
-def test_installed_wheel(distribution, environment, tmp_path):
-    python, site = environment
+def test_installed_wheel(distribution, tmp_path):
+    python, site = environment(tmp_path)
     zipfile.ZipFile(distribution[1]).extractall(site)
     where = run(python, "-W", "error", "-c", ONE_LOSS, cwd=tmp_path)
     assert where.startswith(f"{site}/jaxnets/kernels/")
 
 
-@pytest.mark.parametrize("link", [True, False])
-def test_editable_install(link, environment, tmp_path):
-    tree = copy_to(tmp_path)
-    if not link:
-        (tree / "jaxnets/kernels").unlink()
-        (tree / "jaxnets/kernels").write_text("../kernels")
-    python, site = environment
-    assert build_by_hook(("editable", tree)) == [""]
-    zipfile.ZipFile(built("wheel", tree)).extractall(site)
-    where = run(python, "-W", "error", "-c", ONE_LOSS, cwd=tmp_path)
-    assert where.startswith(f"{tree}/{'jaxnets/' * link}kernels/")
+def test_editable_install(tmp_path):
+    """With the link, and where it is a file."""
+    trees = {link: copy_to(tmp_path / str(link)) for link in (True, False)}
+    (trees[False] / "jaxnets/kernels").unlink()
+    (trees[False] / "jaxnets/kernels").write_text("../kernels")
+    assert build_by_hook(*(("editable", tree) for tree in trees.values())) == ["", ""]
+    for link, tree in trees.items():
+        python, site = environment(tree.parent)
+        zipfile.ZipFile(built("wheel", tree)).extractall(site)
+        where = run(python, "-W", "error", "-c", ONE_LOSS, cwd=tmp_path)
+        assert where.startswith(f"{tree}/{'jaxnets/' * link}kernels/")
 
 
 def test_dependencies_are_what_is_imported():

@@ -274,7 +274,7 @@ def test_learns_real_verses(loops):
     sides = [[pair[i] for pair in pairs] for i in range(2)]
     lengths = np.array([[len(side) for side in pair] for pair in pairs])
     plan = bucket_plan(lengths, [tuple(int(n) for n in lengths.max(0))], batch=4)
-    steps = 100  # to rates of 0, where what was learned settles
+    steps = 200  # to rates of 0, where what was learned settles
     source = BatchSource(plan, sides, epochs=steps)
     config = Seq2SeqConfig(
         len(english.words), len(spanish.words), features=32, bidirectional=False,

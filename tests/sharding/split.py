@@ -26,8 +26,8 @@ SHARDINGS = {
 
 
 def normal(seed, *shape, dtype=jnp.float32):
-    """Of NumPy, which compiles nothing."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+    """Of NumPy, which compiles nothing, here or where the array is split."""
+    return np.random.default_rng(seed).normal(size=shape).astype(dtype)
 
 
 @cache
@@ -36,7 +36,7 @@ def problem(dtype=jnp.float32):
         normal(0, BATCH, TIME, FEATURES, dtype=dtype),
         normal(1, VOCAB, FEATURES, dtype=dtype),
         normal(2, VOCAB, dtype=dtype),
-        jnp.asarray(np.random.default_rng(3).integers(0, VOCAB, (BATCH, TIME))),
+        np.random.default_rng(3).integers(0, VOCAB, (BATCH, TIME)).astype(np.int32),
     )
 
 

@@ -37,6 +37,7 @@ from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
 from tests.near import assert_near
 from tests.sampled_losses import sampled_loss
+from tests.sharding import whole_batch
 from tests.with_bias import with_bias
 
 BATCH, TIME, FEATURES, VOCAB = 8, 3, 4, 48
@@ -82,6 +83,7 @@ TABLES = {
     "pointwise": normal(10, FEATURES, 6),
     "depthwise": normal(11, 3, 3, FEATURES),
 }
+DROPOUT = {"recurrent_dropout": 0.5, "key": jax.random.key(0)}
 
 
 def losses(batch, tables):
@@ -135,7 +137,7 @@ def over_all_classes_and_rows(batch, tables):
     return (
         linear_top_k(*arrays, 3, bias=bias, exclude=labels[..., None]),
         linear_label_rank(*arrays, labels, bias=bias, exclude=labels[..., None] // 2),
-        in_batch_softmax_cross_entropy(hidden[:, 0], hidden[:, 1], labels[:, 0]),
+        in_batch_softmax_cross_entropy(hidden[:, 0], hidden[:, 1], labels[:, 0] % 5),
         linear_softmax_cross_entropy(hidden, rows, local, reduction="sum"),
         to_dense(SparseRows(ids, rows), VOCAB),
     )
@@ -144,14 +146,11 @@ def over_all_classes_and_rows(batch, tables):
 def layers(batch, tables):
     inputs, mask = batch["sequences"].swapaxes(0, 1), batch["mask"].swapaxes(0, 1)
     return (
-        lstm(
-            inputs, None, tables["lstm"], mask=mask, time_first=True, recurrent_dropout=0.5,
-            key=jax.random.key(0),
-        ),
+        lstm(inputs, None, tables["lstm"], mask=mask, time_first=True, **DROPOUT),
         gru(batch["sequences"], None, tables["gru"], lengths=batch["lengths"], reverse=True),
         pointwise_conv(batch["images"], tables["pointwise"], None, activation="relu"),
         depthwise_conv(batch["images"], tables["depthwise"]),
-    )  # fmt: skip
+    )
 
 
 def one_sequence(batch, tables):
@@ -192,15 +191,20 @@ def test_losses_and_gradients_are_those_by_hand(kind, function, by_hand):
         assert gradients[name].sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
-@pytest.mark.parametrize("function", [over_all_classes_and_rows, layers])
-def test_values_and_gradients_are_those_of_one_device(function, loops):
-    wanted = jax.jit(partial(with_gradients, function))(BATCHED, TABLES)
+@pytest.mark.parametrize(
+    ("function", "by_hand"),
+    [(over_all_classes_and_rows, whole_batch.softmax_functions), (layers, whole_batch.layers)],
+)
+def test_values_and_gradients_are_those_of_the_whole_batch(loops, function, by_hand):
     batch, tables = placed(make_mesh("explicit"))
-    got = jax.jit(partial(with_gradients, function))(batch, tables)
+    (_, found), gradients = jax.jit(partial(with_gradients, function))(batch, tables)
+    wanted, some = by_hand(BATCHED | DROPOUT, TABLES)
+    arrays = {name: batch[name] for name in gradients[0]}, tables
+    every = jax.tree.map(lambda a: np.zeros(a.shape), arrays)
+    all_wanted = [{name: some.get(name, zeros[name]) for name in zeros} for zeros in every]
     # Sums over batch, time and classes in another order.
-    assert_near(got, wanted, 64 * EPSILON, 1e-3)
-    arrays = jax.tree.leaves(({name: batch[name] for name in got[1][0]}, tables))
-    for gradient, array in zip(jax.tree.leaves(got[1]), arrays, strict=True):
+    assert_near((found, gradients), (wanted, all_wanted), 64 * EPSILON, 1e-3)
+    for gradient, array in zip(*map(jax.tree.leaves, (gradients, arrays)), strict=True):
         assert gradient.sharding.is_equivalent_to(array.sharding, array.ndim)
 
 
