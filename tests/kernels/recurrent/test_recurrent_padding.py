@@ -34,11 +34,7 @@ IDS = np.array([[0, 0, 1, 1, 2, 2, 2], [3, 0, 3, 0, 0, 1, 1], [1, 2, 3, 0, 0, 0,
 
 def normal(seed, *shape, dtype=jnp.float32):
     draw = np.random.default_rng(seed)  # of NumPy, which compiles nothing
-<<<<<<< HEAD
     return on_device(draw.normal(size=shape), dtype)
-=======
-    return draw.normal(size=shape).astype(dtype)
->>>>>>> trim3-c
 
 
 def problem(kind, batch=BATCH, time=TIME, dtype=jnp.float32):
