@@ -88,20 +88,15 @@ def loops(monkeypatch):
     monkeypatch.setattr(xla_chunk_size, "WRITTEN_OUT", ())
 
 
-# Of the 65,530 pieces of memory that Linux lets a process map, some for each program.
-_MANY_MAPS = 30_000
-
-
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """Frees the programs that modules compiled before the system's limit is reached.
+    """Frees the programs that a module compiled.
 
-    Not after each module: what the next one calls alike it would have to trace and load again.
+    The system limits how many one process maps, and a process of gigabytes is slower than one that
+    loads some of them again.
     """
     yield
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > _MANY_MAPS:
-        jax.clear_caches()
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="module")
