@@ -1,6 +1,8 @@
 """Split over devices, of any shape, dtype or size: the right numbers, or an error that names an
 argument; see ``fuzzing.py``."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,24 +23,26 @@ from tests.reliability.fuzzing import (
     spoiled,
     tables,
 )
-from tests.sharding.test_sharded import SHARDINGS, make_mesh
+from tests.sharding.split import SHARDINGS, make_mesh
 
 pytestmark = pytest.mark.usefixtures("users_checks")
+
+
+def split_loss(name):
+    """A loss for each token, split as ``SHARDINGS`` has it by that name."""
+    return partial(
+        linear_softmax_cross_entropy,
+        reduction="none", tiles=Tiles(vocab_tile=16), sharding=SHARDINGS[name](make_mesh()),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["vocab and tokens", "vocab over all"])
 def test_sharded_softmax(name):
     """Sizes that do not divide the devices are refused, by name."""
-    sharding = SHARDINGS[name](make_mesh())
 
     @fuzzed(spoiled(projections()), EXAMPLES // 2)
     def run(arguments):
-        def losses(**given):
-            return linear_softmax_cross_entropy(
-                **given, reduction="none", tiles=Tiles(vocab_tile=16), sharding=sharding
-            )
-
-        holds(losses, plain_full, arguments, 7)
+        holds(split_loss(name), plain_full, arguments, 7)
 
     run()
 
@@ -60,14 +64,7 @@ def splittable(draw):
 
 @fuzzed(spoiled(splittable()), EXAMPLES // 2)
 def test_sharded_softmax_of_sizes_that_divide(arguments):
-    sharding = SHARDINGS["vocab and tokens"](make_mesh())
-
-    def losses(**given):
-        return linear_softmax_cross_entropy(
-            **given, reduction="none", tiles=Tiles(vocab_tile=16), sharding=sharding
-        )
-
-    holds(losses, plain_full, arguments, 7)
+    holds(split_loss("vocab and tokens"), plain_full, arguments, 7)
 
 
 @fuzzed(spoiled(tables()), EXAMPLES // 2)
