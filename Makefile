@@ -8,6 +8,8 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 # Modules are compiled when they are first imported, and most never are: half of the time.
 INSTALL := -m pip install --quiet --no-compile --editable
+# Where it is set, as containers do, every process of the tests compiles jax and flax anew.
+export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq recommender
 # Of the files that have one: each of the others would be imported only to be left out.
 SMOKE := -m smoke $(shell grep -rl --include='test_*.py' mark.smoke tests)
@@ -20,10 +22,14 @@ $(VENV)/installed: pyproject.toml
 	$(RUN) $(INSTALL) '.[dev]'
 	touch $@
 
-# After the other: both write the package's metadata to this folder.
-$(VENV)-oldest/installed: pyproject.toml .ci/oldest.txt | $(VENV)/installed
-	$(OLDEST) -m venv $(VENV)-oldest
+# The package itself after the other environment's: both write its metadata to this folder.
+$(VENV)-oldest/installed: pyproject.toml $(VENV)-oldest/lowest | $(VENV)/installed
 	$(VENV)-oldest/bin/python $(INSTALL) '.[dev]' --constraint .ci/oldest.txt
+	touch $@
+
+$(VENV)-oldest/lowest: .ci/oldest.txt
+	$(OLDEST) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --no-compile --requirement .ci/oldest.txt
 	touch $@
 
 # Before a commit: lint, types and the smoke tests.
@@ -31,10 +37,10 @@ check: lint
 	$(RUN) -m pytest --numprocesses=2 $(SMOKE)
 
 # Lint, types and all tests; the smoke tests again on the oldest Python, jax, flax, optax and orbax.
-# The second environment is installed beside lint: each keeps one core busy.
+# Both environments are installed side by side, then mypy runs beside the smoke tests: two cores have
+# something to do.
 test:
-	$(MAKE) --jobs=2 --output-sync=target lint $(VENV)-oldest/installed
-	$(MAKE) smoke-oldest
+	$(MAKE) --jobs=2 --output-sync=target lint smoke-oldest
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal $(addprefix --ignore=tests/compilers/,$(COMPILED))
 
 lint: $(VENV)/installed
