@@ -11,10 +11,9 @@ platforms, shapes and dtypes. Which is taken is said, in this order, by
 6. and else it is the one on XLA.
 
 XLA splits a program over devices by itself where a mesh has ``Auto`` axes, which is seen only once
-it is compiled, and it cannot split a Pallas kernel: JAX refuses the program. So 3 to 5 give a
-Pallas kernel only where there is one device, or in a ``shard_map``.
-
-The choice is made where an operation is traced, for the platform of JAX's default device.
+it is compiled, and it cannot split a Pallas kernel: JAX refuses the program. So 3 to 5 give one only
+where there is one device, or in a ``shard_map``: the caller's, or ours over ``Explicit`` axes. The
+choice is made where an operation is traced, for the platform of JAX's default device.
 """
 
 from __future__ import annotations
@@ -206,9 +205,12 @@ def with_tiles(tiles: tuple[int, ...] | None) -> Iterator[None]:
 
 
 def choose(
-    operation: Operation, dtype: Any, sizes: Mapping[str, Any], requested: str | None = None
-) -> Choice:
+    operation: Operation, dtype: Any, sizes: Mapping[str, Any], requested: str | None = None, *,
+    own_rows: bool = False,
+) -> Choice:  # fmt: skip
     """The implementation to run, and why: see the top of this file.
+
+    ``own_rows``: each device will run it on its own rows, whatever the mesh.
 
     Raises:
       ValueError: ``requested`` is not an implementation, or cannot run here; or
@@ -228,7 +230,7 @@ def choose(
     if _is_xla_only():
         return Choice(operation.default, None, "only XLA was asked for", where)
 
-    may_be_split = _may_be_split()
+    may_be_split = _may_be_split() and not own_rows
 
     def can_run(name):
         known = implementations.get(name)
@@ -313,9 +315,7 @@ def anywhere(_target: Target, _dtype: Any, _sizes: Mapping[str, Any]) -> None:
     """No obstacle."""
 
 
-def pallas_obstacle(
-    where: Target, dtype: Any, _sizes: Mapping[str, Any] | None = None
-) -> str | None:
+def pallas_obstacle(where: Target, dtype: Any, _: Mapping[str, Any] | None = None) -> str | None:
     """What stands in the way of any Pallas kernel of this package."""
     if where.platform == "cpu":
         return "Pallas kernels need a GPU or TPU, this is cpu"
@@ -329,7 +329,7 @@ def pallas_obstacle(
 
 
 def mosaic_gpu_obstacle(
-    where: Target, dtype: Any, _sizes: Mapping[str, Any] | None = None
+    where: Target, dtype: Any, _: Mapping[str, Any] | None = None
 ) -> str | None:
     """What stands in the way of a kernel on Mosaic GPU with a tensor core's newer instructions."""
     if where.platform != "gpu":

@@ -114,6 +114,19 @@ def _run(
     )(placed)  # fmt: skip
 
 
+def have_own_rows(array: Any, axis: int) -> bool:
+    """Whether :func:`over_rows` leaves XLA nothing to split, so that a Pallas kernel may run.
+
+    Args:
+      array: the argument that decides.
+      axis: of its batch.
+    """
+    if explicit_mesh(array) is None:
+        return False
+    split = split_of({"": array}, {"": axis})
+    return split is not None and set(split.axes) == set(split.mesh.axis_names)
+
+
 def _specs(places: Any, split: _Split) -> Any:
     return jax.tree.map(lambda at: P() if at < 0 else P(*(None,) * at, split.axes), places)
 

@@ -41,15 +41,16 @@ def stochastic_bfloat16(array: jax.Array, key: jax.Array) -> jax.Array:
 def matmul(
     a: jax.Array,
     b: jax.Array,
-    contract: tuple[int, int],
+    contract: tuple[int, int] | tuple[tuple[int, ...], tuple[int, ...]],
     precision: lax.Precision | None = None,
 ) -> jax.Array:
-    """``a`` and ``b`` contracted over one axis each, accumulated in float32 (float64).
+    """``a`` and ``b`` contracted over an axis each, or some, accumulated in float32 (float64).
 
     ``precision``: None is ``jax_default_matmul_precision``.
     """
     dtype = result_dtype(a, b)
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    axes = tuple((axis,) if isinstance(axis, int) else axis for axis in contract)
+    dimensions = ((axes[0], axes[1]), ((), ()))
     return lax.dot_general(
         a.astype(dtype),
         b.astype(dtype),

@@ -32,11 +32,9 @@ class Grid(NamedTuple):
     rows: int
     columns: int
 
-    def mesh(self) -> Mesh:
+    def mesh(self, kind: AxisType = AxisType.Auto) -> Mesh:
         devices: np.ndarray = np.array(topology(self.device, self.topology).devices)
-        return Mesh(
-            devices.reshape(self.rows, self.columns), _TOKENS, axis_types=(AxisType.Auto,) * 2
-        )
+        return Mesh(devices.reshape(self.rows, self.columns), _TOKENS, axis_types=(kind, kind))
 
 
 GRIDS = {
@@ -63,26 +61,22 @@ def exact_shapes(grid: Grid, tokens: int, features: int, vocab: int):
     )
 
 
-def lstm_over_batch(grid: Grid, inputs, parameters, d_outputs):
-    """Outputs and gradients, by the default of one device on each: a Pallas kernel is not split."""
-    split = P(_TOKENS)
-    layer = jax.shard_map(
-        partial(lstm_outputs, None), mesh=grid.mesh(), in_specs=(split, P()), out_specs=split,
-        check_vma=False,
-    )  # fmt: skip
-    return outputs_and_gradients(layer, inputs, parameters, d_outputs)
-
-
 def lstm_shapes(grid: Grid, batch: int, time: int, features: int, hidden: int):
-    """Inputs, parameters and the cotangent of the outputs, the batch split over all devices."""
-    split = partial(_shape, grid, spec=P(_TOKENS), dtype="bfloat16")
+    """Inputs, parameters and the cotangent of the outputs, the batch split over all devices.
+
+    By type, as over ``jax.make_mesh``'s axes: only so may a device run the kernel on its rows.
+    """
+    shape = partial(_shape, grid, dtype="bfloat16", kind=AxisType.Explicit)
     sizes = (features, 4 * hidden), (hidden, 4 * hidden), (4 * hidden,)
-    parameters = tuple(_shape(grid, size, P(), "bfloat16") for size in sizes)
-    return split((batch, time, features)), parameters, split((batch, time, hidden))
+    parameters = tuple(shape(size, P()) for size in sizes)
+    split = P(_TOKENS)
+    return shape((batch, time, features), split), parameters, shape((batch, time, hidden), split)
 
 
-def _shape(grid: Grid, shape: tuple[int, ...], spec: P, dtype: str) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(grid.mesh(), spec))
+def _shape(
+    grid: Grid, shape: tuple[int, ...], spec: P, dtype: str, kind: AxisType = AxisType.Auto
+) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(grid.mesh(kind), spec))
 
 
 def sharded_programs(device: str) -> Iterator[Program]:
@@ -103,7 +97,8 @@ def sharded_programs(device: str) -> Iterator[Program]:
     weights = (features + hidden + 1) * 4 * hidden
     yield Program(
         "LSTM with gradient", f"{sizes}, {over}", DEFAULT,
-        partial(lstm_over_batch, grid), partial(lstm_shapes, grid, *sizes),
+        partial(outputs_and_gradients, partial(lstm_outputs, None)),
+        partial(lstm_shapes, grid, *sizes),
         "bfloat16", flops=3 * 2.0 * batch * time * (features + hidden) * 4 * hidden / count,
         moved=4.0 * (batch * time * (features + hidden) / count + weights),
     )  # fmt: skip

@@ -9,7 +9,7 @@ from jaxnets.kernels.dispatch import Target
 from jaxnets.kernels.recurrent import cudnn
 from jaxnets.kernels.recurrent.pallas import pad_units, padded_hidden, persistent_lstm
 from jaxnets.kernels.recurrent.parameters import LSTMParameters
-from jaxnets.kernels.recurrent.xla_chunk import flat_matmul
+from jaxnets.kernels.recurrent.xla_chunk import times
 from jaxnets.kernels.recurrent.xla_scan import Marks
 
 
@@ -61,7 +61,7 @@ def _persistent(
         return array
 
     steps_first = jnp.swapaxes(inputs, 0, 1)
-    x_gates = flat_matmul(steps_first, pad(parameters.input_kernel, 1))
+    x_gates = times(steps_first, pad(parameters.input_kernel, 1))
     x_gates = (x_gates + pad(parameters.bias, 0).astype(jnp.float32)[None, None]).astype(
         inputs.dtype
     )

@@ -9,6 +9,7 @@ import jax
 from jaxtyping import Array, ArrayLike, Float, Integer, Key, Shaped
 
 from jaxnets.kernels import dispatch
+from jaxnets.kernels.meshes import have_own_rows
 from jaxnets.kernels.numerics import result_dtype
 from jaxnets.kernels.recurrent import implementations
 from jaxnets.kernels.recurrent.checks import (
@@ -243,7 +244,8 @@ def _options(
         "extras": extras,
     }
     dtype = result_dtype(inputs, *jax.tree.leaves(parameters))
-    chosen = dispatch.choose(operation, dtype, sizes, implementation)
+    own_rows = bool(batched) and have_own_rows(inputs, int(time_first))
+    chosen = dispatch.choose(operation, dtype, sizes, implementation, own_rows=own_rows)
     target = chosen.target if chosen.implementation in ("pallas", "cudnn") else None
     return Options(
         bool(time_first), bool(batched), masked_outputs == "repeat", bool(reverse),

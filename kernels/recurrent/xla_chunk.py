@@ -33,20 +33,17 @@ class Kept(NamedTuple):
 
 
 def times(a: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``a [rows, k] @ kernel [k, n]`` in the kernel's dtype, accumulated in float32 (float64)."""
-    return matmul(a.astype(kernel.dtype), kernel, (1, 0))
+    """``a [..., rows, k] @ kernel [k, n]`` in the kernel's dtype, accumulated in float32 (float64).
 
-
-def flat_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """The same over the flattened steps and rows: one large matmul."""
-    flat = times(a.reshape(-1, a.shape[-1]), b)
-    return flat.reshape(*a.shape[:-1], b.shape[1])
+    Of many steps it is one large matmul. They are not flattened here: XLA does that itself once it
+    has split the rows over devices, and after it could only gather them all on each.
+    """
+    return matmul(a.astype(kernel.dtype), kernel, (a.ndim - 1, 0))
 
 
 def outer(a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
     """The sum over steps and rows of ``a b^T``: the gradient of a kernel, as one matmul."""
-    a, b = (v.reshape(-1, v.shape[-1]).astype(like.dtype) for v in (a, b))
-    return matmul(a, b, (0, 0))
+    return matmul(a.astype(like.dtype), b.astype(like.dtype), ((0, 1), (0, 1)))
 
 
 def nothing_kept(
@@ -112,7 +109,7 @@ def forward(
     """
     chunk = view.inputs.shape[0]
     dtype = c.dtype
-    projected: Any = flat_matmul(view.inputs, weights.input_kernel)
+    projected: Any = times(view.inputs, weights.input_kernel)
     known_gates = None
     if known is not None:
         known_gates = gates_of_h(cell, weights, projected, known)
@@ -180,13 +177,13 @@ def gates_of_h(cell: Cell, weights: Any, x_gates: jax.Array, h: jax.Array) -> ja
     """h U of one step or of many, [..., rows, gates]; (r h) U_n in its last block by a reset."""
     kernel = weights.recurrent_kernel
     if not cell.resets:
-        return flat_matmul(h, kernel)
+        return times(h, kernel)
     hidden = h.shape[-1]
-    first = flat_matmul(h, kernel[:, : 2 * hidden])
+    first = times(h, kernel[:, : 2 * hidden])
     last = jnp.zeros_like(first[..., :hidden])
     x_sums, h_sums = add_biases(weights, x_gates, jnp.concatenate([first, last], axis=-1))
     r = jax.nn.sigmoid(x_sums[..., :hidden] + h_sums[..., :hidden])
-    last = flat_matmul(r * h, kernel[:, 2 * hidden :])
+    last = times(r * h, kernel[:, 2 * hidden :])
     return jnp.concatenate([first, last], axis=-1)
 
 
@@ -297,4 +294,4 @@ def backward(
         else outer(kept.hidden, d_projected, weights.projection),
         extra=d_extra,
     )
-    return dc, dh, d_weights, flat_matmul(gates[0], input_kernel)
+    return dc, dh, d_weights, times(gates[0], input_kernel)

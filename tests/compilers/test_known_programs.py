@@ -104,11 +104,14 @@ def test_of_a_sharded_program_the_communication_is_counted(worker, grid):
 
 
 def test_of_an_lstm_over_a_batch_only_the_gradients_of_its_parameters_are_sent(worker):
+    """And each device runs the Pallas kernel, though nobody wrote a ``shard_map``."""
     grid = sharded.GRIDS["v5p"]
+    layer = partial(programs.lstm_outputs, None)
     features = hidden = 128
     shapes = partial(sharded.lstm_shapes, grid, 32, 8, features, hidden)
-    record = worker.estimate("v5p", partial(sharded.lstm_over_batch, grid), shapes)
+    record = worker.estimate("v5p", partial(programs.outputs_and_gradients, layer), shapes)
     assert not record.error
+    assert any(part.pallas for part in record.parts)
     weights = (features + hidden + 1) * 4 * hidden
     assert list(record.collectives) == ["all-reduce"]
     assert 2 * weights <= record.collectives["all-reduce"][1] <= 4 * weights
