@@ -40,7 +40,7 @@ def test_lengths_of_a_quarter(batch, time):
 
 
 @pytest.mark.parametrize("kind", [recurrent.LSTM, recurrent.GRU], ids=["LSTM", "GRU"])
-def test_flax_gives_what_we_give_in_a_program_with_its_memory(kind, loops):
+def test_flax_gives_what_we_give_in_a_program_with_its_memory(kind, loops, cheap_parameters):
     shape = (2, 5, 3, 4)
     arrays, flax = recurrent.problem(*shape, kind), recurrent.flax_layer(*shape[2:], kind)
 

@@ -28,8 +28,11 @@ def train(model, loss, batch_at, steps, optimizer):
 
 
 def momentum(rate, steps):
-    """To a rate of 0, where the statistics of batches settle; Adam compiles for twice as long."""
-    return optax.sgd(optax.linear_schedule(rate, 0, steps), momentum=0.9)
+    """To a rate of 0, where the statistics of batches settle; Adam compiles for twice as long.
+
+    Of one flat vector, as the others are: an update of each parameter is a kernel or more for each.
+    """
+    return optax.flatten(optax.sgd(optax.linear_schedule(rate, 0, steps), momentum=0.9))
 
 
 def real_digits():
@@ -145,7 +148,7 @@ def test_image_to_image_learns_what_resizing_loses():
     def loss(model, images, key):
         return ((model(small(images), (24, 18)) - images) ** 2).mean(), {}
 
-    train(model, loss, batch_at, 100, optax.adam(1e-2))
+    train(model, loss, batch_at, 100, optax.flatten(optax.adam(1e-2)))
 
     @nnx.jit
     def errors(model, images):
@@ -166,7 +169,7 @@ def test_autoencoder_learns_real_digits_at_another_size():
     def batch_at(step):
         return images[np.random.default_rng(step).integers(len(images), size=32)]
 
-    train(model, loss, batch_at, 120, optax.adam(1e-2))
+    train(model, loss, batch_at, 120, optax.flatten(optax.adam(1e-2)))
     both = nnx.jit(lambda model, images: (model(images), resize(images, (12, 10))))
     found, wanted = map(np.asarray, both(model, test_images))
     assert ((found - wanted) ** 2).mean() < ((wanted - wanted.mean(0)) ** 2).mean() / 2

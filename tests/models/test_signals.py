@@ -233,8 +233,8 @@ def test_ecg_classifier_learns():
         return multilabel_loss(model(signals, lengths), labels, jnp.ones(len(labels))), {}
 
     fit(
-        model, loss, waves, 120, optimizer=optax.sgd(0.5, momentum=0.9), clip_norm=1.0,
-        key=jax.random.key(0), console=QUIET,
+        model, loss, waves, 120, clip_norm=1.0,
+        optimizer=optax.flatten(optax.sgd(0.5, momentum=0.9)), key=jax.random.key(0), console=QUIET,
     )  # fmt: skip
     model.eval()
     signals, lengths, labels = waves(10**6, 100)
@@ -257,8 +257,8 @@ def test_timeseries_learns_and_sees_only_the_length():
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[2]).mean(), {}
 
     fit(
-        model, loss, batch_at, 80, optimizer=optax.sgd(0.3, momentum=0.9), clip_norm=1.0,
-        key=jax.random.key(0), console=QUIET,
+        model, loss, batch_at, 80, clip_norm=1.0,
+        optimizer=optax.flatten(optax.sgd(0.3, momentum=0.9)), key=jax.random.key(0), console=QUIET,
     )  # fmt: skip
     model.eval()
     series, lengths, labels = batch_at(10**6)
