@@ -11,9 +11,9 @@ from flax import nnx
 
 from jaxnets import optim
 from jaxnets.kernels import SparseRows, add_rows, gather_rows, rows_from_dense, to_dense
-from tests.inputs import INTEGER_TYPES
+from tests.inputs import INTEGER_TYPES, on_device, ones
 
-TABLE = jnp.asarray(np.zeros((10, 2), np.float32))
+TABLE = on_device(np.zeros((10, 2), np.float32))
 
 
 def rows():
@@ -92,7 +92,7 @@ def test_schedules_count_the_steps_as_optax_does():
         return 0.1 / (n + 1)
 
     ours, theirs = optim.adagrad(schedule), optax.adagrad(schedule)
-    table = dense = jnp.ones((5, 2))
+    table = dense = ones((5, 2))
     state, dense_state = ours.init(table), theirs.init(dense)
 
     @jax.jit
@@ -126,7 +126,7 @@ def test_half_precision_tables_move_as_optax_moves_float32_ones(name, dtype):
     """The table is rounded once a step; states and arithmetic are float32."""
     ours, theirs, rate = OPTIMIZERS[name]
     ours, theirs = ours(rate), theirs(rate)
-    table = jnp.ones((6, 3), dtype)
+    table = ones((6, 3), dtype)
     state, dense_state = ours.init(table), theirs.init(table.astype(jnp.float32))
     assert all(leaf.dtype != dtype for leaf in jax.tree.leaves(state))
     dense = table
@@ -205,18 +205,18 @@ def test_ids_of_any_integers():
 
 
 def test_ids_beyond_int32_are_out_of_range():
-    _, _, local = gather_rows(jnp.ones((5, 1)), np.array([1, 2**32 + 1, 2**40]))
+    _, _, local = gather_rows(ones((5, 1)), np.array([1, 2**32 + 1, 2**40]))
     assert local.tolist() == [0, 3, 3]
 
 
 def test_rows_are_checked(users_checks):
     for ids in ([7, 3], [3, 3], [-1, 3]):
         with pytest.raises(ValueError, match="ids must be distinct, sorted and at least 0"):
-            SparseRows(ids, jnp.ones((2, 1)))
+            SparseRows(ids, ones((2, 1)))
     with pytest.raises(TypeError, match="ids must be integers, got dtype float"):
-        SparseRows([0.5], jnp.ones((1, 1)))
+        SparseRows([0.5], ones((1, 1)))
     with pytest.raises(ValueError, match=r"ids must be \[rows\]"):
-        SparseRows([[1]], jnp.ones((1, 1)))
+        SparseRows([[1]], ones((1, 1)))
 
 
 def test_rows_go_through_jax():
@@ -245,7 +245,7 @@ def test_ids_behind_the_last_must_fit_int32():
 
 
 def test_no_ids():
-    table = jnp.ones((5, 2))
+    table = ones((5, 2))
     row_ids, some, local = gather_rows({"a": table}, (jnp.zeros((0, 3), jnp.int32), []))
     assert row_ids.shape == (0,)
     assert some["a"].shape == (0, 2)
@@ -299,7 +299,7 @@ def test_norms_of_what_is_not_finite_and_of_nothing():
     assert optim.clip_by_norm([jnp.zeros(3)], 1.0)[0][0].tolist() == [0, 0, 0]
     for limit in (0, -1, float("nan")):
         with pytest.raises(ValueError, match="limit must be above 0"):
-            optim.clip_by_norm([jnp.ones(1)], limit)
+            optim.clip_by_norm([ones(1)], limit)
 
 
 class Model(nnx.Module):

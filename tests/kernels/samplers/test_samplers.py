@@ -27,16 +27,18 @@ COUNTS = np.array([50, 1, 7, 0, 19, 3, 0, 120, 11, 5])
 
 
 def samplers():
-    learned = LearnedUnigram.create(300).update(jnp.asarray(np.arange(300) % 7 * 31))
+    seen = np.arange(300) % 7 * 31
+    learned = jax.jit(lambda seen: LearnedUnigram.create(300).update(seen))(seen)
+    every, some = jax.jit(lambda: [Unigram.from_counts(c) for c in (COUNTS, COUNTS % 2)])()
     return [
         Uniform(10),
         LogUniform(10),
         LogUniform(1000),
-        Unigram.from_counts(COUNTS),
+        every,
         Unigram.from_counts(COUNTS, power=0.75),
         learned,
-        Mixture.create([Unigram.from_counts(COUNTS), LogUniform(10), Uniform(10)], [5, 2, 1]),
-        Mixture.create([Unigram.from_counts(COUNTS), Unigram.from_counts(COUNTS % 2)]),
+        Mixture.create([every, LogUniform(10), Uniform(10)], [5, 2, 1]),
+        Mixture.create([every, some]),
     ]
 
 

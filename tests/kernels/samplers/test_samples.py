@@ -26,7 +26,7 @@ SAMPLERS = [
     Uniform(9),
     LogUniform(9),
     Unigram.from_counts([5, 0, 1, 2, 0, 7, 3, 3, 1]),
-    LearnedUnigram.create(9).update([1, 1, 2]),
+    jax.jit(lambda: LearnedUnigram.create(9).update([1, 1, 2]))(),
     Mixture.create([Unigram.from_counts([5, 0, 1, 2, 0, 7, 3, 3, 1]), Uniform(9)], [3, 1]),
 ]
 
