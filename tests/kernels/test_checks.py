@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import checks
-from tests.inputs import INTEGER_TYPES
+from tests.inputs import INTEGER_TYPES, on_device
 
 
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
