@@ -11,6 +11,11 @@ def on_device(array, dtype=None):
     return jax.device_put(np.asarray(array, dtype))
 
 
+def ones(shape, dtype=np.float32):
+    """``jnp.ones`` without a program for each shape."""
+    return on_device(np.ones(shape, dtype))
+
+
 def changed(array, place, value):
     """As ``array.at[place].set(value)`` has it, by NumPy, which compiles nothing."""
     array = np.array(array)

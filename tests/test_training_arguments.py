@@ -11,6 +11,7 @@ from flax import nnx
 
 from jaxnets.sequences import BatchSource, bucket_plan
 from jaxnets.training.history import History
+from tests.inputs import on_device, ones
 from tests.small_run import INF, NAN, Model, after, batch_at, evaluations, kernel, loss, run
 
 pytestmark = pytest.mark.usefixtures("cheap_parameters")
@@ -23,7 +24,7 @@ BEST = [
     ("min", (INF, 3.0, -INF), 30),
     ("max", (-INF, NAN, -INF), 10),
     ("max", (0.1, INF, INF), 20),
-    ("max", (jnp.float32(1), np.float64(2), True), 20),
+    ("max", (on_device(1, np.float32), np.float64(2), True), 20),
 ]
 
 
@@ -68,7 +69,7 @@ METRICS = {
     "evaluate must not call a metric 'loss'": (ValueError, {}, {"loss": 1.0}),
     "evaluate must not call a metric 'step'": (ValueError, {}, {"step": 1.0}),
     "evaluate must not call a metric 'same'": (ValueError, {"same": 1.0}, {"same": 1.0}),
-    r"loss must return scalars; 'a' has shape \(2,\)": (ValueError, {"a": jnp.ones(2)}, {}),
+    r"loss must return scalars; 'a' has shape \(2,\)": (ValueError, {"a": ones(2)}, {}),
     r"evaluate must return scalars; 'a' has shape \(1,\)": (ValueError, {}, {"a": np.ones(1)}),
     "evaluate must return scalars; 'a' is str": (TypeError, {}, {"a": "0.5"}),
     "evaluate must return metrics as a mapping of names, got None": (TypeError, {}, None),

@@ -8,6 +8,7 @@ from flax import linen
 
 from jaxnets import convert
 from jaxnets.kernels import GRUParameters, LSTMParameters
+from tests.inputs import on_device
 from tests.recurrence import by_hand
 
 FEATURES, HIDDEN = 3, 5
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("cheap_parameters")
 
 
 def random(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return on_device(np.random.default_rng(seed).normal(size=shape), np.float32)
 
 
 INPUTS = random(0, 4, 6, FEATURES)

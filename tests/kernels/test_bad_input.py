@@ -27,6 +27,7 @@ from jaxnets.kernels import (
     negative_sampling_loss,
     sampled_softmax_cross_entropy,
 )
+from tests.inputs import on_device, ones
 
 pytestmark = pytest.mark.usefixtures("users_checks")
 
@@ -39,14 +40,14 @@ SAMPLED = [
     bpr_max_loss,
 ]
 GOOD = {
-    "hidden": jnp.ones((4, 3)),
-    "weight": jnp.ones((10, 3)),
-    "bias": jnp.ones(10),
-    "labels": jnp.arange(4),
+    "hidden": ones((4, 3)),
+    "weight": ones((10, 3)),
+    "bias": ones(10),
+    "labels": on_device(np.arange(4)),
 }
 
 
-SAMPLES = Samples.from_candidates(np.arange(5), np.arange(4))
+SAMPLES = jax.jit(lambda: Samples.from_candidates(np.arange(5), np.arange(4)))()
 
 
 def exact(**options):
@@ -59,20 +60,20 @@ def sampled(loss, **options):
 
 SHARED = [
     (
-        {"hidden": jnp.ones((4, 5))},
+        {"hidden": ones((4, 5))},
         ValueError,
         r"hidden.*features = weight.shape\[1\] = 3.*\(4, 5\)",
     ),
-    ({"weight": jnp.ones((3, 10))}, ValueError, "weight looks transposed"),
-    ({"weight": jnp.ones(3)}, ValueError, r"weight must be \[vocab, features\], got shape \(3,\)"),
-    ({"bias": jnp.ones(3)}, ValueError, r"bias must be \[vocab\] = \(10,\)"),
-    ({"hidden": jnp.ones((4, 3), int)}, TypeError, "hidden must be floating point, got int32"),
-    ({"labels": jnp.ones(4)}, TypeError, "labels must be integer class ids, got dtype float32"),
-    ({"labels": jnp.arange(3)}, ValueError, r"labels must have shape \(4,\)"),
-    ({"labels": jnp.array([0, 1, 2, 10])}, ValueError, r"labels must lie in .* \[0, 10\), got 10"),
+    ({"weight": ones((3, 10))}, ValueError, "weight looks transposed"),
+    ({"weight": ones(3)}, ValueError, r"weight must be \[vocab, features\], got shape \(3,\)"),
+    ({"bias": ones(3)}, ValueError, r"bias must be \[vocab\] = \(10,\)"),
+    ({"hidden": ones((4, 3), int)}, TypeError, "hidden must be floating point, got int32"),
+    ({"labels": ones(4)}, TypeError, "labels must be integer class ids, got dtype float32"),
+    ({"labels": on_device(np.arange(3))}, ValueError, r"labels must have shape \(4,\)"),
+    ({"labels": on_device([0, 1, 2, 10])}, ValueError, r"labels must lie in .* \[0, 10\), got 10"),
     ({"labels": np.array([0, -1, 2, 3])}, ValueError, "got -1"),
     (
-        {"token_weights": jnp.ones(3)},
+        {"token_weights": ones(3)},
         ValueError,
         r"token_weights must have one value a token, shape \(4,\)",
     ),
@@ -121,11 +122,11 @@ def test_tiles_of_no_size():
 
 
 def test_a_table_in_the_other_layout_is_named():
-    turned = {"hidden": jnp.ones((4, 10)), "weight": jnp.ones((10, 3)), "labels": jnp.arange(4)}
+    turned = {"hidden": ones((4, 10)), "weight": ones((10, 3)), "labels": on_device(np.arange(4))}
     with pytest.raises(ValueError, match="features_first=True for"):
         linear_softmax_cross_entropy(**turned)
     with pytest.raises(ValueError, match="or leave out features_first"):
-        linear_softmax_cross_entropy(**{**turned, "hidden": jnp.ones((4, 3))}, features_first=True)
+        linear_softmax_cross_entropy(**{**turned, "hidden": ones((4, 3))}, features_first=True)
 
 
 @pytest.mark.parametrize(
@@ -135,15 +136,15 @@ def test_a_table_in_the_other_layout_is_named():
         ({"label_smoothing": True}, TypeError, "label_smoothing must be a number .* got True"),
         ({"z_loss": float("nan")}, ValueError, "z_loss must be at least 0, got nan"),
         ({"temperature": "warm"}, TypeError, "temperature must be a number .* got 'warm'"),
-        ({"temperature": jnp.ones((4, 1))}, ValueError, r"temperature must be one .* \(4, 1\)"),
+        ({"temperature": ones((4, 1))}, ValueError, r"temperature must be one .* \(4, 1\)"),
         ({"temperature": 1j}, TypeError, "temperature must be real, got dtype complex64"),
         (
-            {"token_weights": jnp.ones(4, complex)},
+            {"token_weights": ones(4, complex)},
             TypeError,
             "token_weights must be numbers, got .*complex64",
         ),
         ({"ignore_index": -100.0}, TypeError, "ignore_index must be an integer, got -100.0"),
-        ({"hidden": jnp.ones((4, 0)), "weight": jnp.ones((10, 0))}, ValueError, r"weight must be"),
+        ({"hidden": ones((4, 0)), "weight": ones((10, 0))}, ValueError, r"weight must be"),
     ],
 )
 def test_types_and_values_that_are_none_of_the_exact_loss(options, error, message):
@@ -182,7 +183,7 @@ def test_samplers_refuse():
     with pytest.raises(ValueError, match="num_sampled must be at most 2"):
         draw_samples(Unigram.from_counts([0, 3, 0, 1]), key, 3, labels)
     with pytest.raises(TypeError, match="labels must be integer"):
-        draw_samples(LogUniform(10), key, 3, jnp.ones(4))
+        draw_samples(LogUniform(10), key, 3, ones(4))
     for sampler in (Uniform, LogUniform, LearnedUnigram.create):
         with pytest.raises(ValueError, match="vocab_size must lie in"):
             sampler(2**31)
@@ -192,7 +193,7 @@ def test_samplers_refuse():
         with pytest.raises(ValueError, match="counts must be"):
             Unigram.from_counts(counts)
     with pytest.raises(ValueError, match="log_probability must have the shape"):
-        in_batch_samples(labels, jnp.ones(3))
+        in_batch_samples(labels, ones(3))
 
 
 def test_samples_must_fit():
@@ -202,23 +203,23 @@ def test_samples_must_fit():
     with pytest.raises(ValueError, match=r"samples.ids must be \[num_sampled\] or"):
         sampled(nce_loss, samples=samples._replace(ids=jnp.zeros((3, 5), int)))
     with pytest.raises(ValueError, match=r"samples\.labels_log_expected_count must have shape"):
-        sampled(nce_loss, samples=samples._replace(labels_log_expected_count=jnp.ones(3)))
+        sampled(nce_loss, samples=samples._replace(labels_log_expected_count=ones(3)))
 
 
 def test_other_kernels_refuse():
     with pytest.raises(ValueError, match=r"k must lie in \[1, num_classes\] = \[1, 10\], got 11"):
         linear_top_k(GOOD["hidden"], GOOD["weight"], 11)
     with pytest.raises(ValueError, match="tables must share their first axis"):
-        gather_rows((jnp.ones((3, 2)), jnp.ones(4)), jnp.arange(2))
+        gather_rows((ones((3, 2)), ones(4)), jnp.arange(2))
     with pytest.raises(TypeError, match="ids must be integer"):
-        gather_rows(jnp.ones((3, 2)), jnp.ones(2))
+        gather_rows(ones((3, 2)), ones(2))
     with pytest.raises(ValueError, match="tables must hold at least one row"):
-        gather_rows(jnp.ones((0, 2)), jnp.zeros(1, int))
-    square = jnp.ones((4, 3))
+        gather_rows(ones((0, 2)), jnp.zeros(1, int))
+    square = ones((4, 3))
     with pytest.raises(ValueError, match="hidden and items must be"):
-        in_batch_softmax_cross_entropy(square, jnp.ones((5, 3)), jnp.arange(4))
+        in_batch_softmax_cross_entropy(square, ones((5, 3)), jnp.arange(4))
     with pytest.raises(TypeError, match="labels must be integer"):
-        in_batch_softmax_cross_entropy(square, square, jnp.ones(4))
+        in_batch_softmax_cross_entropy(square, square, ones(4))
 
 
 def test_checked_variants_raise_under_jit():

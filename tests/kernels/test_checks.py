@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxnets.kernels import checks
-from tests.inputs import INTEGER_TYPES
+from tests.inputs import INTEGER_TYPES, on_device
 
 
 @pytest.mark.parametrize("dtype", INTEGER_TYPES)
@@ -38,7 +38,7 @@ def test_traced_integers_do_not_wrap(dtype):
     assert made.tolist() == [2**31 - 1]
 
 
-@pytest.mark.parametrize("values", [[1, 2], (1, 2), np.array([1, 2]), jnp.array([1, 2])])
+@pytest.mark.parametrize("values", [[1, 2], (1, 2), np.array([1, 2]), on_device([1, 2])])
 def test_lists_become_arrays(values):
     assert checks.as_integers("ids", values).tolist() == [1, 2]
 

@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 from jaxnets import layers, models
+from tests.inputs import ones
 
 pytestmark = pytest.mark.usefixtures("cheap_parameters")
 
-SIGNAL = jnp.asarray(np.ones((2, 4, 3), np.float32))
-IMAGE = jnp.asarray(np.ones((2, 4, 5, 3), np.float32))
+SIGNAL = ones((2, 4, 3))
+IMAGE = ones((2, 4, 5, 3))
 IDS = np.zeros((2, 4), np.int32)
 LAYERS = {
     "LSTM": lambda **o: layers.LSTM(3, 4, peepholes=True, **o),

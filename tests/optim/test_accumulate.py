@@ -10,6 +10,7 @@ import pytest
 
 from jaxnets import optim
 from jaxnets.kernels import SparseRows, rows_from_dense, to_dense
+from tests.inputs import ones
 
 VOCAB, FEATURES, EVERY, UPDATES, ROWS = 9, 2, 3, 4, 4
 
@@ -95,7 +96,7 @@ def test_no_table_is_copied():
     state = jax.eval_shape(optimizer.init, table)
 
     def step(table, state, ids):
-        updates, state = optimizer.update(SparseRows(ids, jnp.ones((3, FEATURES))), state, table)
+        updates, state = optimizer.update(SparseRows(ids, ones((3, FEATURES))), state, table)
         return optim.apply_updates(table, updates), state
 
     program = jax.jit(step, donate_argnums=(0, 1)).lower(table, state, np.arange(3)).compile()
@@ -106,7 +107,7 @@ def test_no_table_is_copied():
 
 
 def test_wrong_gradients(users_checks):
-    parameters = {"bias": jnp.ones(FEATURES), "table": jnp.ones((VOCAB, FEATURES))}
+    parameters = {"bias": ones(FEATURES), "table": ones((VOCAB, FEATURES))}
     optimizer = optim.accumulate(optimizer_by_rows(), EVERY, num_rows)
     state = jax.eval_shape(optimizer.init, parameters)
 
@@ -114,14 +115,14 @@ def test_wrong_gradients(users_checks):
         gradients = {"bias": bias, "table": table}
         return jax.eval_shape(optimizer.update, gradients, state, parameters)
 
-    rows = SparseRows([1], jnp.ones((1, FEATURES)))
+    rows = SparseRows([1], ones((1, FEATURES)))
     for bias, table, error, words in (
-        (jnp.ones(FEATURES), jnp.ones(1), TypeError, r"\('table',\) must be SparseRows, as"),
+        (ones(FEATURES), ones(1), TypeError, r"\('table',\) must be SparseRows, as"),
         (rows, rows, TypeError, r"\('bias',\) must be dense, as num_rows says, got SparseRows"),
-        (jnp.ones(1), rows, ValueError, r"\('bias',\) must have the shape .* \(2,\), got \(1,\)"),
-        (jnp.ones(FEATURES), SparseRows(np.arange(5), jnp.ones((5, FEATURES))), ValueError,
+        (ones(1), rows, ValueError, r"\('bias',\) must have the shape .* \(2,\), got \(1,\)"),
+        (ones(FEATURES), SparseRows(np.arange(5), ones((5, FEATURES))), ValueError,
          r"must have values of at most \(4, 2\), as num_rows says, got \(5, 2\)"),
-        (jnp.ones(FEATURES), SparseRows([1], jnp.ones((1, 1))), ValueError, r"got \(1, 1\)"),
+        (ones(FEATURES), SparseRows([1], ones((1, 1))), ValueError, r"got \(1, 1\)"),
     ):  # fmt: skip
         with pytest.raises(error, match=words):
             update(bias, table)

@@ -10,6 +10,7 @@ import pytest
 
 from jaxnets import optim
 from jaxnets.kernels import SparseRows, VocabSharding, gather_rows
+from tests.inputs import ones
 
 OLD = jax.__version_info__ < (0, 12)
 RNG = np.random.default_rng(0)
@@ -70,7 +71,7 @@ def test_steps_are_those_of_tables_on_the_device(optimizer, in_one_program):
 
 
 def test_bad_input():
-    table = jnp.ones((4, 2))
+    table = ones((4, 2))
     if OLD:
         for refused in (
             lambda: gather_rows(table, [1], offloaded=True),
@@ -89,6 +90,6 @@ def test_bad_input():
     state = optim.offloaded_init(optim.sgd(0.1), host)
     with pytest.raises(TypeError, match="must be SparseRows"):
         optim.offloaded_update(optim.sgd(0.1), table, state, host)
-    rows = SparseRows([1], jnp.ones((1, 2)))
+    rows = SparseRows([1], ones((1, 2)))
     with pytest.raises(ValueError, match="each of the 1 tables"):
         optim.offloaded_update(optim.sgd(0.1), [rows, rows], state, [host, host])

@@ -8,6 +8,7 @@ import pytest
 
 from jaxnets import optim
 from jaxnets.kernels import SparseRows, rows_from_dense
+from tests.inputs import on_device, ones
 
 VOCAB, FEATURES, STEPS = 7, 3, 6
 L1 = 0.8
@@ -101,7 +102,7 @@ def test_against_numpy(x64):
 
 def test_a_bfloat16_table_of_ftrl_adds_no_roundings_up():
     """It is what float32 gives, rounded."""
-    wide = jnp.zeros((VOCAB, FEATURES))
+    wide = on_device(np.zeros((VOCAB, FEATURES), np.float32))
     given = (0.01 * gradients()).astype(np.float32).repeat(20, 0)
     run = jax.jit(lambda table: steps_of(optim.ftrl(0.4), table, given)[0][-1])
     found, wanted = run(wide.astype(jnp.bfloat16)), run(wide)
@@ -121,7 +122,7 @@ def test_wrong_numbers(users_checks):
     ):
         with pytest.raises(error, match=words):
             build()
-    table, rows = jnp.ones((VOCAB, FEATURES)), SparseRows([1], jnp.ones((1, FEATURES)))
+    table, rows = ones((VOCAB, FEATURES)), SparseRows([1], ones((1, FEATURES)))
     optimizer = optim.lazy_adamw(0.1)
     state = optimizer.init(table)
     with pytest.raises(ValueError, match="parameters must be given, as optimizer"):

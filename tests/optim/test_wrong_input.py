@@ -11,27 +11,28 @@ from jax.sharding import PartitionSpec as P
 
 from jaxnets import optim
 from jaxnets.kernels import SparseRows, add_rows, gather_rows, rows_from_dense
+from tests.inputs import on_device, ones
 
-TABLE = jnp.asarray(np.ones((6, 2), np.float32))
+TABLE = ones((6, 2))
 
 
 @pytest.mark.parametrize("ids", [[3, 1], [3, 3], [-1, 2]])
 def test_ids_out_of_order_are_nan_under_jit(ids):
     def step(ids):
-        rows, optimizer = SparseRows(ids, jnp.ones((2, 2))), optim.momentum(1.0)
+        rows, optimizer = SparseRows(ids, ones((2, 2))), optim.momentum(1.0)
         updates, _ = optimizer.update(rows, optimizer.init(TABLE))
         return add_rows(TABLE, rows), optim.apply_updates(TABLE, updates)
 
-    for table in jax.jit(step)(jnp.array(ids)):
-        assert np.isnan(table[jnp.array(ids)]).all()
+    for table in jax.jit(step)(on_device(ids)):
+        assert np.isnan(table[on_device(ids)]).all()
 
 
 def test_shapes_are_not_stretched(users_checks):
     optimizer = optim.lazy_adam(0.1)
     state = optimizer.init({"a": TABLE})
     with pytest.raises(ValueError, match=r"values must be \[2, ...\]"):
-        SparseRows([1, 2], jnp.ones((1, 2)))
-    narrow = SparseRows([1], jnp.ones((1, 1)))
+        SparseRows([1, 2], ones((1, 2)))
+    narrow = SparseRows([1], ones((1, 1)))
     with pytest.raises(ValueError, match="of the shape of the table's rows"):
         add_rows(TABLE, narrow)
     with pytest.raises(ValueError, match="gradients must have values"):
@@ -41,16 +42,16 @@ def test_shapes_are_not_stretched(users_checks):
     with pytest.raises(TypeError, match=r"rows must be SparseRows\(ids, values\), got list"):
         add_rows(TABLE, [1, 2])
     with pytest.raises(TypeError, match="table must be floating point as rows are"):
-        add_rows(jnp.ones((6, 2), int), SparseRows([1], jnp.ones((1, 2))))
+        add_rows(ones((6, 2), int), SparseRows([1], ones((1, 2))))
     with pytest.raises(TypeError, match="tables must be floating point"):
-        optimizer.init(jnp.ones((6, 2), int))
+        optimizer.init(ones((6, 2), int))
 
 
 def test_rows_of_zeros_name_no_row():
     optimizer = optax.chain(optax.set_to_zero(), optim.lazy_adam(0.1))
     state = optimizer.init(TABLE)
     before = state[1]._replace(tables=[{k: v + 1 for k, v in state[1].tables[0].items()}])
-    updates, (_, after) = optimizer.update(SparseRows([1, 3], jnp.ones((2, 2))), (state[0], before))
+    updates, (_, after) = optimizer.update(SparseRows([1, 3], ones((2, 2))), (state[0], before))
     np.testing.assert_array_equal(optim.apply_updates(TABLE, updates), TABLE)
     jax.tree.map(np.testing.assert_array_equal, after.tables, before.tables)
 
@@ -82,9 +83,9 @@ def test_no_rows_at_all():
     for shape, number in (((0, 2), 0), ((0, 2), 3), ((3, 0), 2)):
         rows = rows_from_dense(jnp.zeros(shape), number)
         assert rows.values.shape == (number, shape[1])
-    assert gather_rows(jnp.ones((0, 2)), [])[1].shape == (0, 2)
+    assert gather_rows(ones((0, 2)), [])[1].shape == (0, 2)
     with pytest.raises(ValueError, match="tables must hold at least one row"):
-        gather_rows(jnp.ones((0, 2)), [1])
+        gather_rows(ones((0, 2)), [1])
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_no_rows_at_all():
      optim.lazy_lion],
 )  # fmt: skip
 def test_traced_rates(make):
-    rows = SparseRows([1], jnp.ones((1, 2)))
+    rows = SparseRows([1], ones((1, 2)))
 
     @jax.jit
     def moved(rate):
@@ -120,7 +121,7 @@ def test_other_numbers(users_checks):
         with pytest.raises(ValueError, match=words):
             build()
     optimizer, theirs = optim.adagrad(0.1, 0.0, 0.0), optax.adagrad(0.1, 0.0, 0.0)
-    dense = jnp.array([[0.0], [2.0]])
+    dense = on_device([[0.0], [2.0]])
     ours, _ = optimizer.update(SparseRows([0, 1], dense), optimizer.init(dense))
     np.testing.assert_allclose(ours.values, theirs.update(dense, theirs.init(dense))[0], rtol=1e-6)
 
@@ -136,17 +137,17 @@ def test_a_state_is_placed_as_its_table(make):
 def test_clipping_where_the_norm_or_a_reciprocal_overflows(jitted):
     clip = jax.jit(optim.clip_by_norm) if jitted else optim.clip_by_norm
     for value in (1e38, 3e38):
-        clipped, norm = clip([jnp.full(50, value), jnp.array([3])], 1.0)
+        clipped, norm = clip([on_device(np.full(50, value, np.float32)), on_device([3])], 1.0)
         np.testing.assert_allclose(clipped[0], 50**-0.5, rtol=1e-5)
         assert clipped[1].tolist() == [3]
         np.testing.assert_array_equal(norm, np.inf)
-    np.testing.assert_allclose(clip([jnp.array([3e38])], 1.0)[1], 3e38, rtol=1e-6)
-    tiny, norm = clip([jnp.full(50, 1e-35)], 1e-35)
+    np.testing.assert_allclose(clip([on_device([3e38])], 1.0)[1], 3e38, rtol=1e-6)
+    tiny, norm = clip([on_device(np.full(50, 1e-35, np.float32))], 1e-35)
     np.testing.assert_allclose(norm, 50**0.5 * 1e-35, rtol=1e-5)
     np.testing.assert_allclose(tiny[0], 50**-0.5 * 1e-35, rtol=1e-5)
     if jitted:
         for wrong in (-1.0, 0.0, np.nan):
-            assert np.isnan(clip([jnp.ones(2)], wrong)[0][0]).all()
+            assert np.isnan(clip([ones(2)], wrong)[0][0]).all()
 
 
 def test_boxes_add_no_name_to_a_path():
@@ -161,4 +162,4 @@ def test_boxes_add_no_name_to_a_path():
     with pytest.raises(
         TypeError, match=r"the gradient of \('value',\) is SparseRows, but is_table"
     ):
-        optimizer.update({**parameters, "value": SparseRows([1], jnp.ones((1, 2)))}, state)
+        optimizer.update({**parameters, "value": SparseRows([1], ones((1, 2)))}, state)

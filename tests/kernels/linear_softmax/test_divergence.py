@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from jaxnets.kernels import Head, Tiles, VocabSharding, linear_divergence
 from tests.exact_loss import exact_divergence, exact_loss
-from tests.inputs import on_device
+from tests.inputs import on_device, ones
 
 KINDS = ["forward", "reverse", "jsd"]
 BATCH = (2, 5)
@@ -182,12 +182,12 @@ def test_no_logits_in_memory():
         ({"kind": "js"}, "kind must be one of .*'js'"),
         ({"beta": 1.0}, r"beta must lie in \(0, 1\), got 1.0"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
-        ({"teacher": (jnp.ones((2, 5, 6)), jnp.ones((9, 6)))}, "the student's 23 classes, got 9"),
+        ({"teacher": (ones((2, 5, 6)), ones((9, 6)))}, "the student's 23 classes, got 9"),
         (
-            {"teacher": (jnp.ones((3, 6)), jnp.ones((23, 6)))},
+            {"teacher": (ones((3, 6)), ones((23, 6)))},
             r"student's tokens \(2, 5\)",
         ),
-        ({"teacher": jnp.ones(3)}, "teacher must be a Head"),
+        ({"teacher": ones(3)}, "teacher must be a Head"),
         ({"reduction": "all"}, "reduction must be one of"),
     ],
 )

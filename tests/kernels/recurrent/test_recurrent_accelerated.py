@@ -39,7 +39,7 @@ def close(got, wanted, dtype, time, width):
 
 LENGTHS = np.arange(19) % 10
 SEGMENTS = np.where(np.arange(9) < LENGTHS[:, None], [1, 1, 1, 2, 3, 3, 3, 4, 4], 0)
-DROPOUT = {"recurrent_dropout": 0.3, "key": jax.random.key(9)}
+DROPOUT = {"recurrent_dropout": 0.3, "key": jax.random.wrap_key_data(np.array([0, 9], np.uint32))}
 # Every two of platform, direction, marks, dropout and dtype.
 CASES = {
     "dropout": ("gpu", jnp.bfloat16, DROPOUT),

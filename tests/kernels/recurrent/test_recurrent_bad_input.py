@@ -1,18 +1,11 @@
 """Bad input to a recurrent layer: the error names the argument, what was given and what is due."""
 
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from jaxnets.kernels import GRUParameters, LayerNorm, LSTMParameters, gru, lstm, recurrent_layers
-from tests.inputs import on_device
+from tests.inputs import on_device, ones
 
 pytestmark = pytest.mark.usefixtures("users_checks")
-
-
-def ones(shape, dtype=jnp.float32):
-    """``jnp.ones`` without a program for each shape."""
-    return on_device(np.ones(shape, dtype))
 
 
 PARAMETERS = LSTMParameters(ones((3, 8)), ones((2, 8)), ones(8))
@@ -48,7 +41,7 @@ CASES = [
         r"look like \[features, time\]",
     ),
     (
-        {"lengths": jnp.array([1, 2, 3, 4])},
+        {"lengths": on_device([1, 2, 3, 4])},
         ValueError,
         r"lengths must be \[batch\] = \(2,\), got shape \(4,\); time first.* is time_first=True",
     ),
@@ -72,10 +65,10 @@ CASES = [
     ),
     ({"carry": ones((2, 2))}, TypeError, r"carry must be a pair \(c, h\) for lstm.*gru takes"),
     ({"carry": ones((2, 2, 2))}, TypeError, r"got an array of shape \(2, 2, 2\)"),
-    ({"seq_lengths": jnp.array([1, 2])}, TypeError, "'seq_lengths'; did you mean lengths"),
-    ({"sequence_length": jnp.array([1, 2])}, TypeError, "did you mean lengths"),
+    ({"seq_lengths": on_device([1, 2])}, TypeError, "'seq_lengths'; did you mean lengths"),
+    ({"sequence_length": on_device([1, 2])}, TypeError, "did you mean lengths"),
     ({"initial_carry": None}, TypeError, "did you mean carry"),
-    ({"length": jnp.array([1, 2])}, TypeError, "did you mean lengths"),
+    ({"length": on_device([1, 2])}, TypeError, "did you mean lengths"),
     ({"nonsense": 1}, TypeError, "lstm has no argument 'nonsense'$"),
     ({"truncate_steps": 2.0}, TypeError, "truncate_steps must be an integer, got 2.0"),
     ({"inputs": ones((2, 4, 3), int)}, TypeError, "inputs must be floating point, got int32"),
@@ -97,10 +90,10 @@ CASES = [
         ValueError,
         "must not both be given",
     ),
-    ({"lengths": jnp.array([1.0, 2.0])}, TypeError, "lengths must be integers, got dtype float32"),
-    ({"lengths": jnp.array([1])}, ValueError, r"lengths must be \[batch\] = \(2,\)"),
-    ({"lengths": jnp.array([1, 5])}, ValueError, r"\[0, time\] = \[0, 4\], got 5"),
-    ({"lengths": jnp.array([-1, 2])}, ValueError, "got -1"),
+    ({"lengths": on_device([1.0, 2.0])}, TypeError, "lengths must be integers, got dtype float32"),
+    ({"lengths": on_device([1])}, ValueError, r"lengths must be \[batch\] = \(2,\)"),
+    ({"lengths": on_device([1, 5])}, ValueError, r"\[0, time\] = \[0, 4\], got 5"),
+    ({"lengths": on_device([-1, 2])}, ValueError, "got -1"),
     ({"segment_ids": ones((2, 3), int)}, ValueError, r"segment_ids must be .* = \(2, 4\)"),
     (
         {"segment_ids": ones((2, 4))},
@@ -108,7 +101,7 @@ CASES = [
         "segment_ids must be integers, got dtype float32",
     ),
     (
-        {"segment_ids": ones((2, 4), int), "lengths": jnp.array([1, 2])},
+        {"segment_ids": ones((2, 4), int), "lengths": on_device([1, 2])},
         ValueError,
         "lengths must be left out with segment_ids",
     ),

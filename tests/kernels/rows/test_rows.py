@@ -18,6 +18,7 @@ from jaxnets.kernels import (
 )
 from jaxnets.kernels.rows import distinct
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device, ones
 
 VOCAB, FEATURES = 50, 3
 
@@ -27,7 +28,7 @@ def test_gathered_rows_stand_for_the_table():
         "weight": np.random.default_rng(0).normal(size=(VOCAB, FEATURES)).astype(np.float32),
         "bias": np.arange(VOCAB, dtype=np.float32),
     }
-    ids = (jnp.array([[4, 9], [4, 0]]), jnp.array([49, 9]))
+    ids = (on_device([[4, 9], [4, 0]]), on_device([49, 9]))
     found = jax.jit(gather_rows)(table, ids)
     row_ids, rows, local = jax.tree.map(np.asarray, found)
     assert row_ids[:4].tolist() == [0, 4, 9, 49]
@@ -52,18 +53,18 @@ def test_the_first_of_each_id_is_marked(monkeypatch, slots):
 
 
 def test_an_id_out_of_range_gives_nan_under_jit():
-    table = jnp.ones((VOCAB, FEATURES))
+    table = ones((VOCAB, FEATURES))
 
     @jax.jit
     def loss(labels):
         samples = fixed_samples(VOCAB, [3, 4], np.arange(8))
         _, rows, (own, ids) = gather_rows(table, (labels, samples.ids))
         return sampled_softmax_cross_entropy(
-            jnp.ones((2, FEATURES)), rows, own, samples._replace(ids=ids), reduction="none"
+            ones((2, FEATURES)), rows, own, samples._replace(ids=ids), reduction="none"
         )
 
-    assert np.isnan(loss(jnp.array([3, VOCAB]))).tolist() == [False, True]
-    assert np.isnan(loss(jnp.array([-1, 3]))).tolist() == [True, False]
+    assert np.isnan(loss(on_device([3, VOCAB]))).tolist() == [False, True]
+    assert np.isnan(loss(on_device([-1, 3]))).tolist() == [True, False]
 
 
 @pytest.mark.smoke
@@ -140,11 +141,11 @@ def test_optimizers_equal_their_dense_twins(x64, ours, theirs, all_rows):
     "optimizer", [optim.momentum(0.1), optim.lazy_adamw(0.1), optim.lazy_lion(0.1)]
 )
 def test_lazy_optimizers_leave_untouched_rows(optimizer):
-    table = jnp.ones((VOCAB, FEATURES))
+    table = ones((VOCAB, FEATURES))
     state = optimizer.init(table)
     for ids in ([3, 5], [5, 7]):  # outside of jit
         updates, state = optimizer.update(
-            SparseRows(jnp.array(ids, jnp.int32), jnp.ones((2, FEATURES))), state, table
+            SparseRows(on_device(ids, np.int32), ones((2, FEATURES))), state, table
         )
         before = table
         table = optim.apply_updates(table, updates)
@@ -168,11 +169,11 @@ def test_rowwise_adagrad_equals_adagrad_on_one_feature(x64):
         rows = _all_rows(np.asarray(dense)[:, :1])
         state, table, other_state, other = step(rows, state, table, other_state, other)
     np.testing.assert_allclose(table, other, rtol=1e-12)
-    assert ours.init(jnp.ones((VOCAB, 8))).tables[0]["sum"].shape == (VOCAB,)
+    assert ours.init(ones((VOCAB, 8))).tables[0]["sum"].shape == (VOCAB,)
 
 
 def test_a_dense_gradient_is_refused():
-    optimizer, table = optim.sgd(0.1), jnp.ones((VOCAB, FEATURES))
+    optimizer, table = optim.sgd(0.1), ones((VOCAB, FEATURES))
     with pytest.raises(TypeError, match="gradients must be SparseRows"):
         optimizer.update(table, optimizer.init(table))
 

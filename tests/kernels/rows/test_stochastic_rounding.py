@@ -17,17 +17,17 @@ def test_rounding_at_random():
     values = np.array([1.0, -1.0, 1.0, 1.0], np.float32)
     parts = np.array([0.3, -0.3, 1.0, 0.0], np.float32)  # of EPS, to be added
     start = {
-        "table": jnp.broadcast_to(values, (COUNT, 4)).astype(jnp.bfloat16),
-        "dense": jnp.broadcast_to(values, (COUNT, 4)).astype(jnp.bfloat16),
-        "float32": jnp.ones((COUNT, 4)),
-        "ends": jnp.array([np.nan, np.inf, -np.inf, 0.0], jnp.bfloat16),
+        "table": np.tile(values, (COUNT, 1)).astype(jnp.bfloat16),
+        "dense": np.tile(values, (COUNT, 1)).astype(jnp.bfloat16),
+        "float32": np.ones((COUNT, 4), np.float32),
+        "ends": np.array([np.nan, np.inf, -np.inf, 0.0], jnp.bfloat16),
     }
-    moves = jnp.broadcast_to(EPS * parts, (COUNT, 4))
+    moves = np.tile(EPS * parts, (COUNT, 1)).astype(np.float32)
     updates = {
         "table": SparseRows(np.arange(COUNT), moves),
         "dense": moves,
         "float32": moves,
-        "ends": jnp.zeros(4),
+        "ends": np.zeros(4, np.float32),
     }
 
     @jax.jit

@@ -21,7 +21,7 @@ from tests.sampled_losses import sampled_loss
 
 HIDDEN = np.cos(np.arange(12, dtype=np.float32)).reshape(4, 3)
 WEIGHT = np.sin(np.arange(30, dtype=np.float32)).reshape(10, 3)
-SAMPLES = Samples.from_candidates([1, 4, 7], [0, 1, 2, 3])
+SAMPLES = jax.jit(lambda: Samples.from_candidates([1, 4, 7], [0, 1, 2, 3]))()
 
 
 def loss(labels, **options):
