@@ -102,7 +102,7 @@ def tune(operation: str, *, dtype: Any = "float32", **sizes: Any) -> list[Timing
                 timings.append(Timing(implementation, tiles, None, _first_line(error)))
                 continue
         wanted = results if wanted is None else wanted
-        if not _agree(results, wanted, dtype):
+        if not _agree(results, wanted, 64 * float(jnp.finfo(dtype).eps)):
             timings.append(Timing(implementation, tiles, None, "its results differ"))
             continue
         programs.append((implementation, tiles, program))
@@ -156,14 +156,15 @@ def value_and_gradients(function: Callable) -> Callable:
     return both
 
 
-def _agree(results: Any, wanted: Any, dtype: Any) -> bool:
+@jax.jit
+def _agree(results: Any, wanted: Any, tolerance: Any) -> jax.Array:
     """Equal up to the rounding of long sums, by norm."""
-    tolerance = 64 * float(jnp.finfo(dtype).eps)
-    return all(
-        float(jnp.linalg.norm((a - b).astype(jnp.float32).reshape(-1)))
-        <= tolerance * float(jnp.linalg.norm(b.astype(jnp.float32).reshape(-1))) + 1e-30
-        for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(wanted), strict=True)
-    )
+
+    def norm(array):
+        return jnp.linalg.norm(array.astype(jnp.float32).reshape(-1))
+
+    pairs = zip(jax.tree.leaves(results), jax.tree.leaves(wanted), strict=True)
+    return jnp.array([norm(a - b) <= tolerance * norm(b) + 1e-30 for a, b in pairs]).all()
 
 
 def _normal(number: int, dtype: Any, *shape: int, scale: float = 1.0) -> jax.Array:

@@ -21,6 +21,7 @@ from jaxnets.kernels import (
 from jaxnets.kernels.dispatch import operation_named, target
 from jaxnets.kernels.tuning import tune
 from jaxnets.kernels.tuning_cache import Measured, cache_path, forget, keep, look_up
+from tests.inputs import on_device
 
 SIZES = {"positions": 64, "features": 8, "out": 8, "groups": 1, "channels_first": False}
 TOKENS = {"tokens": 64, "features": 16, "vocab_size": 100}
@@ -65,12 +66,12 @@ def test_the_target_is_put_back():
 @pytest.mark.smoke
 def test_a_kernel_that_cannot_run_here_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="implementation='pallas' cannot run here: Pallas kernels"):
-        pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), implementation="pallas")
+        pointwise_conv(np.ones((1, 2, 3)), np.ones((3, 4)), implementation="pallas")
     with (
         compiling_for("gpu"),
         pytest.raises(ValueError, match="the kernel takes one group, got groups = 3"),
     ):
-        pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((1, 3)), groups=3, implementation="pallas")
+        pointwise_conv(np.ones((1, 2, 3)), np.ones((1, 3)), groups=3, implementation="pallas")
 
 
 @pytest.mark.smoke
@@ -149,10 +150,10 @@ def cheap_problems(monkeypatch):
     """The tuner's arrays drawn by NumPy, which compiles nothing, and its samples by the least."""
 
     def normal(number, dtype, *shape, scale=1.0):
-        return jnp.asarray(scale * np.random.default_rng(number).normal(size=shape), dtype)
+        return on_device(np.random.default_rng(number).normal(0, scale, shape), dtype)
 
     monkeypatch.setattr(tuning, "_normal", normal)
-    monkeypatch.setattr(tuning, "labels_of", lambda n, size: jnp.asarray(np.arange(n) % size))
+    monkeypatch.setattr(tuning, "labels_of", lambda n, size: on_device(np.arange(n) % size))
     monkeypatch.setattr(tuning, "draw_samples", partial(tuning.draw_samples, unique=False))
 
 
@@ -214,7 +215,7 @@ def test_xla_only_goes_before_tables_tuner_and_rule_and_after_a_name(monkeypatch
         assert "scan: chosen (only XLA was asked for)" in explain("lstm", **LSTM)
     keep("pointwise_conv", "float32", SIZES, Measured("reference", None), 1e-3)
     assert "matmul: chosen (only XLA" in explain("pointwise_conv", **SIZES)
-    pointwise_conv(jnp.ones((1, 2, 3)), jnp.ones((3, 4)), implementation="reference")
+    pointwise_conv(np.ones((1, 2, 3)), np.ones((3, 4)), implementation="reference")
     monkeypatch.setenv("JAXNETS_IMPLEMENTATION", "pallas")
     with pytest.raises(ValueError, match="JAXNETS_IMPLEMENTATION must be 'xla' or not set, got 'p"):
         explain("lstm", **LSTM)

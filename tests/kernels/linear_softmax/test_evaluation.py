@@ -27,6 +27,8 @@ def problem(tokens=TOKENS, vocab_size=VOCAB, features=FEATURES):
     exclude = draw.integers(-1, vocab_size, (*tokens, 6))
     exclude[..., 5] = exclude[..., 0]  # twice
     exclude[0, ..., 1] = labels[0]  # of some, the label itself
+    # Filled up, so that one program takes any classes to exclude, and all of them.
+    exclude = np.pad(exclude, [(0, 0)] * len(tokens) + [(0, vocab_size - 6)], constant_values=-1)
     return hidden, weight, bias, labels, exclude
 
 
@@ -158,9 +160,10 @@ def test_top_k_has_nothing_excluded(features_first):
     if features_first:
         return
     everything = np.broadcast_to(np.arange(VOCAB), (*TOKENS, VOCAB))
-    logits, ids = in_numpy(linear_top_k(hidden, weight, 3, exclude=everything, tiles=TILES))
+    no_bias, labels = np.zeros(VOCAB, np.float32), np.zeros(TOKENS, int)
+    logits, ids = in_numpy(evaluated(hidden, weight, no_bias, labels, everything).best)
     assert np.isneginf(logits).all()
-    assert ids[1, 1].tolist() == [0, 1, 2]
+    assert ids[1, 1].tolist() == list(range(20))
 
 
 def test_what_has_no_rank():
@@ -245,7 +248,9 @@ def test_bad_input(users_checks):
     ):
         with pytest.raises(TypeError, match="exclude must be integer class ids, got dtype float"):
             function(exclude=exclude.astype(float))
-        with pytest.raises(ValueError, match=r"first axes of hidden, \(2, 5\), got shape \(2, 6\)"):
+        with pytest.raises(
+            ValueError, match=r"first axes of hidden, \(2, 5\), got shape \(2, 23\)"
+        ):
             function(exclude=exclude[:, 0])
         for wrong in (VOCAB, -2, 2**40):
             with pytest.raises(

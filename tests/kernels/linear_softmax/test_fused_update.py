@@ -101,13 +101,15 @@ def test_rowwise_adagrad_is_the_optimizer_s_over_two_steps():
 
 def test_half_precision_rounds_the_table_once():
     hidden, weight, bias, labels = problem(jnp.float32)
-    half = weight.astype(jnp.bfloat16)
+    half = np.asarray(weight).astype(jnp.bfloat16)
     step = jax.jit(
         functools.partial(
             linear_softmax_update, labels=labels, bias=bias, compute_dtype="bfloat16", tiles=TILES
         )
     )
-    narrow, wide = (step(hidden, table, rule=SGD(RATE)) for table in (half, half.astype(float)))
+    narrow, wide = (
+        step(hidden, table, rule=SGD(RATE)) for table in (half, half.astype(np.float32))
+    )
     assert (narrow.weight.dtype, wide.weight.dtype) == (jnp.bfloat16, jnp.float32)
     np.testing.assert_array_equal(narrow.weight, wide.weight.astype(jnp.bfloat16))
     np.testing.assert_array_equal(narrow.hidden_gradient, wide.hidden_gradient)

@@ -1,6 +1,5 @@
 """The 1x1 convolution against its equation: values, gradients, and second derivatives."""
 
-import math
 from functools import partial
 
 import jax
@@ -13,6 +12,8 @@ from jax import lax
 from jaxnets.kernels import pointwise_conv
 from jaxnets.kernels.pointwise import xla
 from jaxnets.kernels.pointwise.activations import ACTIVATIONS
+from tests import exact_pointwise
+from tests.exact_pointwise import gelu, gelu_exact
 from tests.slopes import assert_slopes
 
 SHAPES = {0: (), 1: (7,), 2: (5, 6), 3: (3, 4, 5)}
@@ -35,8 +36,7 @@ def run(inputs, kernel, bias, residual=None, **options):
 def with_gradients(function, arrays, **options):
     def loss(*arrays):
         outputs = function(*arrays, **options)
-        waves = np.cos(np.arange(outputs.size)).reshape(outputs.shape).astype(outputs.dtype)
-        return (outputs * waves).sum(), outputs
+        return (outputs * waves(outputs).astype(outputs.dtype)).sum(), outputs
 
     (_, outputs), gradients = jax.value_and_grad(loss, range(len(arrays)), has_aux=True)(*arrays)
     return outputs, *gradients
@@ -51,52 +51,13 @@ def assert_close(got, wanted, tolerance):
         assert error <= tolerance * scale
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
+def waves(outputs):
+    return np.cos(np.arange(outputs.size)).reshape(outputs.shape)
 
 
-def gelu(x):
-    """Its tanh form, and its slope."""
-    inner, slope = x + 0.044715 * x**3, 1 + 3 * 0.044715 * x**2
-    scale = (2 / np.pi) ** 0.5
-    wave = np.tanh(scale * inner)
-    return x * 0.5 * (1 + wave), 0.5 * (1 + wave) + x * 0.5 * (1 - wave**2) * scale * slope
-
-
-def gelu_exact(x):
-    """x times the normal distribution's share below x, and its slope."""
-    share = np.vectorize(math.erfc)(-x / 2**0.5) / 2
-    return x * share, share + x * np.exp(-x * x / 2) / (2 * np.pi) ** 0.5
-
-
-# Of each sum, its activation and the slope there.
-BY_HAND = {
-    None: lambda x: (x, np.ones_like(x)),
-    "relu": lambda x: (np.maximum(x, 0), (x > 0) * 1.0),
-    "sigmoid": lambda x: (sigmoid(x), sigmoid(x) * (1 - sigmoid(x))),
-    "tanh": lambda x: (np.tanh(x), 1 - np.tanh(x) ** 2),
-    "silu": lambda x: (x * sigmoid(x), sigmoid(x) * (1 + x * (1 - sigmoid(x)))),
-    "gelu": gelu,
-    "gelu_exact": gelu_exact,
-}
-
-
-def by_hand(arrays, groups=1, strides=1, activation=None):
-    """What ``with_gradients`` gives of ``run``, a group at a time, in NumPy."""
-    inputs, kernel, bias, residual = arrays
-    taken = (slice(None), *(slice(None, None, strides),) * (inputs.ndim - 2))
-    groups_of = partial(np.split, indices_or_sections=groups, axis=-1)
-    parts = list(zip(groups_of(inputs[taken]), groups_of(kernel), strict=True))
-    sums = np.concatenate([x @ w for x, w in parts], -1) + bias + residual
-    outputs, slope = BY_HAND[activation](sums)
-    waves = np.cos(np.arange(outputs.size)).reshape(outputs.shape)
-    d_sums = waves * slope
-    d_parts = list(zip(parts, groups_of(d_sums), strict=True))
-    d_inputs = np.zeros_like(inputs)
-    d_inputs[taken] = np.concatenate([d @ w.T for (_, w), d in d_parts], -1)
-    axes = tuple(range(sums.ndim - 1))
-    d_kernel = [np.tensordot(x, d, (axes, axes)) for (x, _), d in d_parts]
-    return outputs, d_inputs, np.concatenate(d_kernel, -1), d_sums.sum(axes), d_sums
+def by_hand(arrays, **options):
+    """What ``with_gradients`` gives of ``run``."""
+    return exact_pointwise.by_hand(arrays, waves, **options)
 
 
 @pytest.mark.parametrize(
@@ -162,8 +123,7 @@ def test_many_groups_are_one_matmul(x64, channels_first):
         def loss(*arrays):
             outputs = run(*arrays, **options)
             # The same weights of the sum, whatever the order of the axes.
-            waves = turn(np.cos(np.arange(960)).reshape(2, 5, 96))
-            return (outputs * waves).sum(), outputs
+            return (outputs * turn(waves(np.empty((2, 5, 96))))).sum(), outputs
 
         (_, outputs), gradients = jax.value_and_grad(loss, range(4), has_aux=True)(*arrays)
         return outputs, *gradients
@@ -178,25 +138,32 @@ def test_many_groups_are_one_matmul(x64, channels_first):
 @pytest.mark.smoke
 def test_is_flax_conv():
     inputs, kernel, bias = problem(residual=False)
-    conv = nnx.Conv(6, 4, kernel_size=(1, 1), strides=(2, 2), rngs=nnx.Rngs(0))
-    conv.kernel[...], conv.bias[...] = kernel[None, None], bias
+    options = {"kernel_size": (1, 1), "strides": (2, 2)}
+    graph, _ = nnx.split(nnx.eval_shape(lambda: nnx.Conv(6, 4, **options, rngs=nnx.Rngs(0))))
+
+    @jax.jit
+    def both(inputs, kernel, bias):
+        conv = nnx.merge(graph, {"kernel": kernel[None, None], "bias": bias})
+        return run(inputs, kernel, bias, strides=2), conv(inputs)
+
     # 6 products and a bias in float32: eight roundings of 6e-8 each.
-    np.testing.assert_allclose(
-        run(inputs, kernel, bias, strides=2), conv(inputs), atol=8 * 6e-8 * 10
-    )
+    np.testing.assert_allclose(*both(inputs, kernel, bias), atol=8 * 6e-8 * 10)
 
 
 @pytest.mark.parametrize(("groups", "shape"), [(1, (6, 4)), (2, (3, 4))])
 def test_is_xla_convolution_with_groups(groups, shape):
     inputs, kernel, bias = problem(groups=groups, residual=False)
-    wanted = lax.conv_general_dilated(
-        inputs, kernel[None, None], (1, 1), "VALID",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
-    )  # fmt: skip
+
+    @jax.jit
+    def both(inputs, kernel, bias):
+        wanted = lax.conv_general_dilated(
+            inputs, kernel[None, None], (1, 1), "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups,
+        )  # fmt: skip
+        return run(inputs, kernel, bias, groups=groups), wanted + bias
+
     assert kernel.shape == shape
-    np.testing.assert_allclose(
-        run(inputs, kernel, bias, groups=groups), wanted + bias, atol=8 * 6e-8 * 10
-    )
+    np.testing.assert_allclose(*both(inputs, kernel, bias), atol=8 * 6e-8 * 10)
 
 
 def test_exact_gelu_is_pytorch_s_and_gelu_its_tanh_form():
@@ -261,27 +228,30 @@ def test_composes():
 
 
 @pytest.mark.parametrize("options", [{}, {"activation": "relu"}, {"strides": 2}])
-def test_a_backward_in_tiles_is_the_whole_one(monkeypatch, options):
+def test_a_backward_in_tiles_is_by_hand(monkeypatch, options):
     """Tiles that divide the rows, that leave some over, and one for all; first and second order."""
-    inputs, kernel, bias = problem(features=4, out=9, residual=False)
+    inputs, kernel, _ = arrays = problem(features=4, out=9, residual=False)
 
     def loss(*arrays):
         return jnp.sin(pointwise_conv(*arrays, **options)).sum()
 
-    def derivatives():
-        jax.clear_caches()
+    @jax.jit
+    def both(inputs, kernel, bias):
+        first = jax.grad(loss, (0, 1, 2))(inputs, kernel, bias)
+        second = jax.grad(lambda w: (jax.grad(loss)(inputs, w, bias) ** 2).sum())(kernel)
+        return *first, second
 
-        @jax.jit
-        def both(inputs, kernel, bias):
-            first = jax.grad(loss, (0, 1, 2))(inputs, kernel, bias)
-            second = jax.grad(lambda w: (jax.grad(loss)(inputs, w, bias) ** 2).sum())(kernel)
-            return *first, second
-
-        return both(inputs, kernel, bias)
-
-    wanted = derivatives()
+    outputs, *first, d_sums = exact_pointwise.by_hand((*arrays, 0), np.cos, **options)
+    stride = options.get("strides", 1)
+    x, d_x = (a[:, ::stride, ::stride] for a in (inputs, first[0]))
+    # Of the sum of squares of d_x = d_sums @ kernel.T, in which d_sums is cos(outputs) where the
+    # activation has a slope: by the kernel there, and by the outputs.
+    through = 2 * d_x @ kernel * (d_sums != 0) * -np.sin(outputs)
+    second = np.einsum("bpqi,bpqo->io", 2 * d_x, d_sums) + np.einsum("bpqi,bpqo->io", x, through)
+    wanted = [np.float32(a) for a in (*first, second)]
     monkeypatch.setattr(xla, "_TILED_BYTES", 0)
     for tile_bytes in (400, 1000, 10**6) if not options else (400,):
         monkeypatch.setattr(xla, "_TILE_BYTES", tile_bytes)
+        jax.clear_caches()
         # Sums of at most 60 rows, in another order.
-        assert_close(derivatives(), wanted, 8 * 60**0.5 * 1.2e-7)
+        assert_close(both(*arrays), wanted, 8 * 60**0.5 * 1.2e-7)

@@ -64,21 +64,30 @@ def test_strides_of_any_sort_and_arrays_of_numpy():
 
 @pytest.mark.smoke
 def test_folded_batch_norm_is_batch_norm():
-    conv = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
-    norm = nnx.BatchNorm(8, epsilon=1e-3, rngs=nnx.Rngs(0))
+    convolution, _ = nnx.split(nnx.eval_shape(lambda: nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))))
+    options = {"epsilon": 1e-3, "use_running_average": True}
+    norm, _ = nnx.split(nnx.eval_shape(lambda: nnx.BatchNorm(8, **options, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
-    norm.mean[...], norm.scale[...], norm.bias[...] = rng.normal(size=(3, 8)).astype(np.float32)
-    norm.var[...] = rng.uniform(0.5, 2, 8).astype(np.float32)
-    norm.eval()
-    images = rng.normal(size=(2, 9, 9, 3)).astype(np.float32)
-    wanted = norm(conv(images))
-    folded = fold_batch_norm(
-        conv.kernel[...], conv.bias[...], norm.mean[...], norm.var[...], norm.scale[...],
-        norm.bias[...], epsilon=1e-3,
-    )  # fmt: skip
-    conv.kernel[...], conv.bias[...] = folded
+    names = "bias", "mean", "scale", "var"
+    of_norm = dict(zip(names, rng.normal(size=(4, 8)).astype(np.float32), strict=True))
+    of_norm["var"] = rng.uniform(0.5, 2, 8).astype(np.float32)
+    images, kernel, bias = (
+        rng.normal(size=shape).astype(np.float32) for shape in ((2, 9, 9, 3), (3, 3, 3, 8), 8)
+    )
+    kernel /= 27**0.5
+
+    @jax.jit
+    def both(images, kernel, bias, of_norm):
+        folded_kernel, folded_bias = fold_batch_norm(
+            kernel, bias, *(of_norm[name] for name in ("mean", "var", "scale", "bias")),
+            epsilon=1e-3,
+        )  # fmt: skip
+        folded = nnx.merge(convolution, {"kernel": folded_kernel, "bias": folded_bias})
+        plain = nnx.merge(convolution, {"kernel": kernel, "bias": bias})
+        return folded(images), nnx.merge(norm, of_norm)(plain(images))
+
     # Sums of 28 terms in float32, in another order.
-    np.testing.assert_allclose(conv(images), wanted, atol=28 * 6e-8 * 10)
+    np.testing.assert_allclose(*both(images, kernel, bias, of_norm), atol=28 * 6e-8 * 10)
 
 
 ERRORS = {
