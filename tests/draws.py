@@ -1,7 +1,8 @@
 """The first parameters of models, drawn by NumPy: JAX compiles a draw for each of their shapes."""
 
+from typing import NamedTuple
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax._src.nn import initializers
 
@@ -32,7 +33,18 @@ def _orthogonal(draw, rows, shape, dtype, columns):
     return columns_of if rows >= columns else columns_of.swapaxes(-1, -2)
 
 
-def _by_numpy(theirs, ours, dtype_at):
+class _Unscaled(NamedTuple):
+    """What an initializer draws only to scale it, which would be a program for each shape."""
+
+    numbers: np.ndarray
+
+    def __mul__(self, scale):
+        if isinstance(scale, jax.core.Tracer):
+            return self.numbers * scale
+        return jax.device_put(self.numbers * np.asarray(scale, self.numbers.dtype))
+
+
+def _by_numpy(theirs, ours, dtype_at, unscaled=False):
     """``ours(draw, *args)`` for ``theirs(key, *args)``, unless the key is traced."""
 
     def drawn(key, *args, **options):
@@ -40,7 +52,9 @@ def _by_numpy(theirs, ours, dtype_at):
             return theirs(key, *args, **options)
         draw = np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel())
         # A narrow draw is the wide one, rounded.
-        return jnp.asarray(ours(draw, *args).astype(np.float32), args[dtype_at])
+        dtype = jax.dtypes.canonicalize_dtype(args[dtype_at])
+        numbers = ours(draw, *args).astype(np.float32).astype(dtype)
+        return _Unscaled(numbers) if unscaled else jax.device_put(numbers)
 
     return drawn
 
@@ -48,9 +62,11 @@ def _by_numpy(theirs, ours, dtype_at):
 class Draws:
     """``jax.random`` as the initializers see it."""
 
-    uniform = staticmethod(_by_numpy(jax.random.uniform, _uniform, 1))
+    uniform = staticmethod(_by_numpy(jax.random.uniform, _uniform, 1, True))
     normal = staticmethod(_by_numpy(jax.random.normal, _normal, 1))
-    truncated_normal = staticmethod(_by_numpy(jax.random.truncated_normal, _truncated_normal, 3))
+    truncated_normal = staticmethod(
+        _by_numpy(jax.random.truncated_normal, _truncated_normal, 3, True)
+    )
     orthogonal = staticmethod(_by_numpy(jax.random.orthogonal, _orthogonal, 2))
 
     def __getattr__(self, name):

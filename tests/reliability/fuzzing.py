@@ -14,6 +14,8 @@ import numpy as np
 from hypothesis import HealthCheck, assume, given, seed, settings
 from hypothesis import strategies as st
 
+from tests.inputs import on_device
+
 EXAMPLES = int(os.environ.get("JAXNETS_FUZZ", "15"))
 SEARCHING = "JAXNETS_FUZZ" in os.environ
 FLOATS = ("float32", "bfloat16", "float16")
@@ -61,7 +63,7 @@ def fuzzed(strategy, examples=EXAMPLES, mixes=MIXES):
 def array(draw, *shape, dtype="float32", seed=0):
     """Numbers in [-1, 1] that bfloat16 has exactly."""
     generator = np.random.default_rng(seed + draw(st.integers(0, 3)))
-    return jnp.asarray((generator.integers(-8, 9, shape) / 8).astype(jnp.dtype(dtype)))
+    return on_device((generator.integers(-8, 9, shape) / 8).astype(jnp.dtype(dtype)))
 
 
 @st.composite
@@ -77,9 +79,9 @@ def spoiled(draw, arguments):
     axis = draw(st.integers(0, max(value.ndim - 1, 0)))
     if how == "dtype":
         integers = jnp.issubdtype(value.dtype, jnp.integer)
-        given_arguments[name] = jnp.asarray(np.asarray(value, np.float32 if integers else np.int32))
+        given_arguments[name] = on_device(np.asarray(value, np.float32 if integers else np.int32))
     elif how == "add":
-        given_arguments[name] = jnp.asarray(np.asarray(value)[None])
+        given_arguments[name] = on_device(np.asarray(value)[None])
     elif how != "nothing":
         assume(value.ndim)
         plain = np.asarray(value)  # NumPy compiles nothing
@@ -89,7 +91,7 @@ def spoiled(draw, arguments):
             "empty": lambda: plain.take(np.zeros(0, int), axis),
             "longer": lambda: np.concatenate([plain, plain[:1]]) if axis == 0 else plain.T,
         }
-        given_arguments[name] = jnp.asarray(changed[how]())
+        given_arguments[name] = on_device(changed[how]())
     return given_arguments
 
 
@@ -144,7 +146,7 @@ def projections(draw):
         "hidden": array(draw, *batch, features, dtype=mix["dtype"]),
         "weight": array(draw, vocab_size, features, dtype=mix["dtype"], seed=10),
         "bias": array(draw, vocab_size, seed=20) if mix["bias"] else None,
-        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab_size, batch)),
+        "labels": on_device(np.random.default_rng(tokens).integers(0, vocab_size, batch)),
         **{name: mix[name] for name in ("label_smoothing", "soft_cap", "z_loss")},
     }
 
@@ -164,5 +166,5 @@ def tables(draw):
     (vocab_size, features), shape = mix["sizes"], mix["shape"]
     return {
         "tables": array(draw, vocab_size, features),
-        "ids": jnp.asarray(np.random.default_rng(vocab_size).integers(0, vocab_size, shape)),
+        "ids": on_device(np.random.default_rng(vocab_size).integers(0, vocab_size, shape)),
     }

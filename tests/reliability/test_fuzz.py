@@ -30,6 +30,7 @@ from jaxnets.kernels import (
     to_dense,
 )
 from tests.fixed_samples import fixed_samples
+from tests.inputs import on_device
 from tests.reliability.fuzzing import (
     EXAMPLES,
     FLOATS,
@@ -82,7 +83,7 @@ def sampled_problems(draw):
     rng = np.random.default_rng(draw(st.integers(0, 3)))
     if mix["num_true"] is not None:
         labels = rng.integers(0, vocab_size, (*batch, mix["num_true"]))
-        arguments["labels"] = jnp.asarray(labels)
+        arguments["labels"] = on_device(labels)
     count = -(-vocab_size // mix["sampled"])
     of_each = batch if mix["per_token"] and mix["num_true"] is None else ()
     ids = rng.integers(0, vocab_size, (*of_each, count))
@@ -117,11 +118,11 @@ def test_sampled_losses(name):
 def item_batches(draw):
     mix = draw(mixed((9, 7), dtype=FLOATS, log_probability=(False, True)))
     batch, features = mix["sizes"]
-    log_probability = jnp.asarray(-np.abs(array(draw, batch, seed=20)))
+    log_probability = on_device(-np.abs(array(draw, batch, seed=20)))
     return {
         "hidden": array(draw, batch, features, dtype=mix["dtype"]),
         "items": array(draw, batch, features, dtype=mix["dtype"], seed=10),
-        "labels": jnp.asarray(np.random.default_rng(batch).integers(0, 5, batch)),
+        "labels": on_device(np.random.default_rng(batch).integers(0, 5, batch)),
         "log_probability": log_probability if mix["log_probability"] else None,
     }
 
@@ -184,7 +185,7 @@ def test_rows(arguments):
         return tables[ids], np.where(touched.reshape(-1, *[1] * (tables.ndim - 1)), 2, 1) * tables
 
     if not jnp.issubdtype(arguments["tables"].dtype, jnp.floating):
-        arguments["tables"] = arguments["tables"].astype(jnp.float32)  # any dtype is a table's
+        arguments["tables"] = on_device(arguments["tables"], np.float32)  # any dtype is a table's
     ids = arguments["ids"]
     assume(arguments["tables"].ndim and (np.asarray(ids) < arguments["tables"].shape[0]).all())
     holds(doubled, plain, arguments, 1)
@@ -202,7 +203,7 @@ def draws(draw):
     return {
         "sampler": mix["sampler"](vocab_size),
         "num_sampled": draw(counts),
-        "labels": jnp.asarray(
+        "labels": on_device(
             np.random.default_rng(vocab_size).integers(0, vocab_size, mix["shape"])
         ),
         "unique": mix["unique"],
@@ -233,8 +234,8 @@ def labeled(draw):
     mix = draw(mixed(shape=((5,), (2, 3), (1,)), unique=(False, True)))
     shape = mix["shape"]
     return {
-        "labels": jnp.asarray(np.random.default_rng(0).integers(0, 4, shape)),
-        "log_probability": jnp.asarray(-np.abs(array(draw, *shape)) - np.float32(0.1)),
+        "labels": on_device(np.random.default_rng(0).integers(0, 4, shape)),
+        "log_probability": on_device(-np.abs(array(draw, *shape)) - np.float32(0.1)),
         "unique": mix["unique"],
     }
 

@@ -2,7 +2,6 @@
 that names an argument; see ``fuzzing.py``."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from jaxnets.kernels import (
     pointwise_conv,
     recurrent_layers,
 )
+from tests.inputs import on_device
 from tests.reliability.fuzzing import EXAMPLES, FLOATS, array, fuzzed, holds, mixed, spoiled
 
 pytestmark = pytest.mark.usefixtures("users_checks")
@@ -29,7 +29,7 @@ def sequences(draw):
         mixed((5, 4, 4, 5), dtype=FLOATS, lengths=(False, True, True), reverse=(False, True, False))
     )
     (batch, time, features, hidden), dtype = mix["sizes"], mix["dtype"]
-    lengths = jnp.asarray(np.random.default_rng(batch).integers(0, time + 1, batch))
+    lengths = on_device(np.random.default_rng(batch).integers(0, time + 1, batch))
     return {
         "inputs": array(draw, batch, time, features, dtype=dtype),
         "input_kernel": array(draw, features, 4 * hidden, dtype=dtype, seed=10),
@@ -91,9 +91,9 @@ def gru_sequences(draw):
     arguments = draw(sequences())
     width = arguments["bias"].shape[0] // 4 * 3
     for name in ("input_kernel", "recurrent_kernel", "bias"):
-        arguments[name] = jnp.asarray(np.asarray(arguments[name])[..., :width])
+        arguments[name] = on_device(np.asarray(arguments[name])[..., :width])
     backwards = np.asarray(arguments["bias"])[::-1]
-    return {**arguments, "recurrent_bias": jnp.asarray(backwards)}
+    return {**arguments, "recurrent_bias": on_device(backwards)}
 
 
 @fuzzed(spoiled(gru_sequences()), EXAMPLES // 2)
@@ -217,7 +217,7 @@ def norms(draw):
         "kernel": array(draw, features, out),
         "bias": array(draw, out, seed=10) if mix["bias"] else None,
         "mean": array(draw, out, seed=20),
-        "variance": jnp.asarray(np.abs(array(draw, out, seed=30)) + np.float32(0.5)),
+        "variance": on_device(np.abs(array(draw, out, seed=30)) + np.float32(0.5)),
         "scale": array(draw, out, seed=40),
         "offset": array(draw, out, seed=50),
     }

@@ -4,13 +4,13 @@ argument; see ``fuzzing.py``."""
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
 from jaxnets.kernels import Tiles, gather_rows, linear_softmax_cross_entropy
+from tests.inputs import on_device
 from tests.reliability.fuzzing import (
     EXAMPLES,
     array,
@@ -58,7 +58,7 @@ def splittable(draw):
         "hidden": array(draw, tokens, 3, features, dtype=dtype),
         "weight": array(draw, vocab_size, features, dtype=dtype, seed=10),
         "bias": array(draw, vocab_size, seed=20) if mix["bias"] else None,
-        "labels": jnp.asarray(np.random.default_rng(tokens).integers(0, vocab_size, (tokens, 3))),
+        "labels": on_device(np.random.default_rng(tokens).integers(0, vocab_size, (tokens, 3))),
     }
 
 
@@ -70,7 +70,7 @@ def test_sharded_softmax_of_sizes_that_divide(arguments):
 @fuzzed(spoiled(tables()), EXAMPLES // 2)
 def test_sharded_rows(arguments):
     sharding = SHARDINGS["vocab only"](make_mesh())
-    arguments["tables"] = arguments["tables"].astype(jnp.float32)
+    arguments["tables"] = on_device(arguments["tables"], np.float32)
     ids = arguments["ids"]
     assume(arguments["tables"].ndim and (np.asarray(ids) < arguments["tables"].shape[0]).all())
 
