@@ -11,9 +11,9 @@ platforms, shapes and dtypes. Which is taken is said, in this order, by
 6. and else it is the one on XLA.
 
 XLA splits a program over devices by itself where a mesh has ``Auto`` axes, which is seen only once
-it is compiled, and it cannot split a Pallas kernel: JAX refuses the program. So 3 to 5 give one only
-where there is one device, or in a ``shard_map``: the caller's, or ours over ``Explicit`` axes. The
-choice is made where an operation is traced, for the platform of JAX's default device.
+it is compiled, and it cannot split a Pallas kernel: JAX refuses the program. So 3 to 5 give one
+only where there is one device, or in a ``shard_map``: the caller's, or ours over ``Explicit`` axes.
+The choice is made where an operation is traced, for the platform of JAX's default device.
 """
 
 from __future__ import annotations
