@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxnets import layers, models
 
-pytestmark = pytest.mark.usefixtures("cheap_parameters")
+pytestmark = pytest.mark.usefixtures("loops", "cheap_parameters")
 
 SIGNAL = jnp.asarray(np.ones((2, 4, 3), np.float32))
 IMAGE = jnp.asarray(np.ones((2, 4, 5, 3), np.float32))
