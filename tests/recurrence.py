@@ -99,22 +99,22 @@ def steps(
 
 
 def drawn_factors(results):
-    """By which the scalar whose gradients are taken weighs the sine of each result."""
+    """The cotangents of the results, each a number of few digits, which every dtype has."""
     return [
-        np.random.default_rng(i).normal(size=leaf.shape)
+        np.round(8 * np.random.default_rng(i).normal(size=leaf.shape)) / 8
         for i, leaf in enumerate(jax.tree.leaves(results))
     ]
 
 
-def by_hand(arrays, **options):
+def by_hand(arrays, slope=np.ones_like, **options):
     """Results and gradients of ``lstm`` or ``gru`` of ``arrays``: inputs, carry, parameters."""
     arguments = tracked(arrays)
     results = steps(*arguments, **options)
     values = jax.tree.map(array_of, results)
-    slopes = [
-        np.cos(a) * f for a, f in zip(jax.tree.leaves(values), drawn_factors(values), strict=True)
+    cotangents = [
+        slope(a) * f for a, f in zip(jax.tree.leaves(values), drawn_factors(values), strict=True)
     ]
-    return values, gradients(results, slopes, arguments)
+    return values, gradients(results, cotangents, arguments)
 
 
 def along_by_hand(arrays, direction, **options):
@@ -123,25 +123,15 @@ def along_by_hand(arrays, direction, **options):
     return jax.tree.map(lambda d: d.imag / STEP, by_hand(moved, **options))
 
 
-def curvature_by_hand(arrays, **options):
-    """The gradient of the sum of the squared gradients: twice the Hessian times the gradient."""
-    _, direction = by_hand(arrays, **options)
-    return jax.tree.map(lambda d: 2 * d, along_by_hand(arrays, direction, **options)[1])
-
-
 def value_and_gradients(layer, arrays):
     """The same of ``layer(inputs, carry, parameters)``, by JAX."""
-
-    def loss(*arrays):
-        results = layer(*arrays)
-        total = 0.0
-        for leaf, factors in zip(jax.tree.leaves(results), drawn_factors(results), strict=True):
-            wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-            total += (jnp.sin(wide) * factors.astype(wide.dtype)).sum()
-        return total, results
-
-    (_, results), gradients = jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(*arrays)
-    return results, gradients
+    results, pull = jax.vjp(layer, *arrays)
+    leaves, tree = jax.tree.flatten(results)
+    cotangents = [
+        factors.astype(leaf.dtype)
+        for leaf, factors in zip(leaves, drawn_factors(leaves), strict=True)
+    ]
+    return results, pull(jax.tree.unflatten(tree, cotangents))
 
 
 def jitted(layer, **options):
@@ -149,9 +139,26 @@ def jitted(layer, **options):
     return jax.jit(functools.partial(value_and_gradients, functools.partial(layer, **options)))
 
 
-def curvature(layer, arrays):
-    def norm(*arrays):
-        _, gradients = value_and_gradients(layer, arrays)
-        return sum((gradient**2).sum() for gradient in jax.tree.leaves(gradients))
+def _direction(arrays):
+    leaves, tree = jax.tree.flatten(arrays)
+    return jax.tree.unflatten(tree, drawn_factors(leaves))
 
-    return jax.grad(norm, (0, 1, 2))(*arrays)
+
+def curvature(layer, arrays):
+    """The Hessian, of the sum of the results' sines by factors, times a direction."""
+
+    def loss(*arrays):
+        leaves = jax.tree.leaves(layer(*arrays))
+        pairs = zip(leaves, drawn_factors(leaves), strict=True)
+        return sum((jnp.sin(a) * f.astype(a.dtype)).sum() for a, f in pairs)
+
+    def along(*arrays):
+        slopes = jax.tree.leaves(jax.grad(loss, (0, 1, 2))(*arrays))
+        pairs = zip(slopes, drawn_factors(slopes), strict=True)
+        return sum((d * v.astype(d.dtype)).sum() for d, v in pairs)
+
+    return jax.grad(along, (0, 1, 2))(*arrays)
+
+
+def curvature_by_hand(arrays, **options):
+    return along_by_hand(arrays, _direction(arrays), slope=np.cos, **options)[1]

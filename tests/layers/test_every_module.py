@@ -13,7 +13,7 @@ from flax import nnx
 from jaxnets import layers, models
 from tests.inputs import ones
 
-pytestmark = pytest.mark.usefixtures("cheap_parameters")
+pytestmark = pytest.mark.usefixtures("loops", "cheap_parameters")
 
 SIGNAL = ones((2, 4, 3))
 IMAGE = ones((2, 4, 5, 3))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxnets.kernels import gru, recurrent_layers
+from jaxnets.kernels import recurrent_layers
 from jaxnets.layers import GRU, LSTM
-from tests.inputs import INTEGER_TYPES
+from tests.inputs import INTEGER_TYPES, on_device
 from tests.recurrence import by_hand
 from tests.traced import traced
 
@@ -20,29 +20,16 @@ BOTH_WAYS = {"bidirectional": True}
 pytestmark = pytest.mark.usefixtures("loops", "cheap_parameters")
 
 
-@pytest.mark.parametrize(("module", "derive"), [(LSTM, False), (GRU, True)])
-def test_a_masked_row_is_the_row_without_its_masked_steps(module, derive):
+@pytest.mark.parametrize("module", [LSTM, GRU])
+def test_a_masked_row_is_the_row_without_its_masked_steps(module):
     layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
     inputs = np.where(MASK[:, :, None], INPUTS, np.float32(np.nan))
-
-    def loss(layer, inputs, mask):
-        outputs, carries = layer(inputs, mask=mask)
-        return jnp.square(outputs).sum(), (outputs, carries)
-
-    run = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True) if derive else loss)
-    results = run(layer, inputs, MASK)
+    run = nnx.jit(lambda layer, inputs, mask: layer(inputs, mask=mask))
+    outputs, carries = run(layer, inputs, MASK)
     shorter = np.zeros_like(INPUTS)
     for row, kept in enumerate(MASK):
         shorter[row, : kept.sum()] = INPUTS[row, kept]
-    wanted = run(layer, shorter, np.arange(TIME) < MASK.sum(1)[:, None])
-    if derive:
-        (results, gradients), (wanted, d_wanted) = results, wanted
-        assert_by_rows(gradients[1], d_wanted[1])
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5),
-            gradients[0], d_wanted[0],
-        )  # fmt: skip
-    (_, (outputs, carries)), (_, (wanted, ends)) = results, wanted
+    wanted, ends = run(layer, shorter, np.arange(TIME) < MASK.sum(1)[:, None])
     assert_by_rows(outputs, wanted)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), carries, ends)
 
@@ -57,21 +44,38 @@ def assert_by_rows(masked, shorter):
         np.testing.assert_array_equal(masked[row, ~kept], 0)
 
 
-@pytest.mark.parametrize("module", [LSTM, GRU])
-def test_masked_outputs(module):
-    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0))
-    repeated, _ = nnx.jit(
-        lambda layer, inputs: layer(inputs, mask=MASK.tolist(), masked_outputs="repeat")
-    )(layer, INPUTS)
-    repeated = np.asarray(repeated)
-    np.testing.assert_array_equal(repeated[0, 4:], repeated[0, 3:4].repeat(2, 0))
+# What the kernel does with each option is in its own tests.
+@pytest.mark.parametrize(
+    ("module", "own", "options"),
+    [
+        (LSTM, {}, {"mask": MASK.tolist(), "masked_outputs": "repeat"}),
+        (GRU, {}, {"mask": MASK.tolist(), "masked_outputs": "repeat"}),
+        (LSTM, {}, {"lengths": [5, 2, 0, 1], "time_first": True}),
+        (LSTM, {}, {"lengths": 2, "batched": False}),
+        (LSTM, {"merge_mode": "concat", "num_layers": 2, **BOTH_WAYS}, {}),
+        (LSTM, {"merge_mode": "mul", "num_layers": 2, **BOTH_WAYS}, {}),
+        (GRU, {"reset_after": False}, {}),
+    ],
+)
+def test_an_option_is_the_kernel_s(module, own, options):
+    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **own)
+    of_kernel = options | {n: v for n, v in own.items() if n in ("merge_mode", "reset_after")}
+    square = INPUTS[:, :4]  # as many steps as rows: the time may be the first axis
+    inputs = INPUTS if "mask" in options else square[1] if "batched" in options else square
+
+    def kernel(**options):
+        def run(layer):
+            return recurrent_layers(inputs, None, layer.parameters(), **options)
+
+        return traced(run, layer)
+
+    assert traced(lambda layer: layer(inputs, **options), layer) == kernel(**of_kernel)
+    if "merge_mode" not in own:
+        assert kernel(**of_kernel) != kernel(batched=options.get("batched", True))
 
 
-@pytest.mark.parametrize("module", [LSTM, GRU])
-def test_time_first_and_unbatched(module):
-    """In both directions, of which one class is that of both modules, one of them."""
-    both_ways = BOTH_WAYS if module is GRU else {}
-    layer = module(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **both_ways)
+def test_one_sequence_and_time_first_in_both_directions():
+    layer = GRU(FEATURES, HIDDEN, rngs=nnx.Rngs(0), **BOTH_WAYS)
 
     @nnx.jit
     def each(layer, inputs):
@@ -86,45 +90,6 @@ def test_time_first_and_unbatched(module):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ends, carries)
     np.testing.assert_allclose(alone, wanted[1], atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], atol=1e-6), end, carries)
-
-
-# Every mode is in the kernels' tests; here the one that widens the next layer, and another.
-MERGED = {
-    "concat": lambda a, b: jnp.concatenate([a, b], -1),
-    "mul": lambda a, b: a * b,
-}
-
-
-@pytest.mark.parametrize("mode", MERGED)
-def test_merge_modes(mode):
-    layer = LSTM(FEATURES, HIDDEN, num_layers=2, merge_mode=mode, rngs=nnx.Rngs(0), **BOTH_WAYS)
-
-    @nnx.jit
-    def both(layer, inputs):
-        between = inputs
-        for directions in layer.parameters():
-            each = [
-                recurrent_layers(x, None, [[parameters]])[0]
-                for x, parameters in zip((between, between[:, ::-1]), directions, strict=True)
-            ]
-            between = MERGED[mode](each[0], each[1][:, ::-1])
-        return layer(inputs)[0], between
-
-    np.testing.assert_allclose(*both(layer, INPUTS), atol=2e-6)
-
-
-def test_a_gru_with_the_reset_before_the_matmul():
-    layer = GRU(FEATURES, HIDDEN, reset_after=False, rngs=nnx.Rngs(0))
-
-    @nnx.jit
-    def each(layer):
-        own = layer.parameters()[0][0]
-        before = gru(INPUTS, None, own, reset_after=False)[0]
-        return layer(INPUTS)[0], before, gru(INPUTS, None, own)[0]
-
-    outputs, before, after = map(np.asarray, each(layer))
-    np.testing.assert_allclose(outputs, before, atol=1e-6)
-    assert np.abs(outputs - after).max() > 1e-3
 
 
 def test_dropout_of_the_first_inputs_and_deterministic():
@@ -147,13 +112,15 @@ def test_lengths_of_any_integer_type(module):
 
     known = run(lengths)
     assert run(lengths.tolist()) == known
-    wanted, _ = layer(INPUTS, lengths=lengths)
-    mask = np.arange(TIME) < lengths[:, None]
-    np.testing.assert_allclose(layer(INPUTS, mask=mask)[0], wanted, rtol=0, atol=2e-6)
+    found = np.asarray(layer(INPUTS, lengths=lengths)[0])
+    zeros, ((parameters,),) = np.zeros((BATCH, HIDDEN)), layer.parameters()
+    carry = zeros if module is GRU else (zeros, zeros)
+    (wanted, _), _ = by_hand((INPUTS, carry, parameters), lengths=lengths)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)
     for dtype in INTEGER_TYPES:
         assert run(lengths.astype(dtype)) == known
-        of_jax = jnp.asarray(lengths.astype(dtype))
-        np.testing.assert_array_equal(layer(INPUTS, lengths=of_jax)[0], wanted)
+        of_jax = on_device(lengths, dtype)
+        np.testing.assert_array_equal(layer(INPUTS, lengths=of_jax)[0], found)
 
 
 def test_an_unsigned_length_of_a_long_sequence_under_jit():
@@ -174,12 +141,11 @@ def test_strict_modes(strict_modes, module, dtype):
         return jnp.square(layer(inputs, lengths=np.array([6, 1, 0, 4]))[0]).sum()
 
     gradient, inputs = nnx.value_and_grad(loss, argnums=(0, 1)), INPUTS.astype(dtype)
-    if module is GRU:  # the modes of dtypes and ranks refuse when traced
-        found = nnx.eval_shape(gradient, layer, inputs)
-        assert {leaf.dtype for leaf in jax.tree.leaves(found[1])} == {jnp.dtype(dtype)}
-        return
-    leaves = jax.tree.leaves(nnx.jit(gradient)(layer, inputs))
-    assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in leaves)
+    # The modes of dtypes and ranks refuse when traced; the kernel's gradient runs in its own tests.
+    found = nnx.eval_shape(gradient, layer, inputs)
+    assert {leaf.dtype for leaf in jax.tree.leaves(found[1])} == {jnp.dtype(dtype)}
+    if module is LSTM:
+        assert np.isfinite(nnx.jit(loss)(layer, inputs))
 
 
 @pytest.mark.parametrize("module", [LSTM, GRU])

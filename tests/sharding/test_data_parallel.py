@@ -32,6 +32,7 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
     to_dense,
 )
+from jaxnets.kernels.samplers import without_replacement
 from jaxnets.models import Seq2Seq, Seq2SeqConfig, beam_search, greedy_search
 from tests.exact_loss import exact_loss
 from tests.fixed_samples import fixed_samples
@@ -179,7 +180,9 @@ def with_gradients(function, batch, tables):
     ("kind", "function", "by_hand"),
     [("explicit", losses, losses_by_hand), ("explicit and auto", capped, capped_by_hand)],
 )
-def test_losses_and_gradients_are_those_by_hand(kind, function, by_hand):
+def test_losses_and_gradients_are_those_by_hand(monkeypatch, kind, function, by_hand):
+    # How often a class repeats is one number on every device, and most of what is compiled.
+    monkeypatch.setattr(without_replacement, "_poisson", lambda _key, mean: mean.astype(int))
     batch, tables = placed(make_mesh(kind))
     (_, found), (of_batch, of_tables) = jax.jit(partial(with_gradients, function))(batch, tables)
     gradients = {**of_batch, **of_tables}
@@ -219,7 +222,7 @@ def test_loops_that_are_written_out_are_traced(kind, function):
 
 
 def test_translation(loops, cheap_parameters):
-    """Embeddings, a reversed source and attention; a beam search runs, all else is traced."""
+    """Embeddings, a reversed source, attention; beams are a row's on any device, more is traced."""
     model = Seq2Seq(
         Seq2SeqConfig(20, 24, features=8, dropout=0.0, bidirectional=False, reverse_source=True),
         rngs=nnx.Rngs(0),
@@ -240,11 +243,16 @@ def test_translation(loops, cheap_parameters):
         return loss(state, *batch), beams
 
     mesh = make_mesh("explicit")
-    wanted = jax.jit(run)(state, *batch)
     state = jax.device_put(state, NamedSharding(mesh, P()))
-    batch = jax.device_put(batch, NamedSharding(mesh, P("data")))
-    assert_near(jax.jit(run)(state, *batch), wanted, 64 * EPSILON, 1e-3)
-    jax.eval_shape(traced, state, *batch)
+    program, found = jax.jit(run), []
+    for shift in (0, 3):
+        moved = [np.roll(array, shift, axis=0) for array in batch]
+        moved = jax.device_put(moved, NamedSharding(mesh, P("data")))
+        mean, beams = program(state, *moved)
+        found.append((mean, jax.tree.map(lambda a, by=-shift: np.roll(a, by, axis=0), beams)))
+    assert_near(*found, 64 * EPSILON, 1e-3)
+    assert len(np.unique(found[0][1].scores)) > 2  # rows are told apart
+    jax.eval_shape(traced, state, *moved)
 
 
 def test_nothing_but_gradients_is_sent(loops):
@@ -304,29 +312,20 @@ def test_eager_gradients_and_checks_of_a_split_vocabulary(kind, vocab_axis, toke
     if of == "sampled":
         return
     hidden, weight, bias, labels = arrays
-    eager = checked_loss(partial(loss, **options))
-    checked = jax.jit(eager)
-    if kind == "explicit":
-        error, value = eager(hidden, weight, labels, bias=bias)
-        assert error.get() is None
-        assert jnp.isfinite(value)
+    checked = checked_loss(partial(loss, **options))
+    checked = checked if kind == "explicit" else jax.jit(checked)
     error, value = checked(hidden, weight, labels, bias=bias)
     assert error.get() is None
-    assert jnp.isfinite(value)
+    assert np.isfinite(value)
     wrong = whole[3].copy()
     wrong[1, 1] = VOCAB
-    error, _ = checked(hidden, weight, jax.device_put(wrong, labels.sharding), bias=bias)
+    wrong = jax.device_put(wrong, labels.sharding)
+    if kind == "explicit":  # outside of jit it is known
+        with pytest.raises(ValueError, match=rf"labels must lie in .*{VOCAB}\), got {VOCAB}"):
+            checked(hidden, weight, wrong, bias=bias)
+        return
+    error, _ = checked(hidden, weight, wrong, bias=bias)
     assert f"labels must lie in [0, {VOCAB}), got {VOCAB}" in error.get()
-
-
-def test_a_mesh_in_place_of_a_sharding_is_named(users_checks):
-    mesh, samples = make_mesh("explicit"), fixed_samples(VOCAB, LABELS, SAMPLED)
-    for call in (
-        partial(linear_softmax_cross_entropy, sharding=mesh),
-        partial(sampled_softmax_cross_entropy, sharding=mesh, samples=samples),
-    ):
-        with pytest.raises(TypeError, match=r"got a Mesh .*write VocabSharding\(mesh, vocab_axis="):
-            call(HIDDEN, WEIGHT, LABELS, bias=BIAS)
 
 
 def test_a_checked_shard_map_says_what_to_write():
@@ -345,5 +344,5 @@ def test_a_checked_shard_map_says_what_to_write():
     )
     with pytest.raises(ValueError, match=r"write jax.shard_map\(\.\.\., check_vma=False\)"):
         over_devices()(*arrays)
-    wanted = linear_softmax_cross_entropy(HIDDEN, WEIGHT, LABELS)
-    assert_near(over_devices(check_vma=False)(*arrays), wanted, 1e-5, 0)
+    losses, *_ = exact_loss(HIDDEN, WEIGHT, LABELS)
+    assert_near(jax.jit(over_devices(check_vma=False))(*arrays), losses.mean(), 1e-5, 0)

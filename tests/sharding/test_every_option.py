@@ -262,8 +262,7 @@ def sampled_by_hand(loss, hidden, weight, bias, labels, samples):
     ("loss", "split", "kind", "features_first", "per_token"),
     [
         (sampled_softmax_cross_entropy, "vocab over all", EXPLICIT, True, True),
-        (sampled_softmax_cross_entropy, "tokens only", AUTO, False, False),
-        (nce_loss, "vocab only", AUTO, False, True),
+        (nce_loss, "tokens only", AUTO, False, True),
         (negative_sampling_loss, "vocab and tokens", EXPLICIT, True, False),
         (gbce_loss, "vocab over all", EXPLICIT, False, False),
         (bpr_max_loss, "vocab and tokens", AUTO, True, True),

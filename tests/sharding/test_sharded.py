@@ -207,8 +207,10 @@ def test_tokens_left_out_leave_no_trace(loss):
 
 def test_a_mesh_is_no_sharding(users_checks):
     mesh, (hidden, weight, _, labels) = make_mesh(), problem()
+    samples = fixed_samples(VOCAB, labels, np.arange(4))
     for function in (
         lambda: linear_softmax_cross_entropy(hidden, weight, labels, sharding=mesh),
+        lambda: sampled_softmax_cross_entropy(hidden, weight, labels, samples, sharding=mesh),
         lambda: linear_top_k(hidden, weight, 2, sharding=mesh),
         lambda: gather_rows(jnp.ones((8, 2)), jnp.arange(2), sharding=mesh),
         lambda: optim.sharded_init(mesh, optim.sgd(0.1), jnp.ones((8, 2))),

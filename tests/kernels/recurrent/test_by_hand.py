@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from tests.kernels.recurrent.test_recurrent import HIDDEN, assert_close, problem
-from tests.recurrence import by_hand, drawn_factors
-from tests.tape import STEP
+from tests.recurrence import by_hand, drawn_factors, steps
+from tests.tape import STEP, array_of, gradients, tracked
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_gradients_are_derivatives(x64, kind, options):
     results, _ = by_hand(moved, **options)
     terms = zip(jax.tree.leaves(results), drawn_factors(results), strict=True)
     slope = sum((np.sin(leaf) * each).sum() for leaf, each in terms).imag / STEP
-    _, gradients = by_hand(arrays, **options)
+    _, gradients = by_hand(arrays, slope=np.cos, **options)
     products = jax.tree.map(np.vdot, gradients, along)
     np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=1e-12)
 
@@ -56,3 +56,16 @@ def test_packed_rows_are_separate_sequences(x64, reverse):
         for start, end in ((0, 4), (4, 5), (5, 11))
     ]
     assert_close(packed, np.concatenate([*alone, np.zeros((1, 2, HIDDEN))], 1))
+
+
+def test_truncation_cuts_the_gradient_and_nothing_else():
+    _, *arrays = problem("lstm")
+    arguments = tracked(arrays)
+    outputs, carry = steps(*arguments, truncate_steps=4)
+    expected, _ = by_hand(arrays)
+    assert_close(jax.tree.map(array_of, (outputs, carry)), expected, steps=0)
+    last = np.zeros(outputs.array.shape)
+    last[:, -1] = 1
+    d_inputs, *_ = gradients(outputs, last, arguments)
+    reached = np.abs(d_inputs).max((0, 2)) > 0
+    assert reached.tolist() == [False] * 12 + [True]  # the last window holds the last step alone

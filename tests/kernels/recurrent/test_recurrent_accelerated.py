@@ -11,6 +11,7 @@ from jax.experimental import rnn
 from jaxnets.kernels import LSTMParameters, compiling_for, explain, lstm
 from jaxnets.kernels.recurrent import pallas_tpu
 from jaxnets.kernels.recurrent.cudnn import cudnn_lstm, flat_weights
+from tests.inputs import on_device
 from tests.lowering import for_gpu
 from tests.near import assert_near
 from tests.recurrence import by_hand, jitted, value_and_gradients
@@ -20,7 +21,7 @@ def problem(batch, time, features, hidden, dtype=jnp.float32):
     draw = np.random.default_rng(0)  # of NumPy, which compiles nothing
 
     def normal(*shape, scale=1.0, dtype=dtype):
-        return jnp.asarray(scale * draw.normal(size=shape), dtype)
+        return on_device(scale * draw.normal(size=shape), dtype)
 
     parameters = LSTMParameters(
         normal(features, 4 * hidden, scale=features**-0.5),
@@ -111,13 +112,14 @@ def cudnn_in_jax(inputs, h, c, weights, lengths, features, hidden, *rest):
 @pytest.mark.smoke
 def test_cudnn_s_arguments_and_results():
     """The weights' layout, rows without a step, and the masks, by JAX's reference of the call."""
-    inputs, (c, h), parameters = problem(4, 6, 3, 5)
-    lengths = jnp.array([6, 1, 0, 4])
+    inputs, (c, h), parameters = arrays = problem(4, 6, 3, 5)
+    lengths = np.array([6, 1, 0, 4])
     kernels = parameters.input_kernel, parameters.recurrent_kernel, parameters.bias
-    got = cudnn_lstm(inputs, c, h, *kernels, lengths, run=cudnn_in_jax)
-    outputs, (last_c, last_h) = lstm(inputs, (c, h), parameters, lengths=lengths)
-    close(got, (outputs, last_c, last_h), jnp.float32, 6, 5)
-    assert flat_weights(*kernels).size == rnn.get_num_params_in_lstm(3, 5, 1, False)
+    got = jax.jit(partial(cudnn_lstm, run=cudnn_in_jax))(inputs, c, h, *kernels, lengths)
+    wanted, _ = by_hand(arrays, lengths=lengths)
+    close(got, wanted, jnp.float32, 6, 5)
+    size = jax.eval_shape(flat_weights, *kernels).size
+    assert size == rnn.get_num_params_in_lstm(3, 5, 1, False)
 
 
 @pytest.mark.parametrize(

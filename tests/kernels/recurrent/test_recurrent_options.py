@@ -61,25 +61,14 @@ def test_one_sequence(loops, kind):
     assert_near(each(inputs[1], one(carry), parameters), wanted, 1e-6)
 
 
-RESET_BEFORE = [
-    (
-        {"mask": MASK, "remat": True, "chunk_size": 3, "reverse": True, "recurrent_dropout": 0.4},
-        ["scan", "reference"],
-    ),
-    ({"segment_ids": IDS, "remat": False, "truncate_steps": 3}, ["scan"]),
-]
-
-
-@pytest.mark.parametrize(("options", "implementations"), RESET_BEFORE)
-def test_reset_before_the_matmul(x64, options, implementations):
+def test_reset_before_the_matmul(x64):
     """n = tanh(x W_n + b_n + (r h) U_n + d_n)."""
     arrays = problem("gru", dtype=jnp.float64)
-    options = {"key": jax.random.key(1), "reset_after": False, **options}
-    plain = {k: v for k, v in options.items() if k not in ("chunk_size", "remat")}
-    wanted = by_hand(arrays, **plain)
-    for name in implementations:
-        own = options if name == "scan" else plain
-        assert_near(jitted(gru, implementation=name, **own)(arrays), wanted, 1e-12)
+    options = {"mask": MASK, "reverse": True, "reset_after": False}
+    options |= {"truncate_steps": 3, "recurrent_dropout": 0.4, "key": jax.random.key(1)}
+    wanted = by_hand(arrays, **options)
+    for name, own in (("scan", {"remat": True}), ("reference", {})):
+        assert_near(jitted(gru, implementation=name, **own, **options)(arrays), wanted, 1e-12)
 
 
 def test_reset_before_the_matmul_by_hand(x64):
@@ -97,21 +86,28 @@ def test_reset_before_the_matmul_by_hand(x64):
     np.testing.assert_allclose(last[0], h, atol=1e-14)
 
 
-def test_second_derivatives_of_the_reset_before_the_matmul_with_a_mask(x64, loops):
+def test_all_derivatives_of_the_reset_before_the_matmul_within_segments(x64, loops):
     arrays = problem("gru", batch=3, time=5, dtype=jnp.float64)
-    options = {"mask": MASK[:3, :5], "reset_after": False}
-    found = jax.jit(functools.partial(curvature, functools.partial(gru, **options)))(arrays)
-    assert_near(found, curvature_by_hand(arrays, **options), 1e-12)
+    options = {"segment_ids": IDS[:3, 2:], "reset_after": False}
+    layer = functools.partial(gru, remat=False, **options)
+    found = jax.jit(lambda arrays: (value_and_gradients(layer, arrays), curvature(layer, arrays)))(
+        arrays
+    )
+    wanted = by_hand(arrays, **options), curvature_by_hand(arrays, **options)
+    assert_near(found, wanted, 1e-12)
 
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave"])
 def test_merge_modes(merge_mode):
-    inputs, _, parameters = problem("lstm")
+    _, _, parameters = problem("lstm")
     merges = {"sum": np.add, "mul": np.multiply, "ave": lambda a, b: (a + b) / 2,
               "concat": lambda a, b: np.concatenate([a, b], -1)}  # fmt: skip
-    merge, other = merges[merge_mode], jax.tree.map(lambda a: -a, parameters)
-    width = HIDDEN * (2 if merge_mode == "concat" else 1)
-    upper = parameters._replace(input_kernel=normal(9, width, 4 * HIDDEN))
+    merge = merges[merge_mode]
+    width = HIDDEN * (2 if merge_mode == "concat" else 1)  # of the inputs too: one program
+    inputs = normal(6, 5, 7, width)
+    parameters, other, upper = (
+        parameters._replace(input_kernel=normal(seed, width, 4 * HIDDEN)) for seed in (7, 8, 9)
+    )
     plain = {"mask": MASK, "implementation": "reference"}
     got, ends = recurrent_layers(
         inputs, None, [[parameters, other], [upper, upper]], merge_mode=merge_mode, **plain

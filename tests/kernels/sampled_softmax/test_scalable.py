@@ -21,33 +21,33 @@ WEIGHTS[2, 0] = 0
 KEY = jax.random.key(3)
 
 
-def in_numpy(hidden, per_bucket, classes):
-    """Losses [tokens] by the equation, NaN for a token of no bucket, and their gradients."""
-    kept = (LABELS != -1).reshape(-1) & (WEIGHTS != 0).reshape(-1)
-    flat = np.where(kept[:, None], hidden.reshape(TOKENS, -1), 0)
-    shares = np.asarray(jax.random.normal(KEY, (BUCKETS, TOKENS), jnp.float32), np.float64)
-    directions = shares @ flat
-    of_classes = np.where(np.isfinite(BIAS), directions @ WEIGHT.T, -np.inf)
-    best, slopes = np.full(TOKENS, np.nan), np.zeros((TOKENS, VOCAB))
-    for bucket in range(BUCKETS):
-        along = np.where(kept, directions[bucket] @ flat.T, -np.inf)
+def in_numpy(hidden, weight, bias, labels, kept, buckets, per_bucket, classes):
+    """Losses [tokens] by the equation, NaN for a token of no bucket, and backward of them."""
+    hidden = np.where(kept[:, None], hidden, 0)
+    shares = np.asarray(jax.random.normal(KEY, (buckets, len(hidden)), jnp.float32), np.float64)
+    directions = shares @ hidden
+    of_classes = np.where(np.isfinite(bias), directions @ weight.T, -np.inf)
+    best, slopes = np.full(len(hidden), np.nan), np.zeros((len(hidden), len(weight)))
+    for bucket in range(buckets):
+        along = np.where(kept, directions[bucket] @ hidden.T, -np.inf)
         chosen = np.argsort(-of_classes[bucket], kind="stable")[:classes]
         for token in np.argsort(-along, kind="stable")[:per_bucket]:
             if not kept[token]:
                 continue
-            label = LABELS.reshape(-1)[token]
-            those = np.union1d(chosen, [label])
-            logits = WEIGHT[those] @ flat[token] + BIAS[those]
-            loss = np.log(np.exp(logits).sum()) - logits[those == label][0]
+            those = np.union1d(chosen, [labels[token]])
+            logits = weight[those] @ hidden[token] + bias[those]
+            loss = np.log(np.exp(logits).sum()) - logits[those == labels[token]][0]
             if not loss <= best[token]:
                 best[token], slopes[token] = loss, 0
                 slopes[token, those] = np.exp(logits - logits.max())
                 slopes[token] /= slopes[token].sum()
-                slopes[token, label] -= 1
-    factors = np.where(np.isnan(best), 0, WEIGHTS.reshape(-1))
-    slopes *= factors[:, None] / factors.sum()
-    gradients = (slopes @ WEIGHT).reshape(hidden.shape), slopes.T @ flat, slopes.sum(0)
-    return np.nan_to_num(best) * factors, factors, gradients
+                slopes[token, labels[token]] -= 1
+
+    def backward(factors):
+        d_logits = slopes * factors[:, None]
+        return d_logits @ weight, d_logits.T @ hidden, d_logits.sum(0)
+
+    return best, backward
 
 
 def ours(hidden, weight, bias, reduction="mean", **options):
@@ -76,8 +76,13 @@ def test_it_is_the_largest_loss_of_a_tokens_buckets(x64):
     got, each, every = program(bad, WEIGHT, BIAS)
     exact, _, _ = exact_loss(HIDDEN, WEIGHT, np.maximum(LABELS, 4), BIAS)
     exact *= np.where(LABELS == -1, 0, WEIGHTS)
-    losses, factors, gradients = in_numpy(HIDDEN, 4, 6)
-    assert_near(got, (losses.sum() / factors.sum(), gradients), 1e-12)
+    kept = (LABELS != -1) & (WEIGHTS != 0)
+    of_tokens = LABELS.reshape(-1), kept.reshape(-1)
+    best, backward = in_numpy(HIDDEN.reshape(TOKENS, -1), WEIGHT, BIAS, *of_tokens, BUCKETS, 4, 6)
+    factors = np.where(np.isnan(best), 0, WEIGHTS.reshape(-1))
+    losses, (d_hidden, *others) = np.nan_to_num(best) * factors, backward(factors / factors.sum())
+    wanted = losses.sum() / factors.sum(), (d_hidden.reshape(HIDDEN.shape), *others)
+    assert_near(got, wanted, 1e-12)
     assert_near(each, losses.reshape(3, 4), 1e-12)
     assert (factors > 0).sum() < 10  # some tokens are in no bucket
     assert_near(every, exact, 1e-12)
