@@ -170,7 +170,7 @@ def xla_only() -> Iterator[None]:
         _xla_only.reset(token)
 
 
-def _may_be_split() -> bool:
+def may_be_split() -> bool:
     """Whether XLA may split what is traced here over devices by itself.
 
     :func:`compiling_for` does not say over how many, and counts as one.
@@ -184,7 +184,7 @@ def _may_be_split() -> bool:
 def may_call_host() -> bool:
     """Whether what is traced here runs on this process' CPU, undivided, and may call NumPy."""
     here = _target.get() is None and target().platform == "cpu"
-    return here and not _is_xla_only() and not _may_be_split()
+    return here and not _is_xla_only() and not may_be_split()
 
 
 def _is_xla_only() -> bool:
@@ -230,12 +230,12 @@ def choose(
     if _is_xla_only():
         return Choice(operation.default, None, "only XLA was asked for", where)
 
-    may_be_split = _may_be_split() and not own_rows
+    split = may_be_split() and not own_rows
 
     def can_run(name):
         known = implementations.get(name)
         fits = known is not None and known(where, dtype, sizes) is None
-        return fits and not (name in PALLAS and may_be_split)
+        return fits and not (name in PALLAS and split)
 
     measured = None if where.interpret else tuning_cache.look_up(operation.name, dtype, sizes)
     if measured is not None and can_run(measured.implementation):
@@ -249,7 +249,7 @@ def choose(
         why = f"the default on {where.platform}; nothing was measured on this device"
         return Choice(preferred, None, why, where)
     why = "the default; nothing was measured on this device"
-    if preferred == "pallas" and may_be_split:
+    if preferred == "pallas" and split:
         why = "XLA may split the program over these devices, and cannot split a Pallas kernel"
     return Choice(operation.default, None, why, where)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxnets.kernels import dispatch
 from jaxnets.kernels.numerics import matmul, result_dtype
 from jaxnets.kernels.recurrent.cells import Cell
 
@@ -42,8 +43,15 @@ def times(a: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def outer(a: jax.Array, b: jax.Array, like: jax.Array) -> jax.Array:
-    """The sum over steps and rows of ``a b^T``: the gradient of a kernel, as one matmul."""
-    return matmul(a.astype(like.dtype), b.astype(like.dtype), ((0, 1), (0, 1)))
+    """The sum over steps and rows of ``a b^T``: the gradient of a kernel, as one matmul.
+
+    Flattened where nothing is split: XLA for CPU turns what is summed over two axes around first.
+    """
+    a, b = a.astype(like.dtype), b.astype(like.dtype)
+    if dispatch.may_be_split():
+        return matmul(a, b, ((0, 1), (0, 1)))
+    a, b = (array.reshape(-1, array.shape[-1]) for array in (a, b))
+    return matmul(a, b, (0, 0))
 
 
 def nothing_kept(
