@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import Path
 
@@ -36,6 +37,14 @@ class Doctests:
 
 def pytest_configure(config):
     config.pluginmanager.register(Doctests())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish():
+    """What is imported stays, so the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture
