@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -28,8 +29,9 @@ class WorkerCase(Case):
     def _ask(self) -> str:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
             self.close()

@@ -14,17 +14,21 @@ def test_a_worker_runs_once_a_line_and_its_end_is_an_error(tmp_path):
     (tmp_path / "echo.py").write_text(
         "import sys\n"
         "for line in sys.stdin:\n"
+        "    if sys.argv[1] == 'silent': sys.exit(3)\n"
         "    print(sys.argv[1], flush=True)\n"
-        "    if sys.argv[1] == 'last': sys.exit(3)\n"
+        "    if sys.argv[1] == 'last': sys.exit(4)\n"
     )
     path = {"PYTHONPATH": str(tmp_path)}
     case = WorkerCase("echo", "echo", 5, environment=path)
     assert [case.run(), case.run()] == ["5\n", "5\n"]
     case.close()
     assert case.process.returncode == 0
+    with pytest.raises(RuntimeError, match="at once ended with 3"):
+        WorkerCase("at once", "echo", "silent", environment=path).run()
     last = WorkerCase("short", "echo", "last", environment=path)
     last.run()
-    with pytest.raises(RuntimeError, match="short ended with 3"):
+    last.process.wait(timeout=60)  # nobody reads the next line
+    with pytest.raises(RuntimeError, match="short ended with 4"):
         last.run()
 
 
