@@ -17,6 +17,7 @@ from jaxnets.kernels import (
     pointwise_conv,
     recurrent_layers,
 )
+from tests.exact_pointwise import sigmoid
 from tests.inputs import on_device
 from tests.reliability.fuzzing import EXAMPLES, FLOATS, array, fuzzed, holds, mixed, spoiled
 
@@ -38,10 +39,6 @@ def sequences(draw):
         "lengths": lengths if mix["lengths"] else None,
         "reverse": mix["reverse"],
     }
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
 
 
 def plain_recurrence(step, inputs, widths, lengths, reverse):

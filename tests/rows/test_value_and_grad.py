@@ -18,6 +18,7 @@ from jaxnets.kernels import (
     to_dense,
 )
 from jaxnets.layers import GRU, OutputProjection, look_up
+from tests.inputs import summed_rows
 
 pytestmark = pytest.mark.usefixtures("cheap_parameters")
 
@@ -63,11 +64,10 @@ def dense_of(gradients, like):
 
 
 def whole(gradient, like):
-    """``to_dense`` by NumPy, which compiles nothing; ids behind the last fill up."""
-    found, ids = np.zeros(like.shape, gradient.values.dtype), np.asarray(gradient.ids)
-    assert (np.diff(ids) > 0).all()
-    there = ids < len(found)
-    found[ids[there]] = np.asarray(gradient.values)[there]
+    """The dense gradient of ``like``, by ids that are in order, each once."""
+    assert (np.diff(np.asarray(gradient.ids)) > 0).all()
+    found = summed_rows(gradient, len(like))
+    assert found.shape == like.shape
     return found
 
 
