@@ -19,8 +19,12 @@ from jaxnets.kernels import LogUniform, draw_samples, sampled_softmax_cross_entr
 
 CLASSES = 1_000
 RUNS: dict[Suite, int] = {"quick": 200, "standard": 4_000, "full": 40_000}
-NUM_SAMPLED = 8, 32, 128, 512
-QUICK = f"Estimators: 2 numbers of samples of 4, {RUNS['quick']} draws of {RUNS['standard']:,}."
+_ALL = 8, 32, 128, 512
+NUM_SAMPLED: dict[Suite, tuple[int, ...]] = {"quick": (8, 128), "standard": _ALL, "full": _ALL}
+QUICK = (
+    f"Estimators: {len(NUM_SAMPLED['quick'])} numbers of samples of {len(_ALL)}, "
+    f"{RUNS['quick']} draws of {RUNS['standard']:,}."
+)
 
 #: Name: whether log Q is subtracted from the logits of the samples, and of the true class.
 ESTIMATORS = {
@@ -33,7 +37,7 @@ ESTIMATORS = {
 def run(suite: Suite) -> list[dict]:
     """For each estimator and number of samples the norm of its bias, and the floor."""
     rows = []
-    for num_sampled in NUM_SAMPLED[::2] if suite == "quick" else NUM_SAMPLED:
+    for num_sampled in NUM_SAMPLED[suite]:
         for name in ESTIMATORS:
             bias, floor = bias_of(name, num_sampled, RUNS[suite])
             rows.append(
