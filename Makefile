@@ -7,7 +7,8 @@ OLDEST ?= $(call python,3.11 3.12 3.13)
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 # Modules are compiled when they are first imported, and most never are: half of the time.
-INSTALL := -m pip install --quiet --no-compile --editable
+PIP := -m pip install --quiet --no-compile
+INSTALL := $(PIP) --editable
 # Where it is set, as containers do, every process of the tests compiles jax and flax anew.
 export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq recommender
@@ -29,7 +30,7 @@ $(VENV)-oldest/installed: pyproject.toml $(VENV)-oldest/lowest | $(VENV)/install
 
 $(VENV)-oldest/lowest: .ci/oldest.txt
 	$(OLDEST) -m venv $(VENV)-oldest
-	$(VENV)-oldest/bin/python -m pip install --quiet --no-compile --requirement .ci/oldest.txt
+	$(VENV)-oldest/bin/python $(PIP) --requirement .ci/oldest.txt
 	touch $@
 
 # Before a commit: lint, types and the smoke tests.
@@ -37,8 +38,8 @@ check: lint
 	$(RUN) -m pytest --numprocesses=2 $(SMOKE)
 
 # Lint, types and all tests; the smoke tests again on the oldest Python, jax, flax, optax and orbax.
-# Both environments are installed side by side, then mypy runs beside the smoke tests: two cores have
-# something to do.
+# Both environments are installed side by side, and lint runs beside the end of the second: two cores
+# have something to do.
 test:
 	$(MAKE) --jobs=2 --output-sync=target lint smoke-oldest
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal $(addprefix --ignore=tests/compilers/,$(COMPILED))
