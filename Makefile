@@ -58,7 +58,8 @@ compilers: $(VENV)/installed
 	$(RUN) $(INSTALL) '.[compilers]'
 	$(RUN) -m pytest --numprocesses=2 --dist=worksteal tests/compilers
 
-# All comparisons: 16 to 22 minutes on 2 cores that do nothing else, longer where rounds are noisy.
+# All comparisons: 16 to 22 minutes on 2 cores that do nothing else, longer where rounds are noisy,
+# and 34 beside all peers.
 # bench-quick takes 3: fewer shapes, rounds and steps. bench-full is the whole suite: more sweeps,
 # longer training, ten million classes.
 bench-quick: SUITE := --quick
