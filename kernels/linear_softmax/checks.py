@@ -43,8 +43,12 @@ def check_options(
         if not 0 < soft_cap < math.inf:
             raise ValueError(f"soft_cap must be above 0, got {soft_cap}")
     known = choice.tiles if choice is not None and choice.implementation == "tiled" else None
-    tokens, classes = chosen_tiles(check_tiles(tiles), dispatch.target().platform, sizes, known)
-    return Options(smoothing, z_loss, soft_cap, tokens, classes, bool(features_first))
+    platform = dispatch.target().platform
+    tokens, classes = chosen_tiles(check_tiles(tiles), platform, sizes, known)
+    return Options(
+        smoothing, z_loss, soft_cap, tokens, classes, bool(features_first),
+        in_columns=platform == "tpu",
+    )  # fmt: skip
 
 
 def sizes_of(

@@ -24,6 +24,7 @@ class Options(NamedTuple):
     ``compute_dtype``: what the operands of the matmuls are rounded to; None: nothing is.
     ``precision``: of the matmuls; None: as ``jax_default_matmul_precision`` has it.
     ``num_classes``: how many of a table's rows are classes, the others being padding; None: all.
+    ``in_columns``: how the one pass keeps its exponentials, see ``xla_shifted_sums.py``.
     """
 
     label_smoothing: float = 0.0
@@ -35,6 +36,7 @@ class Options(NamedTuple):
     compute_dtype: jnp.dtype | None = None
     precision: lax.Precision | None = None
     num_classes: int | None = None
+    in_columns: bool = False
 
     @property
     def vocab_axis(self) -> int:

@@ -68,7 +68,12 @@ from jaxnets.kernels.linear_softmax.tiles import (
     unset_like,
     vocab_tile,
 )
-from jaxnets.kernels.linear_softmax.xla_shifted_sums import Pass, shifted_sums, unless_small
+from jaxnets.kernels.linear_softmax.xla_shifted_sums import (
+    Pass,
+    kept_tile,
+    shifted_sums,
+    unless_small,
+)
 from jaxnets.kernels.linear_softmax.xla_two_pass import TiledEngine
 from jaxnets.kernels.losses import reduce_losses, times_cotangent
 from jaxnets.kernels.numerics import log_of_sum
@@ -180,7 +185,7 @@ def _on_device(
         def over_tiles(index, gradients):
             weight_gradient, bias_gradient = gradients
             tile = vocab_tile(weight, bias, index, options)
-            e, largest = jax.tree.map(lambda a: a[index], kept)
+            e, largest = kept_tile(how, kept, index, bias)
             part = unless_small(
                 how,
                 largest,

@@ -2,6 +2,9 @@
 
 The exponentials are kept for the gradient of the table: ``xla_one_pass.py`` says why they may be
 those above any shift that is not too low. Totals tell whether it was, and then all is done again.
+
+They are kept tile by tile, [tiles, tokens, size], or ``in_columns``, [tokens, tiles * size]: there
+XLA for TPU lets the matmul of the logits write them, where else it copies each tile once more.
 """
 
 from __future__ import annotations
@@ -37,7 +40,14 @@ class Pass(NamedTuple):
     dtype: jnp.dtype  # of sums
 
 
-Sums = tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array | None]]
+class Kept(NamedTuple):
+    """What is kept of tiles of classes, or of one of them."""
+
+    e: jax.Array
+    largest: jax.Array | None  # of a token, [tiles, tokens]; only a filter wants it
+
+
+Sums = tuple[jax.Array, jax.Array, Kept]
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -81,18 +91,53 @@ def _at_that_shift(how: Pass, primals: tuple, tangents: tuple) -> tuple[Any, Any
     return (shift, sums), (jnp.zeros_like(shift), jax.jvp(at_it, primals[2:], tangents[2:])[1])
 
 
-def _room(how: Pass, hidden: jax.Array, bias: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """For what is kept of each tile: exponentials and, with a filter, the largest of a token."""
+def _room(how: Pass, hidden: jax.Array, bias: jax.Array) -> Kept:
     tokens, tiles = hidden.shape[0], tile_count(bias.shape[0], how.options)
-    tile_size = min(how.options.vocab_tile, bias.shape[0])
-    e = unset((tiles, tokens, tile_size), hidden.dtype, hidden)
-    return e, None if how.gradient_filter is None else unset((tiles, tokens), how.dtype, hidden)
+    size = _size(how, bias)
+    shape = (tokens, tiles * size) if how.options.in_columns else (tiles, tokens, size)
+    largest = None if how.gradient_filter is None else unset((tiles, tokens), how.dtype, hidden)
+    return Kept(unset(shape, hidden.dtype, hidden), largest)
+
+
+def _size(how: Pass, bias: jax.Array) -> int:
+    """Of a tile of classes."""
+    return min(how.options.vocab_tile, bias.shape[0])
+
+
+def _column(kept: Kept, index: jax.Array, size: int) -> jax.Array:
+    """The first column of a tile.
+
+    It exceeds no bound, and XLA for TPU is not to know: of a place that each step has of its own it
+    makes a copy from VMEM, and no end of the matmul.
+    """
+    return jnp.minimum(index * size, kept.e.shape[1] - size)
+
+
+def _with_tile(how: Pass, kept: Kept, index: jax.Array, tile: Kept) -> Kept:
+    if how.options.in_columns:
+        column = _column(kept, index, tile.e.shape[1])
+        e = lax.dynamic_update_slice_in_dim(kept.e, tile.e, column, 1)
+    else:
+        e = lax.dynamic_update_index_in_dim(kept.e, tile.e, index, 0)
+    if kept.largest is None:
+        return Kept(e, None)
+    return Kept(e, lax.dynamic_update_index_in_dim(kept.largest, tile.largest, index, 0))
+
+
+def kept_tile(how: Pass, kept: Kept, index: jax.Array, bias: jax.Array) -> Kept:
+    """The ``index``-th tile of what is kept: exponentials [tokens, size], and the largest."""
+    if how.options.in_columns:
+        size = _size(how, bias)
+        e = lax.dynamic_slice_in_dim(kept.e, _column(kept, index, size), size, 1)
+    else:
+        e = kept.e[index]
+    return Kept(e, None if kept.largest is None else kept.largest[index])
 
 
 def _sums_at(
     how: Pass,
     shift: jax.Array,
-    kept: tuple[jax.Array, jax.Array | None],
+    kept: Kept,
     left_out: jax.Array,
     hidden: jax.Array,
     weight: jax.Array,
@@ -109,15 +154,16 @@ def _sums_at(
         tile_total = e.sum(1)
         e = (e if slope is None else e * slope).astype(hidden.dtype)
         # XLA for TPU would compute it three times: for the sum, what is kept and the matmul.
-        e, tile_total = lax.optimization_barrier((e, tile_total))
+        if how.options.in_columns:
+            kept = _with_tile(how, kept, index, Kept(e, largest))
+            e, _ = kept_tile(how, kept, index, bias)
+        else:
+            e, tile_total = lax.optimization_barrier((e, tile_total))
+            kept = _with_tile(how, kept, index, Kept(e, largest))
         total += tile_total
         hidden_gradient += unless_small(
             how, largest, total, left_out, lambda: times_tile(e, tile, how.options)
         )
-        kept = jax.tree.map(
-            lambda array, part: lax.dynamic_update_index_in_dim(array, part, index, 0),
-            kept, (e, largest),
-        )  # fmt: skip
         return total, hidden_gradient, kept
 
     nothing = jnp.zeros(shift.shape, how.dtype), jnp.zeros(hidden.shape, how.dtype), kept
