@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 from jax.sharding import SingleDeviceSharding
 
+from benchmarks.compilers import records
 from benchmarks.compilers.compile import topology
 from benchmarks.compilers.programs import lstm_outputs, pointwise_outputs
 from jaxnets import optim
@@ -87,6 +88,21 @@ def subject(name, *arrays):
     return jax.value_and_grad(
         lambda *arrays: matrix.scalar(found.function(*arrays)), tuple(range(len(arrays)))
     )(*arrays)
+
+
+def all_of(functions, arrays):
+    """Functions of arrays, both by name, in one program."""
+    return {name: function(*arrays[name]) for name, function in functions.items()}
+
+
+def unless_refused(function, *arrays):
+    """What a function makes of arrays; nothing where it says that it cannot run here."""
+    try:
+        return function(*arrays)
+    except ValueError as error:
+        if not records.why(error)["refused"]:
+            raise
+        return ()
 
 
 def ends_its_process(_):
