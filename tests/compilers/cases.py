@@ -29,6 +29,7 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
 )
 from tests.support import matrix
+from tests.support.experiments import scalar
 
 
 def matmul(a, b):
@@ -86,7 +87,7 @@ def subject(name, *arrays):
     if not found.differentiable:
         return found.function(*arrays)
     return jax.value_and_grad(
-        lambda *arrays: matrix.scalar(found.function(*arrays)), tuple(range(len(arrays)))
+        lambda *arrays: scalar(found.function(*arrays)), tuple(range(len(arrays)))
     )(*arrays)
 
 
