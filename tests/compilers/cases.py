@@ -14,7 +14,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu
 from jax.sharding import SingleDeviceSharding
 
-from benchmarks.compilers import records
 from benchmarks.compilers.compile import topology
 from benchmarks.compilers.programs import lstm_outputs, pointwise_outputs
 from jaxnets import optim
@@ -94,16 +93,6 @@ def subject(name, *arrays):
 def all_of(functions, arrays):
     """Functions of arrays, both by name, in one program."""
     return {name: function(*arrays[name]) for name, function in functions.items()}
-
-
-def unless_refused(function, *arrays):
-    """What a function makes of arrays; nothing where it says that it cannot run here."""
-    try:
-        return function(*arrays)
-    except ValueError as error:
-        if not records.why(error)["refused"]:
-            raise
-        return ()
 
 
 def ends_its_process(_):
@@ -217,6 +206,8 @@ ODD = {
     },
 }
 DTYPES = ("float32", "bfloat16", "float16")
+LARGE_LSTMS = "lstm, hidden 300, pallas", "lstm, hidden 1024, pallas"
+MORE_ACTIVATIONS = tuple(f"{name}, mosaic_gpu" for name in ("sigmoid", "tanh", "silu", "gelu"))
 
 
 # A table in the memory of a device's host, a million rows of it, and the step of row-wise Adagrad.
