@@ -10,12 +10,14 @@ import jax
 import pytest
 
 from benchmarks.compilers import programs
-from benchmarks.compilers.devices import TPUS
+from benchmarks.compilers.devices import DEVICES, TPUS
 from benchmarks.pointwise import SHAPES
 from tests.compilers import cases
 
 # Value and gradient of the exact loss over the three matmuls.
 EXACT = 1.35
+# Which were compiled once, since none of them is ours: their cycles over the data sheet's.
+MATMULS = {"v5e": 1.029, "v5p": 1.108, "v6e": 1.154, "v7x": 1.252}
 MEGABYTES = 700  # naive: 6,443
 
 
@@ -42,22 +44,21 @@ def ours_over_theirs(worker, device, rows, *, scheduled=False):
 
 @pytest.mark.parametrize("device", TPUS)
 def test_the_exact_loss_over_three_matmuls(worker, device):
-    found = listed(programs._exact("bfloat16", 8192, 4096, 131_072, quick=True))
-    ours, matmuls = (
-        estimate(worker, device, found[name]) for name in (programs.DEFAULT, "the three matmuls")
-    )
+    program = next(programs._exact("bfloat16", 8192, 4096, 131_072, quick=True))
+    ours, found = estimate(worker, device, program), DEVICES[device]
+    bound = found.bound_s(program.flops, program.moved, program.dtype) * found.clock
     # That of the tries, which is one, and that for a maximum, which then does not run.
-    assert (ours.unknown_loops, matmuls.unknown_loops) == (2, 0)
-    assert ours.cycles <= EXACT * matmuls.cycles
+    assert ours.unknown_loops == 2
+    assert bound < ours.cycles <= EXACT * MATMULS[device] * bound
     assert ours.temp_bytes <= 1e6 * MEGABYTES
 
 
 @pytest.mark.parametrize(
     ("device", "dtype", "sizes"),
     [
-        *((device, "bfloat16", (16, 128, 512, 512)) for device in TPUS),
-        ("v5e", "float32", (16, 128, 512, 512)),
-        ("v5e", "bfloat16", (64, 64, 1024, 1024)),
+        *((device, "bfloat16", (16, 64, 512, 512)) for device in TPUS),
+        ("v5e", "float32", (16, 64, 512, 512)),
+        ("v5e", "bfloat16", (64, 32, 1024, 1024)),
         ("v5e", "bfloat16", (32, 128, 256, 256)),
     ],
 )
