@@ -14,7 +14,10 @@ export PYTHONDONTWRITEBYTECODE :=
 EXAMPLES := digits unet image_to_image autoencoder discogan sdcnet timeseries ecg seq2seq recommender
 # Of the files that have one: each of the others would be imported only to be left out.
 SMOKE := -m smoke $(shell grep -rl --include='test_*.py' mark.smoke tests)
-COMPILED := test_bars.py test_every_kernel.py test_known_programs.py
+COMPILED := $(addprefix tests/compilers/,test_bars.py test_every_kernel.py test_known_programs.py)
+# The vendors' compilers, 1.3 GB, where they run and are read.
+COMPILERS = $(shell $(PYTHON) -c "import platform, sys; print('$(VENV)/compilers' * (sys.version_info \
+	>= (3, 12) and platform.system() + platform.machine() == 'Linuxx86_64'))")
 
 .PHONY: check test lint smoke-oldest compilers bench bench-quick bench-full docs examples peers clean
 
@@ -33,16 +36,22 @@ $(VENV)-oldest/lowest: .ci/oldest.txt
 	$(VENV)-oldest/bin/python $(PIP) --requirement .ci/oldest.txt
 	touch $@
 
+# In a run that installs more, after what writes the package's metadata too.
+$(VENV)/compilers: pyproject.toml | $(VENV)/installed $(METADATA)
+	$(RUN) $(INSTALL) '.[compilers]'
+	touch $@
+
 # Before a commit: lint, types and the smoke tests.
 check: lint
 	$(RUN) -m pytest --numprocesses=2 $(SMOKE)
 
 # Lint, types and all tests; the smoke tests again on the oldest Python, jax, flax, optax and orbax.
-# Both environments are installed side by side, and lint runs beside the end of the second: two cores
-# have something to do.
+# Every kernel goes through the vendors' compilers on Linux on x86-64 only. The environments are
+# installed side by side, and lint and the compilers beside the end of that: two cores have
+# something to do.
 test:
-	$(MAKE) --jobs=2 --output-sync=target lint smoke-oldest
-	$(RUN) -m pytest --numprocesses=2 --dist=worksteal $(addprefix --ignore=tests/compilers/,$(COMPILED))
+	$(MAKE) --jobs=2 --output-sync=target lint smoke-oldest $(COMPILERS) METADATA=$(VENV)-oldest/installed
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal $(if $(COMPILERS),,$(addprefix --ignore=,$(COMPILED)))
 
 lint: $(VENV)/installed
 	$(RUN) -m ruff check .
@@ -53,10 +62,9 @@ lint: $(VENV)/installed
 smoke-oldest: $(VENV)-oldest/installed
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(VENV)-oldest/bin/python -m pytest --numprocesses=2 $(SMOKE) -W default
 
-# Every kernel through the vendors' compilers for TPU and GPU, which weigh 1.3 GB: Linux on x86-64.
-compilers: $(VENV)/installed
-	$(RUN) $(INSTALL) '.[compilers]'
-	$(RUN) -m pytest --numprocesses=2 --dist=worksteal tests/compilers
+# Of all tests those that ask the vendors' compilers for TPU and GPU.
+compilers: $(VENV)/compilers
+	$(RUN) -m pytest --numprocesses=2 --dist=worksteal $(COMPILED)
 
 # All comparisons: 16 to 22 minutes on 2 cores that do nothing else, longer where rounds are noisy,
 # and 34 beside all peers.

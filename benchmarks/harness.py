@@ -26,6 +26,7 @@ Suite = Literal["quick", "standard", "full"]
 _START = time.perf_counter()
 _SLICE_S = 0.1  # of a round, for one case
 _MOST_TIMES = 3  # as many rounds as asked for, where they are noisy
+_LONG_S = 5.0  # a round that takes longer is told of
 _turns = itertools.count()
 
 
@@ -106,10 +107,13 @@ def measure(group: str, cases: list[Case], rounds: int, limits: Limits | None = 
         iterations.append(max(1, min(20, round(_SLICE_S / seconds))))
     others = noise.Others()
     for done in range(1, _MOST_TIMES * rounds + 1):
+        start = time.perf_counter()
         if limits is not None:
             limits.probe()
         for case, taken, count in zip(cases, times, iterations, strict=True):
             taken.append(_seconds(case, count))
+        if time.perf_counter() - start > _LONG_S:
+            progress(f"{group}: round {done} of {rounds}, or {_MOST_TIMES * rounds} where noisy")
         noisy = rounds >= 3 and any(noise.spread(each) > noise.NOISY for each in times)
         if done >= rounds and not noisy:
             break

@@ -28,6 +28,7 @@ from jaxnets.kernels import (
     sampled_softmax_cross_entropy,
 )
 from tests.support import matrix
+from tests.support.experiments import scalar
 
 
 def matmul(a, b):
@@ -85,8 +86,13 @@ def subject(name, *arrays):
     if not found.differentiable:
         return found.function(*arrays)
     return jax.value_and_grad(
-        lambda *arrays: matrix.scalar(found.function(*arrays)), tuple(range(len(arrays)))
+        lambda *arrays: scalar(found.function(*arrays)), tuple(range(len(arrays)))
     )(*arrays)
+
+
+def all_of(functions, arrays):
+    """Functions of arrays, both by name, in one program."""
+    return {name: function(*arrays[name]) for name, function in functions.items()}
 
 
 def ends_its_process(_):
@@ -200,6 +206,12 @@ ODD = {
     },
 }
 DTYPES = ("float32", "bfloat16", "float16")
+LARGE_LSTMS = "lstm, hidden 300, pallas", "lstm, hidden 1024, pallas"
+# What differs from another on Mosaic GPU in its sizes or its activation only.
+MORE_ON_MOSAIC_GPU = (
+    "exact loss, 7 x 300, 50257 classes, mosaic_gpu",
+    *(f"{name}, mosaic_gpu" for name in ("relu", "sigmoid", "tanh", "silu", "gelu")),
+)
 
 
 # A table in the memory of a device's host, a million rows of it, and the step of row-wise Adagrad.

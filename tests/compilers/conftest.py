@@ -8,8 +8,8 @@ from benchmarks.compilers.worker import Worker
 def worker():
     """A process that compiles: one for each of pytest's.
 
-    `make compilers` installs what it needs; libtpu and the CUDA plugin have wheels for Linux on
-    x86-64 only.
+    `make test` installs what it needs on Linux on x86-64, and leaves its tests out elsewhere:
+    libtpu and the CUDA plugin have wheels for nothing else.
     """
     if absent := missing():
         pytest.fail(f"not installed: {', '.join(absent)}; run make compilers")

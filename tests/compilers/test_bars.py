@@ -10,12 +10,14 @@ import jax
 import pytest
 
 from benchmarks.compilers import programs
-from benchmarks.compilers.devices import TPUS
+from benchmarks.compilers.devices import DEVICES, TPUS
 from benchmarks.pointwise import SHAPES
 from tests.compilers import cases
 
 # Value and gradient of the exact loss over the three matmuls.
 EXACT = 1.35
+# Which were compiled once, since none of them is ours: their cycles over the data sheet's.
+MATMULS = {"v5e": 1.029, "v5p": 1.108, "v6e": 1.154, "v7x": 1.252}
 MEGABYTES = 700  # naive: 6,443
 
 
@@ -23,54 +25,47 @@ def listed(rows):
     return {row.name.split(":")[0]: row for row in rows}
 
 
-def estimate(worker, device, program):
-    record = worker.estimate(device, program.function, program.arguments, donated=program.donated)
-    assert record.error == ""
-    return record
-
-
-def estimate_of_xla(worker, device, program):
-    """Of a TPU's program without Pallas kernels: it needs no schedules, and half the time."""
+def estimate(worker, device, program, *, scheduled=False):
+    """``scheduled``: with the cycles of Pallas kernels, which takes up to four times as long."""
     record = worker.estimate(
-        device, program.function, program.arguments, donated=program.donated, scheduled=False
+        device, program.function, program.arguments, donated=program.donated, scheduled=scheduled
     )
     assert record.error == ""
-    assert not any(part.pallas for part in record.parts)
+    assert scheduled or device not in TPUS or not any(part.pallas for part in record.parts)
     return record
 
 
-def ours_over_theirs(worker, device, rows):
-    """Cycles of our default over those of what people write today."""
+def ours_over_theirs(worker, device, rows, *, scheduled=False):
+    """Cycles of our default over those of what people write today, which has no Pallas kernels."""
     found = listed(rows)
-    ours, theirs = (estimate(worker, device, found[name]) for name in (programs.DEFAULT, "naive"))
-    return ours.cycles / theirs.cycles
+    ours = estimate(worker, device, found[programs.DEFAULT], scheduled=scheduled)
+    return ours.cycles / estimate(worker, device, found["naive"]).cycles
 
 
 @pytest.mark.parametrize("device", TPUS)
 def test_the_exact_loss_over_three_matmuls(worker, device):
-    found = listed(programs._exact("bfloat16", 8192, 4096, 131_072, quick=True))
-    ours, matmuls = (
-        estimate_of_xla(worker, device, found[name])
-        for name in (programs.DEFAULT, "the three matmuls")
-    )
+    program = next(programs._exact("bfloat16", 8192, 4096, 131_072, quick=True))
+    ours, found = estimate(worker, device, program), DEVICES[device]
+    bound = found.bound_s(program.flops, program.moved, program.dtype) * found.clock
     # That of the tries, which is one, and that for a maximum, which then does not run.
-    assert (ours.unknown_loops, matmuls.unknown_loops) == (2, 0)
-    assert ours.cycles <= EXACT * matmuls.cycles
+    assert ours.unknown_loops == 2
+    assert bound < ours.cycles <= EXACT * MATMULS[device] * bound
     assert ours.temp_bytes <= 1e6 * MEGABYTES
 
 
 @pytest.mark.parametrize(
     ("device", "dtype", "sizes"),
     [
-        *((device, "bfloat16", (16, 1024, 512, 512)) for device in TPUS),
-        ("v5e", "float32", (16, 1024, 512, 512)),
-        ("v5e", "bfloat16", (64, 512, 1024, 1024)),
+        *((device, "bfloat16", (16, 64, 512, 512)) for device in TPUS),
+        ("v5e", "float32", (16, 64, 512, 512)),
+        ("v5e", "bfloat16", (64, 32, 1024, 1024)),
         ("v5e", "bfloat16", (32, 128, 256, 256)),
     ],
 )
 def test_the_lstm_with_gradient_is_a_quarter_of_flax(worker, device, dtype, sizes):
+    """Of few steps: what stands around the loop is soon scheduled, and the ratio is higher."""
     rows = programs._lstm(dtype, *sizes, quick=True)
-    assert ours_over_theirs(worker, device, rows) <= 0.25
+    assert ours_over_theirs(worker, device, rows, scheduled=True) <= 0.25
 
 
 @pytest.mark.parametrize(("image", "out"), SHAPES)
@@ -87,7 +82,7 @@ def test_the_sampled_step_does_not_cost_the_vocabulary(worker):
     draw, and 8 are the goal where nothing else runs.
     """
     few, many = (
-        estimate_of_xla(
+        estimate(
             worker, "v5e", next(programs._sampled("float32", 1024, 512, vocab, 1024, quick=True))
         )
         for vocab in (10_000, 1_000_000)
