@@ -14,9 +14,10 @@ from benchmarks.compilers.devices import DEVICES, TPUS
 from benchmarks.pointwise import SHAPES
 from tests.compilers import cases
 
-# Value and gradient of the exact loss over the three matmuls.
-EXACT = 1.35
-# Which were compiled once, since none of them is ours: their cycles over the data sheet's.
+# Value and gradient of the exact loss over the three matmuls: 1.35 is the goal of all, and as much
+# as naive code that of each, which a v5p misses by 2 %.
+EXACT = {"v5e": 1.073, "v5p": 1.22, "v6e": 1.320, "v7x": 1.250}
+# Matmuls and naive code were compiled once, since neither is ours: cycles over the data sheet's.
 MATMULS = {"v5e": 1.029, "v5p": 1.108, "v6e": 1.154, "v7x": 1.252}
 MEGABYTES = 700  # naive: 6,443
 
@@ -49,7 +50,7 @@ def test_the_exact_loss_over_three_matmuls(worker, device):
     bound = found.bound_s(program.flops, program.moved, program.dtype) * found.clock
     # That of the tries, which is one, and that for a maximum, which then does not run.
     assert ours.unknown_loops == 2
-    assert bound < ours.cycles <= EXACT * MATMULS[device] * bound
+    assert bound < ours.cycles <= EXACT[device] * MATMULS[device] * bound
     assert ours.temp_bytes <= 1e6 * MEGABYTES
 
 
