@@ -185,7 +185,7 @@ def _on_device(
         def over_tiles(index, gradients):
             weight_gradient, bias_gradient = gradients
             tile = vocab_tile(weight, bias, index, options)
-            e, largest = kept_tile(how, kept, index, bias)
+            e, largest = kept_tile(how, kept, index, tile)
             part = unless_small(
                 how,
                 largest,

@@ -19,6 +19,7 @@ from jax import lax
 
 from jaxnets.kernels.linear_softmax.tiles import (
     Options,
+    VocabTile,
     largest_of,
     tile_count,
     tile_logits,
@@ -93,15 +94,10 @@ def _at_that_shift(how: Pass, primals: tuple, tangents: tuple) -> tuple[Any, Any
 
 def _room(how: Pass, hidden: jax.Array, bias: jax.Array) -> Kept:
     tokens, tiles = hidden.shape[0], tile_count(bias.shape[0], how.options)
-    size = _size(how, bias)
+    size = min(how.options.vocab_tile, bias.shape[0])
     shape = (tokens, tiles * size) if how.options.in_columns else (tiles, tokens, size)
     largest = None if how.gradient_filter is None else unset((tiles, tokens), how.dtype, hidden)
     return Kept(unset(shape, hidden.dtype, hidden), largest)
-
-
-def _size(how: Pass, bias: jax.Array) -> int:
-    """Of a tile of classes."""
-    return min(how.options.vocab_tile, bias.shape[0])
 
 
 def _column(kept: Kept, index: jax.Array, size: int) -> jax.Array:
@@ -114,6 +110,7 @@ def _column(kept: Kept, index: jax.Array, size: int) -> jax.Array:
 
 
 def _with_tile(how: Pass, kept: Kept, index: jax.Array, tile: Kept) -> Kept:
+    """``kept`` with ``tile``, of one tile of classes, in its place."""
     if how.options.in_columns:
         column = _column(kept, index, tile.e.shape[1])
         e = lax.dynamic_update_slice_in_dim(kept.e, tile.e, column, 1)
@@ -124,10 +121,10 @@ def _with_tile(how: Pass, kept: Kept, index: jax.Array, tile: Kept) -> Kept:
     return Kept(e, lax.dynamic_update_index_in_dim(kept.largest, tile.largest, index, 0))
 
 
-def kept_tile(how: Pass, kept: Kept, index: jax.Array, bias: jax.Array) -> Kept:
-    """The ``index``-th tile of what is kept: exponentials [tokens, size], and the largest."""
+def kept_tile(how: Pass, kept: Kept, index: jax.Array, tile: VocabTile) -> Kept:
+    """What is kept of ``tile``, the ``index``-th: exponentials [tokens, size], and the largest."""
     if how.options.in_columns:
-        size = _size(how, bias)
+        size = tile.bias.shape[0]
         e = lax.dynamic_slice_in_dim(kept.e, _column(kept, index, size), size, 1)
     else:
         e = kept.e[index]
@@ -153,13 +150,10 @@ def _sums_at(
         largest = None if how.gradient_filter is None else e.max(1)
         tile_total = e.sum(1)
         e = (e if slope is None else e * slope).astype(hidden.dtype)
-        # XLA for TPU would compute it three times: for the sum, what is kept and the matmul.
+        kept = _with_tile(how, kept, index, Kept(e, largest))
         if how.options.in_columns:
-            kept = _with_tile(how, kept, index, Kept(e, largest))
-            e, _ = kept_tile(how, kept, index, bias)
-        else:
-            e, tile_total = lax.optimization_barrier((e, tile_total))
-            kept = _with_tile(how, kept, index, Kept(e, largest))
+            # Read again from there: XLA for TPU would compute it once more for the matmul.
+            e, _ = kept_tile(how, kept, index, tile)
         total += tile_total
         hidden_gradient += unless_small(
             how, largest, total, left_out, lambda: times_tile(e, tile, how.options)
