@@ -25,6 +25,7 @@ from jaxnets.kernels.recurrent.checks import (
 from jaxnets.kernels.recurrent.padding import Given
 from jaxnets.kernels.recurrent.parameters import GRUParameters, LSTMParameters
 from jaxnets.kernels.recurrent.programs import Options, run_gru, run_lstm
+from jaxnets.kernels.recurrent.xla_chunk_size import whole_bytes
 
 
 class Recurrence(NamedTuple):
@@ -250,4 +251,5 @@ def _options(
     return Options(
         bool(time_first), bool(batched), masked_outputs == "repeat", bool(reverse),
         float(recurrent_dropout), remat, truncate_steps, chunk_size, chosen.implementation, target,
+        whole_bytes(chosen.target.platform),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 A step of every cell here has one form. With ``x_gates = x W + b`` and ``h_gates = h U + d``,
 [batch, gates * hidden] each, and the memory ``c``, [batch, hidden]::
 
+    c, h = update(extra, x_gates, h_gates, c)
     saved, c, h = forward(extra, x_gates, h_gates, c)
     d_saved, dc, d_extra = backward(extra, saved, c_before, dc, dh)
 
@@ -27,9 +28,16 @@ class Cell(NamedTuple):
     """One kind of cell; static under ``jit``."""
 
     joint: bool  # only x_gates + h_gates counts
+    update: Callable  # where nothing is saved
     forward: Callable
     backward: Callable
     resets: bool = False  # the last block of h_gates is (r h) U_n
+
+
+def _lstm_update(
+    _extra: Any, x_gates: jax.Array, h_gates: jax.Array, c: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    return reference.lstm_update(x_gates, h_gates, c)
 
 
 def _lstm_forward(
@@ -62,11 +70,11 @@ def _lstm_backward(
     return (d_gates,), dc * f, None
 
 
-def _gru_forward(
+def _gru_update(
     _extra: Any, x_gates: jax.Array, h_gates: jax.Array, h: jax.Array
-) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:
     h = reference.gru_update(x_gates, h_gates, h)
-    return (x_gates, h_gates), h, h
+    return h, h
 
 
 def _gru_backward(
@@ -82,6 +90,15 @@ def _gru_backward(
     d_x = jnp.concatenate([dr, dz, dn], axis=-1)
     d_h = jnp.concatenate([dr, dz, dn * r], axis=-1)
     return (d_x, d_h), dh * z, None
+
+
+def _reset_before_gru_update(
+    _extra: Any, x_gates: jax.Array, h_gates: jax.Array, h: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    _, z, n = jnp.split(x_gates + h_gates, 3, axis=-1)
+    z = jax.nn.sigmoid(z)
+    h = (1 - z) * jnp.tanh(n) + z * h
+    return h, h
 
 
 def _reset_before_gru_forward(
@@ -105,15 +122,18 @@ def _reset_before_gru_backward(
     return (jnp.concatenate([jnp.zeros_like(dz), dz, dn], axis=-1),), dh * z, None
 
 
-def _differentiated(joint: bool, update: Callable) -> Cell:
-    """A cell that JAX differentiates, a step at a time, from the gates before their activation.
-
-    ``update(extra, x_gates, h_gates, c) -> (c, h)``.
-    """
+def _saving_gates(joint: bool, update: Callable) -> Callable:
+    """The forward step of a cell that keeps the gates as they are before their activation."""
 
     def forward(extra, x_gates, h_gates, c):
         c, h = update(extra, x_gates, h_gates, c)
         return (x_gates + h_gates,) if joint else (x_gates, h_gates), c, h
+
+    return forward
+
+
+def _differentiated(joint: bool, update: Callable) -> Cell:
+    """A cell that JAX differentiates, a step at a time."""
 
     def backward(extra, saved, c_before, dc, dh):
         def again(extra, saved, c):
@@ -124,11 +144,14 @@ def _differentiated(joint: bool, update: Callable) -> Cell:
         d_extra, d_saved, dc = transposed((dc, dh))
         return d_saved, dc, d_extra
 
-    return Cell(joint, forward, backward)
+    return Cell(joint, update, _saving_gates(joint, update), backward)
 
 
-LSTM = Cell(True, _lstm_forward, _lstm_backward)
-GRU = Cell(False, _gru_forward, _gru_backward)
-RESET_BEFORE_GRU = Cell(True, _reset_before_gru_forward, _reset_before_gru_backward, resets=True)
+LSTM = Cell(True, _lstm_update, _lstm_forward, _lstm_backward)
+GRU = Cell(False, _gru_update, _saving_gates(False, _gru_update), _gru_backward)
+RESET_BEFORE_GRU = Cell(
+    True, _reset_before_gru_update, _reset_before_gru_forward, _reset_before_gru_backward,
+    resets=True,
+)  # fmt: skip
 PEEPHOLE_LSTM = _differentiated(True, reference.peephole_update)
 LAYER_NORM_LSTM = _differentiated(False, reference.layer_norm_update)

@@ -34,6 +34,7 @@ class Options(NamedTuple):
     chunk_size: int | None
     implementation: str
     target: dispatch.Target | None  # of "pallas" and "cudnn"
+    whole_bytes: int  # of gates that are one chunk of steps
     reset_after: bool = True  # of a GRU
 
 
@@ -260,7 +261,11 @@ def _scan(
         remat = xla_chunk_size.recomputes(batch, time, gates, features + h.shape[1])
     elif remat and not staged:
         chunk = chunk or xla_chunk_size.square_root(batch, time)
-    chunk = min(chunk or xla_chunk_size.steps(batch, time, gates, staged=staged), time)
+    # Chunks that are all padding are left out, and one is all that is computed again at a time.
+    in_parts = marks.lengths is not None or remat
+    whole = xla_chunk_size.WHOLE_BYTES if in_parts else options.whole_bytes
+    chunk = chunk or xla_chunk_size.steps(batch, time, gates, staged=staged, whole=whole)
+    chunk = min(chunk, time)
     short_chunk = chunk
     if options.chunk_size is None and not staged:
         short_chunk = xla_chunk_size.without_gradient(batch, time, features, gates, chunk)

@@ -144,9 +144,12 @@ def forward(
             h_gates = gates_of_h(cell, weights, x_gates, masked)
         else:
             h_gates = _at(known_gates, t)
-        saved, new_c, hidden = cell.forward(
-            weights.extra, *add_biases(weights, x_gates, h_gates), start_c
-        )
+        sums = add_biases(weights, x_gates, h_gates)
+        saved: tuple[jax.Array, ...] = ()
+        if kept is None:
+            new_c, hidden = cell.update(weights.extra, *sums, start_c)
+        else:
+            saved, new_c, hidden = cell.forward(weights.extra, *sums, start_c)
         new_h = hidden
         if weights.projection is not None:  # not wanted where the next h is known
             new_h = h if known is not None else times(hidden, weights.projection)

@@ -20,6 +20,18 @@ def test_steps_without_gradient():
     assert steps(0, 100, 512, 2048, 100) == 4
 
 
+def test_gates_that_stay_in_cache_are_one_chunk(monkeypatch):
+    steps, whole_bytes = xla_chunk_size.steps, xla_chunk_size.whole_bytes
+    monkeypatch.setattr(xla_chunk_size, "last_level_bytes", lambda: 2**28)
+    assert whole_bytes("cpu") == 2**27
+    assert whole_bytes("gpu") == whole_bytes("tpu") == xla_chunk_size.WHOLE_BYTES
+    assert steps(64, 256, 512, staged=False) == 16  # 32 MB
+    assert steps(64, 256, 512, staged=False, whole=whole_bytes("cpu")) == 256
+    assert steps(64, 256, 512, staged=True, whole=whole_bytes("cpu")) == 8
+    monkeypatch.setattr(xla_chunk_size, "last_level_bytes", lambda: 2**20)
+    assert whole_bytes("cpu") == xla_chunk_size.WHOLE_BYTES
+
+
 def test_a_longer_chunk_gives_the_same(monkeypatch):
     draw = np.random.default_rng(0)
     shapes = (16, 50, 3), (3, 16), (4, 16), (16,)
