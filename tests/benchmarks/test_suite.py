@@ -166,8 +166,10 @@ def test_a_page_is_built_from_the_json(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["softmax", "sequences", "pointwise"])
-def test_the_results_of_the_repository_have_tables(name):
-    result = json.loads((RESULTS / f"{name}.json").read_text())
+@pytest.mark.parametrize("machine", ["amd-epyc", "intel-xeon"])
+def test_the_results_of_the_repository_have_tables(machine, name):
+    result = json.loads((RESULTS / machine / f"{name}.json").read_text())
+    assert machine.split("-")[0] in result["machine_info"]["cpu"].lower()
     assert result["name"] == name
     for table in report.COMPARISONS[name].tables:
         for row in table.rows(result):
