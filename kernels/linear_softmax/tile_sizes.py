@@ -135,6 +135,8 @@ def chosen_tiles(
         classes = _classes_in_cache() if platform == "cpu" else known_classes
         if memory is not None:
             classes = _classes_within(memory, sizes, classes)
+        elif platform == "cpu" and tiles.token_tile is None:
+            classes = _classes_for_one_tile(sizes, classes)
         classes = even(sizes.vocab_size, classes, 16 if platform == "cpu" else _LANES)
     if tiles.token_tile is not None:
         return tiles.token_tile, classes
@@ -180,6 +182,16 @@ def _classes_within(memory: float, sizes: Sizes, classes: int) -> int:
     """``classes`` halved until their tile takes an eighth of ``memory``: the rest is for tokens."""
     while classes > _FEWEST_CLASSES and 4 * classes * (sizes.features + 3 * 64) > memory / 8:
         classes //= 2
+    return classes
+
+
+def _classes_for_one_tile(sizes: Sizes, classes: int) -> int:
+    """``classes`` halved, where then all tokens are one tile within what may be taken."""
+    fewer = classes
+    while sizes.tokens <= TOKENS and fewer >= _FEWEST_CLASSES:
+        if _tokens_within(_generous(sizes), sizes, fewer) >= sizes.tokens:
+            return fewer
+        fewer //= 2
     return classes
 
 

@@ -23,6 +23,9 @@ The gradient of a table of bfloat16 has no float32 copy, which would be the larg
 each tile of tokens adds its part, of float32, to the table's own dtype. That rounds it once a tile,
 so with more than ``MOST_ROUNDINGS`` tiles it is accumulated in float32 after all.
 
+Where one tile has all tokens, and nothing is narrower than the sums, that gradient is one matmul
+over all classes, which writes it where it stays.
+
 A ``gradient_filter`` leaves out the matmuls of a tile where every softmax is smaller. That of the
 hidden states' gradient is to know before the last tile is seen: a softmax is below ``e`` over the
 sum so far, which later tiles only raise.
@@ -198,9 +201,13 @@ def _on_device(
             bias_gradient = add_slice(bias_gradient, product(scale, e.astype(dtype)), tile.start)
             return weight_gradient, bias_gradient
 
-        weight_gradient, bias_gradient = lax.fori_loop(
-            0, tiles, over_tiles, (weight_gradient, bias_gradient)
-        )
+        if how.by_class:
+            weight_gradient = table_gradient(kept.e, hidden * scale[:, None], options)
+            bias_gradient = product(scale, kept.e)
+        else:
+            weight_gradient, bias_gradient = lax.fori_loop(
+                0, tiles, over_tiles, (weight_gradient, bias_gradient)
+            )
         local = local_labels(sharding, labels, vocab_size)
         gradients = hidden_gradient, weight_gradient, bias_gradient
         hidden_gradient, *gradients = less_labels(
@@ -212,7 +219,13 @@ def _on_device(
         return tuple(gradients), (losses, hidden_gradient.astype(own_dtype))
 
     tiles = tile_count(vocab_size, options)
-    how = Pass(options, gradient_filter, dtype)
+    by_class = (
+        tokens <= size
+        and hidden.dtype == weight.dtype == dtype
+        and gradient_filter is None
+        and not options.in_columns
+    )
+    how = Pass(options, gradient_filter, dtype, by_class)
     # Once: in the loop, XLA for TPU copies the whole table to a layout for these rows.
     few_classes = lax.optimization_barrier(
         vocab_tile(

@@ -4,7 +4,8 @@ The exponentials are kept for the gradient of the table: ``xla_one_pass.py`` say
 those above any shift that is not too low. Totals tell whether it was, and then all is done again.
 
 They are kept tile by tile, [tiles, tokens, size], or ``in_columns``, [tokens, tiles * size]: there
-XLA for TPU lets the matmul of the logits write them, where else it copies each tile once more.
+XLA for TPU lets the matmul of the logits write them, where else it copies each tile once more. Or
+``by_class``, [tokens, vocab], for one matmul over all of them.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Pass(NamedTuple):
     options: Options
     gradient_filter: float | None
     dtype: jnp.dtype  # of sums
+    by_class: bool  # how exponentials are kept, where no filter leaves any out
 
 
 class Kept(NamedTuple):
@@ -95,7 +97,11 @@ def _at_that_shift(how: Pass, primals: tuple, tangents: tuple) -> tuple[Any, Any
 def _room(how: Pass, hidden: jax.Array, bias: jax.Array) -> Kept:
     tokens, tiles = hidden.shape[0], tile_count(bias.shape[0], how.options)
     size = min(how.options.vocab_tile, bias.shape[0])
-    shape = (tokens, tiles * size) if how.options.in_columns else (tiles, tokens, size)
+    shape: tuple[int, ...] = (tiles, tokens, size)
+    if how.by_class:
+        shape = tokens, bias.shape[0]
+    elif how.options.in_columns:
+        shape = tokens, tiles * size
     largest = None if how.gradient_filter is None else unset((tiles, tokens), how.dtype, hidden)
     return Kept(unset(shape, hidden.dtype, hidden), largest)
 
@@ -109,16 +115,22 @@ def _column(kept: Kept, index: jax.Array, size: int) -> jax.Array:
     return jnp.minimum(index * size, kept.e.shape[1] - size)
 
 
-def _with_tile(how: Pass, kept: Kept, index: jax.Array, tile: Kept) -> Kept:
-    """``kept`` with ``tile``, of one tile of classes, in its place."""
-    if how.options.in_columns:
-        column = _column(kept, index, tile.e.shape[1])
-        e = lax.dynamic_update_slice_in_dim(kept.e, tile.e, column, 1)
+def _with_tile(how: Pass, kept: Kept, index: jax.Array, tile: VocabTile, new: Kept) -> Kept:
+    """``kept`` with ``new``, of one tile of classes, in its place."""
+    size = tile.bias.shape[0]
+    if how.by_class:
+        # What a tile that was moved back shares with the one before is there already.
+        old = lax.dynamic_slice_in_dim(kept.e, tile.start, size, 1)
+        e = new.e if tile.fresh is None else jnp.where(tile.fresh[None], new.e, old)
+        e = lax.dynamic_update_slice_in_dim(kept.e, e, tile.start, 1)
+    elif how.options.in_columns:
+        column = _column(kept, index, size)
+        e = lax.dynamic_update_slice_in_dim(kept.e, new.e, column, 1)
     else:
-        e = lax.dynamic_update_index_in_dim(kept.e, tile.e, index, 0)
+        e = lax.dynamic_update_index_in_dim(kept.e, new.e, index, 0)
     if kept.largest is None:
         return Kept(e, None)
-    return Kept(e, lax.dynamic_update_index_in_dim(kept.largest, tile.largest, index, 0))
+    return Kept(e, lax.dynamic_update_index_in_dim(kept.largest, new.largest, index, 0))
 
 
 def kept_tile(how: Pass, kept: Kept, index: jax.Array, tile: VocabTile) -> Kept:
@@ -150,7 +162,7 @@ def _sums_at(
         largest = None if how.gradient_filter is None else e.max(1)
         tile_total = e.sum(1)
         e = (e if slope is None else e * slope).astype(hidden.dtype)
-        kept = _with_tile(how, kept, index, Kept(e, largest))
+        kept = _with_tile(how, kept, index, tile, Kept(e, largest))
         if how.options.in_columns:
             # Read again from there: XLA for TPU would compute it once more for the matmul.
             e, _ = kept_tile(how, kept, index, tile)

@@ -76,6 +76,14 @@ def test_larger_caches_take_more_classes(monkeypatch, mebibytes, classes):
     assert chosen_tiles(Tiles(), "cpu", Sizes(4096, 512, 32_768, *FLOAT32))[1] == classes
 
 
+def test_one_tile_of_tokens_is_worth_fewer_classes(monkeypatch):
+    monkeypatch.setattr(tile_sizes, "second_level_bytes", lambda: 2**22)
+    sizes = Sizes(512, 2048, 32_768, *FLOAT32)
+    assert chosen_tiles(Tiles(), "cpu", sizes) == (512, 1024)
+    assert chosen_tiles(Tiles(), "cpu", sizes._replace(tokens=513))[1] == 2048
+    assert chosen_tiles(Tiles(), "cpu", sizes._replace(vocab_size=262_144)) == (128, 2048)
+
+
 def test_the_machine_says_what_its_caches_are():
     assert 2**17 <= second_level_bytes() <= 2**33
 
