@@ -236,7 +236,7 @@ def finish(
 
 @app.command()
 def report(result: Path, output: Output = Path("results")) -> None:
-    """Build the page of RESULT, a comparison's JSON, as benchmarks/results/amd-epyc/softmax.json."""
+    """Build the page of RESULT, a JSON such as benchmarks/results/amd-epyc/softmax.json."""
     data = json.loads(result.read_text())
     if data["name"] == vendor_reports.NAME:
         paths = vendor_reports.write_pages(data, output)
