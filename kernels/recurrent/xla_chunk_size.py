@@ -12,6 +12,8 @@ ROWS = 1024
 # Gates that fit here stay in cache on any machine, and one chunk saves copying them and adding up
 # the kernels' gradients.
 WHOLE_BYTES = 16 * 2**20
+# Beyond, one chunk was not timed, and its copies of whole sequences add a third to the memory.
+MOST_WHOLE_BYTES = 64 * 2**20
 # Gates of so many bytes are computed again on the way back, where that is cheap.
 LARGE_BYTES = 256 * 2**20
 # Steps written out in a loop without gradient: slices at fixed places are free.
@@ -36,9 +38,11 @@ def stages_pay(batch: int, time: int, gates: int) -> bool:
 def whole_bytes(platform: str) -> int:
     """Gates of fewer bytes are one chunk: on CPU as many as half of its last cache holds.
 
-    On a Xeon with 300 MB of it one chunk took 0.84 to 0.94 of the time, at gates of 13 to 34 MB.
+    On a Xeon with 300 MB of it one chunk took 0.94 and 0.84 of the time, at gates of 17 and 34 MB.
     """
-    return max(WHOLE_BYTES, last_level_bytes() // 2) if platform == "cpu" else WHOLE_BYTES
+    if platform != "cpu":
+        return WHOLE_BYTES
+    return min(max(WHOLE_BYTES, last_level_bytes() // 2), MOST_WHOLE_BYTES)
 
 
 def recomputes(batch: int, time: int, gates: int, width: int) -> bool:

@@ -22,14 +22,13 @@ def test_steps_without_gradient():
 
 def test_gates_that_stay_in_cache_are_one_chunk(monkeypatch):
     steps, whole_bytes = xla_chunk_size.steps, xla_chunk_size.whole_bytes
-    monkeypatch.setattr(xla_chunk_size, "last_level_bytes", lambda: 2**28)
-    assert whole_bytes("cpu") == 2**27
+    for last_level, whole in ((2**20, 2**24), (2**26, 2**25), (2**28, 2**26)):
+        monkeypatch.setattr(xla_chunk_size, "last_level_bytes", lambda n=last_level: n)
+        assert whole_bytes("cpu") == whole
     assert whole_bytes("gpu") == whole_bytes("tpu") == xla_chunk_size.WHOLE_BYTES
     assert steps(64, 256, 512, staged=False) == 16  # 32 MB
     assert steps(64, 256, 512, staged=False, whole=whole_bytes("cpu")) == 256
     assert steps(64, 256, 512, staged=True, whole=whole_bytes("cpu")) == 8
-    monkeypatch.setattr(xla_chunk_size, "last_level_bytes", lambda: 2**20)
-    assert whole_bytes("cpu") == xla_chunk_size.WHOLE_BYTES
 
 
 def test_a_longer_chunk_gives_the_same(monkeypatch):
