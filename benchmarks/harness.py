@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -20,6 +19,7 @@ from pytest_benchmark.stats import Stats
 
 from benchmarks import noise
 from benchmarks.limits import Limits
+from jaxnets.kernels import caches
 
 Suite = Literal["quick", "standard", "full"]
 
@@ -179,18 +179,6 @@ def cores() -> int | None:
     return os.cpu_count()
 
 
-def _caches() -> dict[str, str]:
-    """The sizes of the first core's caches by level, without that of instructions."""
-    found = {}
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        kind, level, size = (
-            (cache / name).read_text().strip() for name in ("type", "level", "size")
-        )
-        if kind != "Instruction":
-            found[f"L{level}"] = size
-    return found
-
-
 def machine() -> dict:
     """What the figures were measured on."""
     cpu = platform.processor()
@@ -200,6 +188,6 @@ def machine() -> dict:
     device = jax.devices()[0]
     return {
         "device": f"{device.platform} {device.device_kind}", "cpu": cpu, "cores": cores(),
-        "caches": _caches(),
+        "caches": caches.by_level(),
         "python": platform.python_version(), "jax": jax.__version__, "system": platform.system(),
     }  # fmt: skip

@@ -31,6 +31,11 @@ def last_level_bytes() -> int:
     return max((found.bytes for found in _caches(_cores()[0])), default=_USUAL_BYTES)
 
 
+def by_level() -> dict[str, str]:
+    """The sizes of those that the first of these cores has, as {"L1": "32K", "L2": "1024K"}."""
+    return {f"L{found.level}": f"{found.bytes // 1024}K" for found in sorted(_caches(_cores()[0]))}
+
+
 def _cores() -> list[int]:
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))

@@ -16,6 +16,7 @@ of that for 2048. There a table of 16 bits is to need no gradient in float32 eit
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
@@ -179,19 +180,29 @@ def _classes_in_cache() -> int:
 
 
 def _classes_within(memory: float, sizes: Sizes, classes: int) -> int:
-    """``classes`` halved until their tile takes an eighth of ``memory``: the rest is for tokens."""
-    while classes > _FEWEST_CLASSES and 4 * classes * (sizes.features + 3 * 64) > memory / 8:
-        classes //= 2
-    return classes
+    """As many that their tile takes an eighth of ``memory``: the rest is for tokens."""
+    most = memory / 8
+    within = _most_classes(classes, lambda fewer: 4 * fewer * (sizes.features + 3 * 64) <= most)
+    return within or min(classes, _FEWEST_CLASSES)
 
 
 def _classes_for_one_tile(sizes: Sizes, classes: int) -> int:
-    """``classes`` halved, where then all tokens are one tile within what may be taken."""
-    fewer = classes
-    while sizes.tokens <= TOKENS and fewer >= _FEWEST_CLASSES:
-        if _tokens_within(_generous(sizes), sizes, fewer) >= sizes.tokens:
-            return fewer
-        fewer //= 2
+    """As many that all tokens are one tile within what may be taken, if there are any."""
+    if sizes.tokens > TOKENS:
+        return classes
+    generous = _generous(sizes)
+    one_tile = _most_classes(
+        classes, lambda fewer: _tokens_within(generous, sizes, fewer) >= sizes.tokens
+    )
+    return one_tile or classes
+
+
+def _most_classes(classes: int, fit: Callable[[int], bool]) -> int | None:
+    """Of ``classes`` and its halves, not below ``_FEWEST_CLASSES``, the most that ``fit``."""
+    while not fit(classes):
+        classes //= 2
+        if classes < _FEWEST_CLASSES:
+            return None
     return classes
 
 

@@ -180,31 +180,32 @@ def _on_device(
             losses -= sharding.sum_over_vocab(product(hidden.astype(dtype), mean_row) + mean_bias)
             hidden_gradient -= factors[:, None] * mean_row[None]
         losses = jnp.where(left_out, 0, losses)
-        # In float16 most of a mean's factors times hidden states would vanish.
-        largest_scale = jnp.abs(scale).max()
-        share_of_it = scale / jnp.where(largest_scale == 0, 1, largest_scale)
-        by_scale = (hidden.astype(dtype) * share_of_it[:, None]).astype(hidden.dtype)
-
-        def over_tiles(index, gradients):
-            weight_gradient, bias_gradient = gradients
-            tile = vocab_tile(weight, bias, index, options)
-            e, largest = kept_tile(how, kept, index, tile)
-            part = unless_small(
-                how,
-                largest,
-                total / lowered,
-                left_out,
-                lambda: table_gradient(e, by_scale, options),
-            )
-            part *= largest_scale
-            weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
-            bias_gradient = add_slice(bias_gradient, product(scale, e.astype(dtype)), tile.start)
-            return weight_gradient, bias_gradient
 
         if how.by_class:
             weight_gradient = table_gradient(kept.e, hidden * scale[:, None], options)
             bias_gradient = product(scale, kept.e)
         else:
+            # In float16 most of a mean's factors times hidden states would vanish.
+            largest_scale = jnp.abs(scale).max()
+            share_of_it = scale / jnp.where(largest_scale == 0, 1, largest_scale)
+            by_scale = (hidden.astype(dtype) * share_of_it[:, None]).astype(hidden.dtype)
+
+            def over_tiles(index, gradients):
+                weight_gradient, bias_gradient = gradients
+                tile = vocab_tile(weight, bias, index, options)
+                e, largest = kept_tile(how, kept, index, tile)
+                part = unless_small(
+                    how,
+                    largest,
+                    total / lowered,
+                    left_out,
+                    lambda: table_gradient(e, by_scale, options),
+                )
+                part *= largest_scale
+                weight_gradient = put_or_add(weight_gradient, part, tile, first, options)
+                of_bias = product(scale, e.astype(dtype))
+                return weight_gradient, add_slice(bias_gradient, of_bias, tile.start)
+
             weight_gradient, bias_gradient = lax.fori_loop(
                 0, tiles, over_tiles, (weight_gradient, bias_gradient)
             )

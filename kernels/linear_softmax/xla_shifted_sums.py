@@ -119,9 +119,11 @@ def _with_tile(how: Pass, kept: Kept, index: jax.Array, tile: VocabTile, new: Ke
     """``kept`` with ``new``, of one tile of classes, in its place."""
     size = tile.bias.shape[0]
     if how.by_class:
-        # What a tile that was moved back shares with the one before is there already.
-        old = lax.dynamic_slice_in_dim(kept.e, tile.start, size, 1)
-        e = new.e if tile.fresh is None else jnp.where(tile.fresh[None], new.e, old)
+        e = new.e
+        if tile.fresh is not None:
+            # What a tile that was moved back shares with the one before is there already.
+            old = lax.dynamic_slice_in_dim(kept.e, tile.start, size, 1)
+            e = jnp.where(tile.fresh[None], e, old)
         e = lax.dynamic_update_slice_in_dim(kept.e, e, tile.start, 1)
     elif how.options.in_columns:
         column = _column(kept, index, size)
