@@ -76,20 +76,19 @@ def test_the_pointwise_convolution_with_gradient_over_flax(worker, image, out):
     assert ours_over_theirs(worker, "v5e", rows) <= (1.1 if image[-1] == 512 else 1.0)
 
 
+SAMPLED = 228e3  # cycles of the sampled step of 10,000 classes, compiled once
+
+
 def test_the_sampled_step_does_not_cost_the_vocabulary(worker):
     """Of sorts, gathers and scatters the compiler estimates nothing, nor how often a loop runs.
 
     It took 55 seconds to compile, half of them for dumps, while a sort of all classes finished a
     draw, and 8 are the goal where nothing else runs.
     """
-    few, many = (
-        estimate(
-            worker, "v5e", next(programs._sampled("float32", 1024, 512, vocab, 1024, quick=True))
-        )
-        for vocab in (10_000, 1_000_000)
-    )
-    assert many.cycles <= 1.2 * few.cycles
-    assert many.compile_cpu_s <= 12  # 7 are usual
+    step = next(programs._sampled("float32", 1024, 512, 1_000_000, 1024, quick=True))
+    record = estimate(worker, "v5e", step)
+    assert 0 < record.cycles <= 1.2 * SAMPLED
+    assert record.compile_cpu_s <= 12  # 7 are usual
 
 
 def test_a_draw_of_many_classes_is_soon_compiled(worker):
