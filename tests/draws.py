@@ -1,9 +1,14 @@
-"""The first parameters of models, drawn by NumPy: JAX compiles a draw for each of their shapes."""
+"""The first parameters of models, and arrays of one number, by NumPy.
+
+JAX compiles a draw, and ``jnp.zeros``, for each of their shapes.
+"""
 
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax._src import core
+from jax._src.lax import lax
 from jax._src.nn import initializers
 
 
@@ -73,8 +78,29 @@ class Draws:
         return getattr(jax.random, name)
 
 
+def _full_by_numpy(theirs):
+    """Of ``jnp.zeros``, ``ones``, ``full`` and their likes, where nothing is traced."""
+
+    def full(shape, fill_value, dtype=None, *, sharding=None):
+        dtype = getattr(fill_value, "dtype", None) if dtype is None else dtype
+        simple = (
+            core.trace_state_clean()
+            and sharding is None
+            and dtype is not None
+            and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+            and not isinstance(fill_value, jax.core.Tracer)
+            and not getattr(fill_value, "weak_type", False)
+        )
+        if not simple:
+            return theirs(shape, fill_value, dtype, sharding=sharding)
+        return jax.device_put(np.full(shape, fill_value, jax.dtypes.canonicalize_dtype(dtype)))
+
+    return full
+
+
 def draw_by_numpy(patch):
     """Until ``patch``, a pytest.MonkeyPatch, is undone."""
+    patch.setattr(lax, "full", _full_by_numpy(lax.full))
     patch.setattr(initializers, "random", Draws())
     if hasattr(initializers, "_scaled_normal"):  # of jax 0.12
         theirs = initializers._scaled_normal

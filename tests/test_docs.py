@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("cheap_parameters")
+pytestmark = pytest.mark.usefixtures("cheap_parameters", "loops")
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
