@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxnets.training import finite, holder, loop
@@ -19,11 +18,6 @@ def _copied(leaf):
     return jnp.copy(leaf) if is_key else on_device(np.array(leaf))
 
 
-def _zeros_like(leaf, dtype):
-    traced = isinstance(leaf, jax.core.Tracer)
-    return jnp.zeros_like(leaf, dtype) if traced else on_device(np.zeros_like(leaf, dtype))
-
-
 def _kinds_of(leaf):
     if not _is_array_of(jnp.inexact, leaf):
         return np.zeros(2, bool)
@@ -37,9 +31,4 @@ def _cheap_fits():
         patch.setattr(finite, "_kinds", lambda tree: jax.tree.map(_kinds_of, tree))
         for module in (loop, holder):
             patch.setattr(module, "own_copy", lambda tree: jax.tree.map(_copied, tree))
-        patch.setattr(
-            optax.tree,
-            "zeros_like",
-            lambda tree, dtype=None: jax.tree.map(lambda leaf: _zeros_like(leaf, dtype), tree),
-        )
         yield
