@@ -98,6 +98,14 @@ def small(monkeypatch):
 @pytest.mark.slow
 def test_every_way_to_batch_has_the_same_loss_and_loses_no_word(monkeypatch, loops):
     small(monkeypatch)
+    every = epochs.ways
+
+    def of_each_kind(sentences, suite):
+        """Of two lengths the plans of 8 and 16 buckets are those of 4."""
+        return [(way, loss) for way, loss in every(sentences, suite) if way.name[0] not in "81"]
+
+    assert len(of_each_kind(some_sentences(), "standard")) == 6
+    monkeypatch.setattr(epochs, "ways", of_each_kind)
     assert epochs.same_loss(some_sentences(), "standard") < 1e-5
 
 
