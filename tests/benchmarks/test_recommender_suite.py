@@ -3,8 +3,10 @@
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
+import optax
 from typer.testing import CliRunner
 
 from benchmarks import recommender, sessions
@@ -57,6 +59,9 @@ def test_the_suite_runs_on_generated_histories(
     monkeypatch.setattr(recommender, "ITEMS", {"quick": (50,)})
     for name, size in {"LENGTH": 4, "FEATURES": 4, "SAMPLES": 8}.items():
         monkeypatch.setattr(recommender, name, size)
+    # Without a state for each parameter beside the tables, of which the updates compile for long.
+    own = SimpleNamespace(adagrad=optax.adagrad, adam=optax.sgd)
+    monkeypatch.setattr(recommender, "optax", own)
     # The same program for both: each compile is seconds, and the gradients' own tests compare them.
     case = recommender.step_case(50, by_rows=True)
     monkeypatch.setattr(
