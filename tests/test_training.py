@@ -14,6 +14,8 @@ from jaxnets.training import fit
 pytestmark = pytest.mark.usefixtures("cheap_parameters")
 
 QUIET = Console(quiet=True)
+# Of one flat vector: an update of each parameter is a kernel or more for each.
+ADAM = optax.flatten(optax.adam(1e-2))
 
 
 class Model(nnx.Module):
@@ -46,7 +48,7 @@ def evaluate(model):
 
 def run(steps, **options):
     model = Model()
-    options = {"optimizer": optax.adam(1e-2), "every": 10, "evaluate": evaluate} | options
+    options = {"optimizer": ADAM, "every": 10, "evaluate": evaluate} | options
     options = {"key": jax.random.key(0), "console": QUIET} | options
     return model, fit(model, loss, batch_at, steps, **options)
 
@@ -116,7 +118,7 @@ def test_bfloat16_computes_in_it_and_keeps_float32():
 
     model = Model()
     result = fit(
-        model, watched, batch_at, 100, optimizer=optax.adam(1e-2), key=jax.random.key(0),
+        model, watched, batch_at, 100, optimizer=ADAM, key=jax.random.key(0),
         evaluate=evaluate, compute_dtype=jnp.bfloat16, console=QUIET,
     )  # fmt: skip
     assert set(dtypes[0]) == {jnp.dtype(jnp.bfloat16)}
