@@ -215,20 +215,20 @@ def test_one_run_at_a_time(tmp_path):
     with pytest.raises(RuntimeError, match="another run, of this process, is using the folder"):
         Checkpoints(tmp_path, SETUP)
     code = (
-        "import pathlib, sys; from jaxnets.checkpoints.lock import FolderLock\n"
-        "try: FolderLock(pathlib.Path(sys.argv[1]))\n"
-        "except RuntimeError as error: print(error)\n"
-        "else: print('taken'); import os; os.kill(os.getpid(), 9)\n"
+        "import os, pathlib, sys; from jaxnets.checkpoints.lock import FolderLock\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "try: FolderLock(folder)\n"
+        "except RuntimeError as error: print(error, flush=True)\n"
+        "input(); FolderLock(folder); os.kill(os.getpid(), 9)\n"
     )
-
-    def elsewhere():
-        command = [sys.executable, "-c", code, str(tmp_path.resolve())]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-    assert f"another run, process {os.getpid()} on " in elsewhere()
-    first.close()
-    assert os.listdir(tmp_path) == []
-    elsewhere()  # takes it and is killed
+    command = [sys.executable, "-c", code, str(tmp_path.resolve())]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as elsewhere:
+        assert f"another run, process {os.getpid()} on " in elsewhere.stdout.readline()
+        first.close()
+        assert os.listdir(tmp_path) == []
+        elsewhere.communicate("\n")  # takes it and is killed
+        assert elsewhere.returncode == -9
     assert os.listdir(tmp_path) == [".lock"]
     Checkpoints(tmp_path, SETUP).close()
 
