@@ -52,7 +52,8 @@ def questions() -> Iterator[Question]:
         for num_sampled in (1024, 8192):
             sizes = {"tokens": 1024, "features": 512, "num_sampled": num_sampled}
             yield Question("sampled_softmax_cross_entropy", dtype, sizes | {"per_token": False})
-    exact = (2048, 1024, 32_768), (8192, 4096, 131_072), (16_384, 2048, 50_257)
+    exact = [(2048, 1024, 32_768), (8192, 4096, 131_072), (16_384, 2048, 50_257)]
+    exact += [(8192, 1024, 8192), (2048, 8192, 131_072)]  # few classes, and many features
     for tokens, features, vocab_size in exact:
         sizes = {"tokens": tokens, "features": features, "vocab_size": vocab_size}
         yield Question("linear_softmax_cross_entropy", "bfloat16", sizes)

@@ -104,7 +104,7 @@ _FEWEST_CLASSES, _MOST_CLASSES = 1024, 4096
 # Off the CPU, where nothing else is known of the device; and what else is tried on one.
 TOKENS_OFF_CPU = 2048
 _LANES = 128  # of a TPU's vectors: classes at a time are multiples of them
-OTHER_TILES_OF_LOGITS = ((1024, 8192), (1024, 16_384))
+OTHER_TILES_OF_LOGITS = ((1024, 8192), (1024, 16_384), (2048, 2048), (4096, 2048))
 
 # A tile of few tokens computes little for each weight that it reads: in no budget that nobody set.
 _FEWEST_TOKENS = 128

@@ -21,7 +21,7 @@ VARIANTS = (
     "draw_samples, LearnedUnigram",
 )
 ONE_OF_EACH = "v5e", "H100"
-TOGETHER = 8  # in one program, which has a kernel that several of them need once
+TOGETHER = 24  # in one program, which has a kernel that several of them need once
 
 
 def named(value):
