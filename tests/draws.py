@@ -82,18 +82,18 @@ def _full_by_numpy(theirs):
     """Of ``jnp.zeros``, ``ones``, ``full`` and their likes, where nothing is traced."""
 
     def full(shape, fill_value, dtype=None, *, sharding=None):
-        dtype = getattr(fill_value, "dtype", None) if dtype is None else dtype
+        own = getattr(fill_value, "dtype", None) if dtype is None else dtype
         simple = (
             core.trace_state_clean()
             and sharding is None
-            and dtype is not None
-            and not jax.dtypes.issubdtype(dtype, jax.dtypes.extended)
+            and own is not None
+            and not jax.dtypes.issubdtype(own, jax.dtypes.extended)
             and not isinstance(fill_value, jax.core.Tracer)
             and not getattr(fill_value, "weak_type", False)
         )
         if not simple:
             return theirs(shape, fill_value, dtype, sharding=sharding)
-        return jax.device_put(np.full(shape, fill_value, jax.dtypes.canonicalize_dtype(dtype)))
+        return jax.device_put(np.full(shape, fill_value, jax.dtypes.canonicalize_dtype(own)))
 
     return full
 

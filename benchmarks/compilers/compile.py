@@ -32,7 +32,7 @@ class Asked(NamedTuple):
       arguments: a tuple of trees of ``jax.ShapeDtypeStruct``, or a function that makes it where it
         is compiled, since a sharding does not travel; one without a sharding is whole on a device.
       donated: how many of the first arguments the results may overwrite.
-      counted: whether more is wanted than that it compiles, and in what memory.
+      counted: whether more is wanted than that it compiles, and on a TPU in what memory.
     """
 
     function: Callable

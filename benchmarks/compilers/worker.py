@@ -56,7 +56,7 @@ class Worker:
           function: a module's function, or a ``functools.partial`` of one.
           arguments: a tuple of trees of ``jax.ShapeDtypeStruct``, or such a function that makes it.
           donated: how many of the first arguments the results may overwrite.
-          counted: False: only whether it compiles, and in what memory; sooner.
+          counted: False: only whether it compiles, and on a TPU in what memory; sooner.
           scheduled: False: of a TPU's units, and of Pallas kernels' cycles, nothing; sooner, too.
         """
         folder, where = Path(self._folder.name), DEVICES[device]

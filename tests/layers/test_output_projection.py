@@ -17,7 +17,6 @@ from jaxnets.kernels import (
 )
 from jaxnets.layers import OutputProjection
 from tests.exact_loss import exact_loss
-from tests.inputs import on_device
 
 pytestmark = pytest.mark.usefixtures("cheap_parameters")
 
@@ -30,13 +29,6 @@ def inputs():
     return hidden, draw.integers(VOCAB, size=(2, 5), dtype=np.int32)
 
 
-def every_class(labels):
-    """As many draws without repeats as there are classes, without a draw to compile."""
-    of_classes, of_labels = (np.zeros(shape, np.float32) for shape in (VOCAB, labels.shape))
-    each = np.arange(VOCAB, dtype=np.int32), of_classes, of_labels, np.int32(VOCAB)
-    return Samples(*map(on_device, each))
-
-
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_losses_and_logits_agree(use_bias):
     head = OutputProjection(FEATURES, VOCAB, use_bias=use_bias, rngs=nnx.Rngs(0))
@@ -46,7 +38,7 @@ def test_losses_and_logits_agree(use_bias):
 
     @nnx.jit
     def every(head, hidden, labels):
-        samples = every_class(labels)
+        samples = Samples.from_candidates(np.arange(VOCAB), labels)
         return (
             optax.softmax_cross_entropy_with_integer_labels(head.logits(hidden), labels),
             head.exact_loss(hidden, labels),
@@ -233,7 +225,7 @@ def test_from_linear_shares_the_parameters(users_checks):
 
     @nnx.jit
     def every(head, linear, hidden, labels):
-        samples = every_class(labels)
+        samples = Samples.from_candidates(np.arange(VOCAB), labels)
         return (
             linear(hidden),
             head(hidden),
